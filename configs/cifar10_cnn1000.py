@@ -41,6 +41,7 @@ def get_config(variant: str = ""):
   config.sparsity.density = 0.125
   config.sparsity.scale = 1.0247
   config.sparsity.bias_std = 0.00448
+  config.sparsity.reference = "delta_orthogonal"
   config.sparsity.ai_steps = 1000
   config.optimizer.learning_rate = 1e-4
   config.update_from_flattened_dict(default.choose(variant, VARIANTS))

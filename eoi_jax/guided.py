@@ -59,10 +59,13 @@ def sample_in_pattern(
   """
   tall = pattern.shape[0] > pattern.shape[1]
   wide = pattern.T if tall else pattern
+  match = match_lines(pattern)
+  if problem := matching_error(match, pattern.shape):
+    raise ValueError(problem)
   matrix = _sample(
     key,
     jnp.asarray(wide),
-    jnp.asarray(_perfect_matching(wide, "column" if tall else "row")),
+    jnp.asarray(match),
     _neighbours(wide.T, wide.shape[0] == wide.shape[1]),
     _neighbours(wide, True),
     jnp.int32(budget),
@@ -104,20 +107,34 @@ def pattern_fill(matrix: jax.Array, pattern: jax.Array) -> jax.Array:
   return filled / jnp.maximum(jnp.sum(pattern, dtype=jnp.float32), 1)
 
 
-def _perfect_matching(wide: np.ndarray, side: str) -> np.ndarray:
-  """Column of each row in a matching of all rows, int32 `[rows]`."""
-  from scipy import sparse
+def match_lines(pattern: np.ndarray) -> np.ndarray:
+  """Matches as many lines as possible with a partner of their own in the pattern.
 
-  graph = sparse.csr_matrix(wide)
-  match = sparse.csgraph.maximum_bipartite_matching(graph, perm_type="column")
-  alone = np.flatnonzero(match < 0)
-  if alone.size:
-    shown = ", ".join(map(str, alone[:8])) + (", ..." if alone.size > 8 else "")
-    raise ValueError(
-      "`pattern` must have a perfect matching (a partner of its own for every "
-      f"{side}), got none for {side} {shown}."
-    )
+  Args:
+    pattern: bool `[rows, cols]`, True = may be matched.
+
+  Returns:
+    int32 `[min(rows, cols)]`: for each line of the smaller side (rows of a square) the
+    number of the line on the other side, or -1.
+  """
+  from scipy.sparse import csgraph, csr_matrix
+
+  wide = pattern.T if pattern.shape[0] > pattern.shape[1] else pattern
+  match = csgraph.maximum_bipartite_matching(csr_matrix(wide), perm_type="column")
   return match.astype(np.int32)
+
+
+def matching_error(match: np.ndarray, shape: tuple[int, ...]) -> str | None:
+  """Says which lines of a pattern of `shape` have no partner, None if all have."""
+  alone = np.flatnonzero(match < 0)
+  if not alone.size:
+    return None
+  side = "column" if shape[0] > shape[1] else "row"
+  shown = ", ".join(map(str, alone[:8])) + (", ..." if alone.size > 8 else "")
+  return (
+    "`pattern` must have a perfect matching (a partner of its own for every "
+    f"{side}), got none for {side} {shown}."
+  )
 
 
 def _neighbours(lines: np.ndarray, all_live: bool) -> _Neighbours:

@@ -145,18 +145,15 @@ def eoi_in_mask(
   dtype = checks.compute_dtype(stack.dtype)
   matrices, failed = [], []
   for n, pattern in enumerate(patterns):
-    try:
-      matrix = guided.sample_in_pattern(
-        stack.keys[n], pattern, pattern.size, dtype, angle=angle
+    problem = guided.matching_error(guided.match_lines(pattern), pattern.shape)
+    if problem and fallback is None:
+      raise ValueError(
+        f"kernel {stack.names[n]!r}: no exact isometry on this mask: {problem} Option "
+        f"`fallback` ({', '.join(FALLBACKS)}) starts such a layer in another way."
       )
-    except ValueError as error:
-      if fallback is None:
-        raise ValueError(
-          f"kernel {stack.names[n]!r}: no exact isometry on this mask: {error} Option "
-          f"`fallback` ({', '.join(FALLBACKS)}) starts such a layer in another way."
-        ) from None
+    if problem:
       failed.append(n)
-      matrix = _partial_isometry(stack.keys[n], pattern, dtype, angle)
+    matrix = _isometry_in(stack.keys[n], pattern, dtype, angle)
     matrices.append(matrix)
   values = _delta(stack, (scale * jnp.stack(matrices)).astype(stack.dtype))
   if failed and fallback != "partial":
@@ -172,16 +169,11 @@ def eoi_in_mask(
   return values, masks
 
 
-def _partial_isometry(key, pattern: np.ndarray, dtype, angle: Angle) -> jax.Array:
-  """An isometry of as many lines as can be matched inside the pattern; others zero."""
-  from scipy import sparse
-
+def _isometry_in(key, pattern: np.ndarray, dtype, angle: Angle) -> jax.Array:
+  """An isometry of the lines that can be matched inside the pattern; others zero."""
   tall = pattern.shape[0] > pattern.shape[1]
   wide = pattern.T if tall else pattern
-  match = sparse.csgraph.maximum_bipartite_matching(
-    sparse.csr_matrix(wide), perm_type="column"
-  )
-  lines = np.flatnonzero(match >= 0)
+  lines = np.flatnonzero(guided.match_lines(pattern) >= 0)
   matrix = jnp.zeros(wide.shape, dtype)
   if lines.size:
     inner = guided.sample_in_pattern(key, wide[lines], wide.size, dtype, angle=angle)

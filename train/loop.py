@@ -8,6 +8,7 @@ import functools
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 from train import config as config_lib
 from train import figures, report
 from train.checkpoints import Checkpoints, claim_workdir, replace_text
-from train.data import DATASETS, Dataset, Split, load_dataset
+from train.data import DATASETS, Dataset, load_dataset
 from train.errors import UserError
 from train.gains import gains
 from train.metrics import MetricsWriter
@@ -40,7 +41,7 @@ class Plan(NamedTuple):
 
   Attributes:
     config: the config.
-    dataset: the splits, in host memory.
+    dataset: the splits, in host memory until the training begins.
     recipe: the static part of the compiled program.
   """
 
@@ -87,7 +88,8 @@ def make_plan(config: Any) -> Plan:
   except ValueError as error:
     raise UserError(str(error)) from error
   dataset = _load_dataset(config.data.name, validation=config.data.validation)
-  dataset = _first_examples(dataset, config.data.limit)
+  if config.data.limit:
+    dataset = _map_splits(lambda array: array[: config.data.limit], dataset)
   size = len(dataset.train.labels)
   if config.batch_size > size:
     raise UserError(
@@ -100,15 +102,10 @@ def make_plan(config: Any) -> Plan:
   return Plan(config, dataset, recipe)
 
 
-def _first_examples(dataset: Dataset, limit: int) -> Dataset:
-  """Keeps the first `limit` examples of every split, all if it is zero."""
-  if not limit:
-    return dataset
-  splits = {"train": dataset.train, "test": dataset.test}
-  if dataset.validation is not None:
-    splits["validation"] = dataset.validation
-  cut = {name: Split(*(a[:limit] for a in split)) for name, split in splits.items()}
-  return dataset._replace(**cut)
+def _map_splits(function: Callable[[Any], Any], dataset: Dataset) -> Dataset:
+  """Applies a function to the images and the labels of every split."""
+  splits = (dataset.train, dataset.validation, dataset.test)
+  return Dataset(dataset.spec, *jax.tree.map(function, splits))
 
 
 def start_state(plan: Plan) -> TrainState:
@@ -152,6 +149,7 @@ def train_and_evaluate(
   plan = make_plan(config)
   claim_workdir(workdir, config)
   state = start_state(plan)
+  plan = plan._replace(dataset=_map_splits(jax.device_put, plan.dataset))
   layers = report.describe(
     state.params, state.masks, gains(config).scale, plan.recipe.model
   )
@@ -184,16 +182,17 @@ def _train(
   config, recipe = plan.config, plan.recipe
   step, compile_seconds = int(state.step), 0.0
   if step < recipe.num_steps:
-    data = jax.device_put(plan.dataset.train)
     begin = time.perf_counter()
-    state, _ = train_chunk(state, data, jnp.int32(0), recipe=recipe)  # compiles
+    state, _ = train_chunk(  # compiles
+      state, plan.dataset.train, jnp.int32(0), recipe=recipe
+    )
     jax.block_until_ready(state)
     compile_seconds = time.perf_counter() - begin
   if not metrics.records:
     metrics.write(_evaluation(plan, state, step))
   with Progress(name, step, recipe.num_steps, config.num_epochs) as progress:
     while step < recipe.num_steps:
-      state, record = _chunk(plan, state, data, step, _seconds(metrics))
+      state, record = _chunk(plan, state, step, _seconds(metrics))
       _check_finite(record, config)
       metrics.write(record)
       step = record["step"]
@@ -219,13 +218,14 @@ def _due(every: int, step: int, recipe: Recipe) -> bool:
 
 
 def _chunk(
-  plan: Plan, state: TrainState, data: Split, step: int, seconds: float
+  plan: Plan, state: TrainState, step: int, seconds: float
 ) -> tuple[TrainState, dict[str, Any]]:
   """Dispatches one chunk, up to the end of the epoch; returns state and record."""
   recipe = plan.recipe
   left = recipe.steps_per_epoch - step % recipe.steps_per_epoch
   count = min(plan.config.steps_per_dispatch, left)
   begin = time.perf_counter()
+  data = plan.dataset.train
   state, sums = train_chunk(state, data, jnp.int32(count), recipe=recipe)
   means = _means(sums)  # waits for the device
   elapsed = time.perf_counter() - begin
