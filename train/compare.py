@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from train import config as config_lib
-from train import figures, report
+from train import figures
 from train.checkpoints import claim_workdir, replace_text
 from train.loop import make_plan, train_and_evaluate
 
@@ -37,7 +37,7 @@ def run(config: Any, workdir: str | Path) -> dict[str, dict[str, Any]]:
     summaries = {name: train_and_evaluate(config, workdir).summary}
   else:
     summaries = _compare(config, runs, workdir)
-  print(f"\n{report.summary_table(summaries)}\n\n  figure: {workdir / 'figure.png'}")
+  print(f"\n{summaries.summary_table(summaries)}\n\n  figure: {workdir / 'figure.png'}")
   return summaries
 
 
@@ -53,5 +53,5 @@ def _compare(config: Any, runs: dict[str, Any], workdir: Path) -> dict[str, Any]
   text = json.dumps({"runs": by_value}, indent=2) + "\n"
   replace_text(workdir / "summary.json", text)
   curves = {name: result.curves for name, result in results.items()}
-  figures.plot_runs(workdir / "figure.png", curves, report.title(config))
+  figures.plot_runs(workdir / "figure.png", curves, summaries.title(config))
   return summaries

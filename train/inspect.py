@@ -19,9 +19,9 @@ from train import config as config_lib
 from train.data import DATASETS
 from train.errors import UserError
 from train.models import MODELS, create_model
-from train.report import table
 from train.run import exit_with, parse
 from train.state import SCORED, densities, sparsity_settings
+from train.summaries import table
 
 
 class Row(NamedTuple):

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from train import config as config_lib
-from train import figures, report
+from train import figures, summaries
 from train.checkpoints import Checkpoints, claim_workdir, replace_text
 from train.data import DATASETS, Dataset, load_dataset
 from train.errors import UserError
@@ -150,12 +150,12 @@ def train_and_evaluate(
   claim_workdir(workdir, config)
   state = start_state(plan)
   plan = plan._replace(dataset=_map_splits(jax.device_put, plan.dataset))
-  layers = report.describe(
+  layers = summaries.describe(
     state.params, state.masks, gains(config).scale, plan.recipe.model
   )
-  support = report.pick_support(state.params, state.masks, layers)
-  summary = report.summarize(config, state.params, layers)
-  logger.info("%s:\n%s", name, report.layer_table(layers))
+  support = summaries.pick_support(state.params, state.masks, layers)
+  summary = summaries.summarize(config, state.params, layers)
+  logger.info("%s:\n%s", name, summaries.layer_table(layers))
   with Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints:
     restored = checkpoints.restore(state)
     resume_step = None if restored is None else int(restored.step)
@@ -167,7 +167,7 @@ def train_and_evaluate(
       summary |= seconds | _test(plan, state, metrics)
   curves = figures.Curves(metrics.records, summary, support)
   replace_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
-  figures.plot_runs(workdir / "figure.png", {name: curves}, report.title(config))
+  figures.plot_runs(workdir / "figure.png", {name: curves}, summaries.title(config))
   return Result(state, summary, curves)
 
 

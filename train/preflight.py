@@ -22,7 +22,7 @@ from train.checkpoints import replace_text
 from train.errors import UserError
 from train.preflight_figure import plot_inspection
 from train.preflight_measures import Inspection, Row, measure
-from train.report import table, title
+from train.summaries import table, title
 
 _SAMPLES = flags.DEFINE_integer(
   "samples", 16, "How many images the Jacobian and the gradients are of.", lower_bound=1

@@ -13,9 +13,9 @@ from train.calls import Call, trace_calls
 from train.gains import gains
 from train.loop import make_plan, start_state
 from train.models import ACTIVATIONS
-from train.report import Layer, describe
 from train.state import named_key
 from train.steps import normalize
+from train.summaries import Layer, describe
 
 # Above this error a kernel is no isometry: rounding stays well below.
 TOLERANCE = 1e-4

@@ -1,4 +1,4 @@
-"""What a run says about itself at its start and at its end."""
+"""What a run says about itself at its start and at its end: tables and numbers."""
 
 from typing import Any, NamedTuple
 
