@@ -1,77 +1,24 @@
 """Small image data sets, whole, as uint8 arrays."""
 
 import os
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from train.datasets import DATASETS, MANUAL, Dataset, DatasetSpec, Split, prepare_hint
 from train.errors import UserError
 
+__all__ = [
+  "DATASETS",
+  "MANUAL",
+  "Dataset",
+  "DatasetSpec",
+  "Split",
+  "hold_out",
+  "load_dataset",
+  "prepare_hint",
+]
 
-class Split(NamedTuple):
-  """Examples, on the host (numpy) or on the device.
-
-  Attributes:
-    images: uint8 `[n, height, width, channels]`.
-    labels: int32 `[n]`.
-  """
-
-  images: Any
-  labels: Any
-
-
-class DatasetSpec(NamedTuple):
-  """What is known of a data set before it is read.
-
-  Attributes:
-    shape: `(height, width, channels)` of an image.
-    num_classes: number of labels.
-    white: the largest pixel value.
-    mean: per channel, of pixels divided by `white`.
-    std: per channel, likewise.
-  """
-
-  shape: tuple[int, int, int]
-  num_classes: int
-  white: float
-  mean: tuple[float, ...]
-  std: tuple[float, ...]
-
-
-class Dataset(NamedTuple):
-  """Splits of one data set; `validation` is None if nothing is held out."""
-
-  spec: DatasetSpec
-  train: Split
-  validation: Split | None
-  test: Split
-
-
-# Means and deviations of MNIST and CIFAR-10 as in the paper's code; those of digits
-# are measured, and of the others those in common use with PyTorch: of all pixels of
-# the training set.
-DATASETS = {
-  "digits": DatasetSpec((8, 8, 1), 10, 16.0, (0.3053,), (0.3760,)),
-  "mnist": DatasetSpec((28, 28, 1), 10, 255.0, (0.1307,), (0.3081,)),
-  "cifar10": DatasetSpec(
-    (32, 32, 3), 10, 255.0, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-  ),
-  "cifar100": DatasetSpec(
-    (32, 32, 3), 100, 255.0, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
-  ),
-  "fashion_mnist": DatasetSpec((28, 28, 1), 10, 255.0, (0.2860,), (0.3530,)),
-  "tiny_imagenet": DatasetSpec(
-    (64, 64, 3), 200, 255.0, (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)
-  ),
-}
-
-# Arguments of `train.prepare`, for files that the user must bring.
-MANUAL = {
-  "tiny_imagenet": (
-    "--manual_dir=DIR",
-    "tiny-imagenet-200.zip of http://cs231n.stanford.edu in DIR",
-  )
-}
 _BLOCK = 10_000  # examples decoded at once: a list of arrays takes more than one
 # What serves as the test set where the labels of the real one are not public.
 _TEST_SPLITS = {"tiny_imagenet": "validation"}
@@ -120,15 +67,6 @@ def load_dataset(name: str, *, validation: float = 0.1) -> Dataset:
   if validation:
     train, held_out = hold_out(train, validation)
   return Dataset(DATASETS[name], train, held_out, test)
-
-
-def prepare_hint(name: str) -> str:
-  """Returns what a person without the data set `name` has to run."""
-  command = f"python -m train.prepare --dataset={name}"
-  if name in MANUAL:
-    argument, source = MANUAL[name]
-    return f"run `{command} {argument}` with {source}"
-  return f"run `{command}` to download it"
 
 
 def _digits() -> tuple[Split, Split]:

@@ -1,0 +1,100 @@
+"""What is known of each data set before it is read, and where to get it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+
+class Split(NamedTuple):
+  """Examples, on the host (numpy) or on the device.
+
+  Attributes:
+    images: uint8 `[n, height, width, channels]`.
+    labels: int32 `[n]`.
+  """
+
+  images: Any
+  labels: Any
+
+
+@dataclass(frozen=True)
+class Stream:
+  """Examples that are too many to hold, in batches from the host; no pytree.
+
+  Attributes:
+    size: examples of the whole split, over all processes.
+    batches: `batches(begin)` yields this process's part of batch `begin` and of those
+      after it: uint8 images `[batch_size / process_count, height, width, channels]`
+      and int32 labels `[batch_size / process_count]`. A training stream is endless,
+      and batch `n` is that of step `n`. An evaluation stream ends after all examples;
+      what fills its last batch is black and has the label -1.
+  """
+
+  size: int
+  batches: Callable[[int], Iterator[Split]]
+
+
+class DatasetSpec(NamedTuple):
+  """What is known of a data set before it is read.
+
+  Attributes:
+    shape: `(height, width, channels)` of an image.
+    num_classes: number of labels.
+    white: the largest pixel value.
+    mean: per channel, of pixels divided by `white`.
+    std: per channel, likewise.
+  """
+
+  shape: tuple[int, int, int]
+  num_classes: int
+  white: float
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+
+
+class Dataset(NamedTuple):
+  """Splits of one data set, each a Split, or each a Stream.
+
+  `validation` is None if nothing is held out.
+  """
+
+  spec: DatasetSpec
+  train: Any
+  validation: Any
+  test: Any
+
+
+# Means and deviations of MNIST and CIFAR-10 as in the paper's code; those of digits
+# are measured, and of the others those in common use with PyTorch: of all pixels of
+# the training set.
+DATASETS = {
+  "digits": DatasetSpec((8, 8, 1), 10, 16.0, (0.3053,), (0.3760,)),
+  "mnist": DatasetSpec((28, 28, 1), 10, 255.0, (0.1307,), (0.3081,)),
+  "cifar10": DatasetSpec(
+    (32, 32, 3), 10, 255.0, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+  ),
+  "cifar100": DatasetSpec(
+    (32, 32, 3), 100, 255.0, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+  ),
+  "fashion_mnist": DatasetSpec((28, 28, 1), 10, 255.0, (0.2860,), (0.3530,)),
+  "tiny_imagenet": DatasetSpec(
+    (64, 64, 3), 200, 255.0, (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)
+  ),
+}
+
+# Arguments of `train.prepare`, for files that the user must bring.
+MANUAL = {
+  "tiny_imagenet": (
+    "--manual_dir=DIR",
+    "tiny-imagenet-200.zip of http://cs231n.stanford.edu in DIR",
+  )
+}
+
+
+def prepare_hint(name: str) -> str:
+  """Returns what a person without the data set `name` has to run."""
+  command = f"python -m train.prepare --dataset={name}"
+  if name in MANUAL:
+    argument, source = MANUAL[name]
+    return f"run `{command} {argument}` with {source}"
+  return f"run `{command}` to download it"
