@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from train import config as config_lib
-from train import figures
+from train import figures, summaries
 from train.checkpoints import claim_workdir, replace_text
 from train.loop import make_plan, train_and_evaluate
 
@@ -34,11 +34,11 @@ def run(config: Any, workdir: str | Path) -> dict[str, dict[str, Any]]:
     make_plan(one)
   if not config.compare.field:
     name = f"{config.sparsity.start} start"
-    summaries = {name: train_and_evaluate(config, workdir).summary}
+    by_name = {name: train_and_evaluate(config, workdir).summary}
   else:
-    summaries = _compare(config, runs, workdir)
-  print(f"\n{summaries.summary_table(summaries)}\n\n  figure: {workdir / 'figure.png'}")
-  return summaries
+    by_name = _compare(config, runs, workdir)
+  print(f"\n{summaries.summary_table(by_name)}\n\n  figure: {workdir / 'figure.png'}")
+  return by_name
 
 
 def _compare(config: Any, runs: dict[str, Any], workdir: Path) -> dict[str, Any]:
@@ -48,10 +48,10 @@ def _compare(config: Any, runs: dict[str, Any], workdir: Path) -> dict[str, Any]
   for value, one in runs.items():
     name = config_lib.label(config.compare.field, value)
     results[name] = train_and_evaluate(one, workdir / value, name=name)
-  summaries = {name: result.summary for name, result in results.items()}
-  by_value = dict(zip(runs, summaries.values(), strict=True))
+  by_name = {name: result.summary for name, result in results.items()}
+  by_value = dict(zip(runs, by_name.values(), strict=True))
   text = json.dumps({"runs": by_value}, indent=2) + "\n"
   replace_text(workdir / "summary.json", text)
   curves = {name: result.curves for name, result in results.items()}
   figures.plot_runs(workdir / "figure.png", curves, summaries.title(config))
-  return summaries
+  return by_name
