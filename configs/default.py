@@ -51,6 +51,7 @@ def get_config(variant: str = "") -> ConfigDict:
   config.sparsity.ai_steps = 10_000  # 200 are enough for adam
   # Layers with too few weights for EOI: raise them, others pay, or error
   config.sparsity.floors = "raise"
+  config.sparsity.angle = 0.0  # of EOI's rotations in degrees; 0: uniformly random
   config.sparsity.grasp_examples = 25  # of each class, in two halves
   config.sparsity.synflow_rounds = 100
 

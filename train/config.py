@@ -107,6 +107,7 @@ FIELDS: dict[str, Check] = {
   "sparsity.ai_method": _choice("sgd", "adam"),
   "sparsity.ai_steps": _integer(0, MANY),
   "sparsity.floors": _choice("raise", "error"),
+  "sparsity.angle": _number(-360, 360),
   "sparsity.grasp_examples": _integer(2, MANY),
   "sparsity.synflow_rounds": _integer(1, MANY),
   "optimizer.name": _choice(*OPTIMIZERS),

@@ -113,7 +113,7 @@ def main(argv: list[str]) -> None:
   """Trains what the flags ask for."""
   del argv
   workdir = _WORKDIR.value or default_workdir(sys.argv[1:])
-  _log_to_stderr()
+  log_to_stderr()
   try:
     compare.run(_CONFIG.value, workdir)
   except UserError as error:
@@ -123,7 +123,8 @@ def main(argv: list[str]) -> None:
     sys.exit(130)
 
 
-def _log_to_stderr() -> None:
+def log_to_stderr() -> None:
+  """Shows the log of the trainer, line by line, and of others warnings only."""
   if not flags.FLAGS["verbosity"].present:
     absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells every detail
   handler = logging.StreamHandler(sys.stderr)

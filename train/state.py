@@ -1,6 +1,7 @@
 """The state of a training, and its start as a function of config and key."""
 
 import functools
+import math
 import zlib
 from typing import Any, NamedTuple
 
@@ -82,12 +83,15 @@ class SparsitySettings(NamedTuple):
   synflow_rounds: int = 100
   grasp_examples: int = 25
   floors: str = "raise"
+  angle: float = 0.0
   relu: bool = False
 
   @property
   def options(self) -> dict[str, Any]:
     """Options of the start, by name."""
+    angle = {"angle": math.radians(self.angle)} if self.angle else {}
     return {
+      **dict.fromkeys(("eoi", "eoi_in_mask", "eoi_structured"), angle),
       "base": {"reference": self.reference},
       "ai": {"method": self.ai_method, "num_steps": self.ai_steps},
       "sao": {"relu": self.relu},

@@ -104,6 +104,14 @@ def test_eoi_in_a_random_mask_is_exact():
   assert sum(counts(state).values()) == round(0.25 * TOTAL)
 
 
+def test_small_angles_stay_near_the_identity():
+  state = loop.start_state(loop.make_plan(small(**{"sparsity.angle": 1.0})))
+  hidden = kernels(state)["hidden"] / 1.0247
+  assert np.abs(np.diagonal(hidden, axis1=1, axis2=2)).min() > 0.98
+  assert 0 < np.abs(hidden - hidden * np.eye(32)).max() < 0.1
+  assert max(gram_errors(state).values()) < 1e-5
+
+
 @pytest.mark.parametrize(
   ("distribution", "name", "live"),
   [
