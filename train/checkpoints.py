@@ -28,7 +28,7 @@ def claim_workdir(workdir: Path, config: Any) -> None:
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     if path.exists():
-      _refuse_another_config(path, config)
+      refuse_another_config(path, config)
     else:
       replace_text(path, config_lib.to_json(config))
     with open(workdir / "environment.jsonl", "a", encoding="utf-8") as file:
@@ -37,7 +37,8 @@ def claim_workdir(workdir: Path, config: Any) -> None:
     raise UserError(f"cannot write to workdir {workdir}: {error.strerror}.") from error
 
 
-def _refuse_another_config(path: Path, config: Any) -> None:
+def refuse_another_config(path: Path, config: Any) -> None:
+  """Raises a UserError, with the differences, if a `config.json` is not of `config`."""
   try:
     saved = json.loads(path.read_text(encoding="utf-8"))
   except ValueError as error:

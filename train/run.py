@@ -68,7 +68,7 @@ def parse(argv: list[str]) -> list[str]:
 
 
 def _parse(argv: list[str]) -> list[str]:
-  config, overrides = _scan(argv[1:])
+  config, overrides = scan(argv[1:])
   if config is not None:
     config_lib.check_names(overrides, config_lib.flatten(load_config(config)))
   rest = flags.FLAGS(argv)
@@ -79,8 +79,8 @@ def _parse(argv: list[str]) -> list[str]:
   return rest
 
 
-def _scan(arguments: list[str]) -> tuple[str | None, dict[str, str]]:
-  """Finds the config file and what the command line changes in it: field to value."""
+def scan(arguments: list[str]) -> tuple[str | None, dict[str, str]]:
+  """Finds the config file and what a command line changes in it: field to value."""
   config, overrides = None, {}
   for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
     name, equals, value = argument.lstrip("-").partition("=")
@@ -102,7 +102,7 @@ def default_workdir(arguments: list[str]) -> Path:
   The same command finds its own run again; another one gets another directory:
   `workdirs/quickstart`, `workdirs/quickstart-smoke`, `workdirs/quickstart-seed=1`.
   """
-  config, overrides = _scan(arguments)
+  config, overrides = scan(arguments)
   path, _, variant = (config or "").partition(":")
   changes = [f"{field}={value}" for field, value in sorted(overrides.items())]
   name = "-".join(filter(None, [Path(path).stem, variant, *changes]))
