@@ -10,7 +10,10 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 LIBRARY = {"chex", "jax", "numpy", "optax", "scipy"}
 # Slow to import or optional: at the place of use, not at start-up.
-LAZY = {"matplotlib", "scipy", "sklearn", "tensorboardX", "tensorflow_datasets"}
+LAZY = {
+  *("PIL", "grain", "matplotlib", "scipy", "sklearn"),
+  *("tensorboardX", "tensorflow_datasets"),
+}
 # Modules that derive from a class of such a package: themselves imported where used.
 LATE = {"train.tiny_imagenet"}
 

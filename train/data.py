@@ -1,16 +1,27 @@
-"""Small image data sets, whole, as uint8 arrays."""
+"""Image data sets by name: small ones whole, as uint8 arrays, large ones as streams."""
 
-import os
 from typing import Any
 
 import numpy as np
 
-from train.datasets import DATASETS, MANUAL, Dataset, DatasetSpec, Split, prepare_hint
+from train.datasets import (
+  DATASETS,
+  MANUAL,
+  STREAMED,
+  Dataset,
+  DatasetSpec,
+  Split,
+  prepare_hint,
+)
 from train.errors import UserError
+from train.imagenet import open_imagenet
+from train.prepared import prepared
+from train.streams import StreamOptions
 
 __all__ = [
   "DATASETS",
   "MANUAL",
+  "STREAMED",
   "Dataset",
   "DatasetSpec",
   "Split",
@@ -45,23 +56,33 @@ def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
   return Split(*(a[~held] for a in split)), Split(*(a[held] for a in split))
 
 
-def load_dataset(name: str, *, validation: float = 0.1) -> Dataset:
-  """Reads a data set into host memory.
+def load_dataset(
+  name: str, *, validation: float = 0.1, stream: StreamOptions | None = None
+) -> Dataset:
+  """Reads a data set into host memory, or opens the streams of a larger one.
 
   Args:
     name: a key of `DATASETS`.
     validation: fraction of the training set to hold out, in `[0, 1)`.
+    stream: what the batches of a data set in `STREAMED` are a function of; other data
+      sets are whole, without it.
 
   Returns:
     The data set with disjoint splits. The test set of `digits`, which has none of its
     own, is a fixed fifth of it; that of `tiny_imagenet`, whose test labels are not
-    public, is its official validation split.
+    public, and that of `imagenet` is their official validation split.
 
   Raises:
     UserError: if the data set is unknown or not on this machine.
+    ValueError: if `stream` is missing or of no use.
   """
   if name not in DATASETS:
     raise UserError(f"`data.name` must be one of {', '.join(DATASETS)}, got {name!r}.")
+  if (name in STREAMED) != (stream is not None):
+    rule = "is needed for" if stream is None else "must be None for"
+    raise ValueError(f"`stream` {rule} data set {name!r}, got {stream}.")
+  if stream is not None:
+    return open_imagenet(stream, validation=validation)
   train, test = _digits() if name == "digits" else _tfds(name)
   held_out = None
   if validation:
@@ -83,37 +104,9 @@ def _digits() -> tuple[Split, Split]:
 
 
 def _tfds(name: str) -> tuple[Split, Split]:
-  try:
-    import tensorflow_datasets as tfds
-    from absl import logging
-  except ImportError as error:
-    raise UserError(
-      f"data set {name!r} needs tensorflow-datasets: "
-      "run `pip install tensorflow-datasets importlib_resources pillow`."
-    ) from error
-  level = logging.get_verbosity()
-  logging.set_verbosity(logging.ERROR)  # tfds warns of missing OpenCV and folders
-  try:
-    place = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    builder = tfds.builder(name, data_dir=place)
-    if not os.path.isdir(builder.data_dir):
-      raise tfds.core.DatasetNotFoundError
+  with prepared(name) as builder:
     test = _TEST_SPLITS.get(name, "test")
     return _read(builder, "train"), _read(builder, test)
-  except tfds.core.DatasetNotFoundError as error:  # of a manual one: not prepared
-    raise UserError(
-      f"data set {name!r} is not in {place}; {prepare_hint(name)}, or set "
-      "TFDS_DATA_DIR to the directory that holds it."
-    ) from error
-  except NotImplementedError as error:
-    raise UserError(
-      f"data set {name!r} in {builder.data_dir} is not in array_record format; move "
-      f"it away and {prepare_hint(name)}."
-    ) from error
-  except (OSError, RuntimeError) as error:
-    raise UserError(f"data set {name!r} cannot be read: {error}") from error
-  finally:
-    logging.set_verbosity(level)
 
 
 def _read(builder, split: str) -> Split:

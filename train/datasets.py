@@ -80,14 +80,26 @@ DATASETS = {
   "tiny_imagenet": DatasetSpec(
     (64, 64, 3), 200, 255.0, (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)
   ),
+  "imagenet": DatasetSpec(
+    (224, 224, 3), 1000, 255.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+  ),
 }
+STREAMED = ("imagenet",)  # read as they are used; the others are held in memory
+TFDS_NAMES = {"imagenet": "imagenet2012"}  # where tensorflow-datasets has another name
 
-# Arguments of `train.prepare`, for files that the user must bring.
+
+class Manual(NamedTuple):
+  """Files that the user must bring, for `train.prepare --manual_dir`."""
+
+  archives: tuple[str, ...]
+  source: str
+
+
 MANUAL = {
-  "tiny_imagenet": (
-    "--manual_dir=DIR",
-    "tiny-imagenet-200.zip of http://cs231n.stanford.edu in DIR",
-  )
+  "tiny_imagenet": Manual(("tiny-imagenet-200.zip",), "http://cs231n.stanford.edu"),
+  "imagenet": Manual(
+    ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"), "https://image-net.org"
+  ),
 }
 
 
@@ -95,6 +107,7 @@ def prepare_hint(name: str) -> str:
   """Returns what a person without the data set `name` has to run."""
   command = f"python -m train.prepare --dataset={name}"
   if name in MANUAL:
-    argument, source = MANUAL[name]
-    return f"run `{command} {argument}` with {source}"
+    archives = " and ".join(MANUAL[name].archives)
+    source = MANUAL[name].source
+    return f"run `{command} --manual_dir=DIR` with {archives} of {source} in DIR"
   return f"run `{command}` to download it"

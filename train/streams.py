@@ -61,7 +61,7 @@ def training_stream(examples: Any, size: int, options: StreamOptions) -> Stream:
     options: the batches' size, and this process's part.
 
   Raises:
-    UserError: if the split has no whole batch.
+    UserError: if the split has no whole batch, or processes cannot share one.
   """
   if options.batch_size > size:
     raise UserError(
@@ -70,14 +70,11 @@ def training_stream(examples: Any, size: int, options: StreamOptions) -> Stream:
     )
   rest = size % options.batch_size
 
-  def place(batch, row):
+  def example(batch, row):
     begin = batch * options.batch_size
-    return begin + begin // (size - rest) * rest + row
+    return examples[begin + begin // (size - rest) * rest + row]
 
-  def batches(begin: int = 0) -> Iterator[Split]:
-    return _batches(lambda *at: examples[place(*at)], begin, sys.maxsize, options)
-
-  return Stream(size, batches)
+  return _stream(size, example, sys.maxsize // options.batch_size, options)
 
 
 def evaluation_stream(
@@ -97,40 +94,47 @@ def evaluation_stream(
     place = batch * options.batch_size + row
     return examples[place] if place < size else padding
 
+  return _stream(size, example, -(-size // options.batch_size), options)
+
+
+def _stream(
+  size: int,
+  example: Callable[[int, int], Any],
+  num_batches: int,
+  options: StreamOptions,
+) -> Stream:
+  """Returns a stream that reads this process's rows ahead, in parallel.
+
+  Args:
+    size: of the split.
+    example: from batch and row in it, of all processes, to image and label.
+    num_batches: where the stream ends.
+    options: which rows.
+  """
+  local_size = options.local_size
+  first_row = options.process_index * local_size
+
+  def local(place):
+    batch, row = divmod(int(place), local_size)
+    return example(batch, first_row + row)
+
   def batches(begin: int = 0) -> Iterator[Split]:
-    return _batches(example, begin, -(-size // options.batch_size), options)
+    import grain
+
+    places = grain.MapDataset.range(begin * local_size, num_batches * local_size)
+    reading = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_READ_AHEAD)
+    rows = places.map(local).to_iter_dataset(reading)
+    return (Split(*batch) for batch in rows.batch(local_size))
 
   return Stream(size, batches)
 
 
-def _batches(
-  example: Callable[[int, int], Any], begin: int, end: int, options: StreamOptions
-) -> Iterator[Split]:
-  """Reads the rows of this process in batches `begin` to `end`, ahead and in parallel.
-
-  Args:
-    example: batch and row in it, of all processes, to image and label.
-    begin: first batch.
-    end: after the last batch; more than there are places counts as endless.
-    options: which rows.
-  """
-  import grain
-
-  size = options.local_size
-  first_row = options.process_index * size
-
-  def local(place):
-    batch, row = divmod(int(place), size)
-    return example(batch, first_row + row)
-
-  places = grain.MapDataset.range(begin * size, min(end, sys.maxsize // size) * size)
-  reading = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_READ_AHEAD)
-  rows = places.map(local).to_iter_dataset(reading)
-  return (Split(*batch) for batch in rows.batch(size))
-
-
 def take(data: Split | Stream, count: int) -> Split:
-  """Returns the first `count` examples, fewer if there are fewer, on the host."""
+  """Returns the first `count` examples on the host, fewer if there are fewer.
+
+  Of a stream, those of this process: every process gets the same ones from streams
+  with `process_count=1`.
+  """
   if isinstance(data, Split):
     return Split(*(np.asarray(array[:count]) for array in data))
   count, found, have = min(count, data.size), [], 0

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 
+from train.datasets import MANUAL
 from train.errors import UserError
 
-ARCHIVE = "tiny-imagenet-200.zip"
+(ARCHIVE,) = MANUAL["tiny_imagenet"].archives
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 SHAPE = (64, 64, 3)
 _ROOT = ARCHIVE.removesuffix(".zip")

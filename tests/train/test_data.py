@@ -67,5 +67,5 @@ def test_a_missing_data_set_names_the_command(tmp_path, monkeypatch):
 
 
 def test_an_unknown_data_set_lists_the_known_ones():
-  with pytest.raises(UserError, match=r"digits, mnist, .*, got 'imagenet'"):
-    load_dataset("imagenet")
+  with pytest.raises(UserError, match=r"digits, mnist, .*, got 'no_set'"):
+    load_dataset("no_set")
