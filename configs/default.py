@@ -11,12 +11,17 @@ def get_config(variant: str = "") -> ConfigDict:
   choose(variant, {})
   config = ConfigDict()
   config.seed = 0  # everything random is a function of it
+  config.seeds = ()  # such as (0, 1, 2): these instead, all in one program
   config.num_epochs = 10
   config.batch_size = 128
   config.steps_per_dispatch = 500  # compiled steps between two looks by the host
   config.eval_every = 1  # epochs
   config.checkpoint_every = 1  # epochs; the end is always kept
-  config.keep_checkpoints = 2
+  config.keep_checkpoints = 2  # the newest
+  config.keep_best = 1  # and those of the highest held-out accuracy
+  config.placement = "replicated"  # parameters on several devices: replicated, sharded
+  config.tensorboard = False  # event files besides metrics.jsonl; needs tensorboardX
+  config.dry_run = False  # say what would be done, after one step, and stop
 
   config.data = ConfigDict()
   # digits, mnist, fashion_mnist, cifar10, cifar100, tiny_imagenet

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from train import config as config_lib
-from train import figures, summaries
-from train.checkpoints import claim_workdir, replace_text
+from train import figures, mesh, summaries
 from train.loop import make_plan, train_and_evaluate
+from train.workdir import claim_workdir, replace_text
 
 
 def run(config: Any, workdir: str | Path) -> dict[str, dict[str, Any]]:
@@ -36,22 +36,24 @@ def run(config: Any, workdir: str | Path) -> dict[str, dict[str, Any]]:
     name = f"{config.sparsity.start} start"
     by_name = {name: train_and_evaluate(config, workdir).summary}
   else:
-    by_name = _compare(config, runs, workdir)
-  print(f"\n{summaries.summary_table(by_name)}\n\n  figure: {workdir / 'figure.png'}")
+    with mesh.primary_context(claim_workdir, workdir, config):
+      by_name = _compare(config, runs, workdir)
+  if mesh.is_primary():
+    print(f"\n{summaries.summary_table(by_name)}\n\n  figure: {workdir / 'figure.png'}")
   return by_name
 
 
 def _compare(config: Any, runs: dict[str, Any], workdir: Path) -> dict[str, Any]:
   """Trains all runs; returns summaries by the label of each."""
-  claim_workdir(workdir, config)
   results = {}
   for value, one in runs.items():
     name = config_lib.label(config.compare.field, value)
     results[name] = train_and_evaluate(one, workdir / value, name=name)
   by_name = {name: result.summary for name, result in results.items()}
-  by_value = dict(zip(runs, by_name.values(), strict=True))
-  text = json.dumps({"runs": by_value}, indent=2) + "\n"
-  replace_text(workdir / "summary.json", text)
-  curves = {name: result.curves for name, result in results.items()}
-  figures.plot_runs(workdir / "figure.png", curves, summaries.title(config))
+  if mesh.is_primary():
+    by_value = dict(zip(runs, by_name.values(), strict=True))
+    text = json.dumps({"runs": by_value}, indent=2) + "\n"
+    replace_text(workdir / "summary.json", text)
+    curves = {name: result.curves for name, result in results.items()}
+    figures.plot_runs(workdir / "figure.png", curves, summaries.title(config))
   return by_name

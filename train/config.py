@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from train.data import DATASETS
 from train.errors import UserError
 from train.gains import CRITICAL
+from train.mesh import PARAMETERS
 from train.models import ACTIVATIONS, DTYPES, MODELS
 from train.optimizers import OPTIMIZERS, SCHEDULES
 from train.state import BY_SHAPE, SCORED
@@ -78,15 +79,28 @@ def _scale(value) -> str | None:
   return f"a number in (0, inf] or {CRITICAL!r}"
 
 
+def _seeds(value) -> str | None:
+  check = _integer(0, 2**32 - 1)
+  fine = isinstance(value, list | tuple) and not any(map(check, value))
+  if fine and len(set(value)) == len(value):
+    return None
+  return f"a tuple of different seeds, each {check(None)}"
+
+
 MANY = 10**9
 FIELDS: dict[str, Check] = {
   "seed": _integer(0, 2**32 - 1),
+  "seeds": _seeds,
   "num_epochs": _integer(1, MANY),
   "batch_size": _integer(1, MANY),
   "steps_per_dispatch": _integer(1, MANY),
   "eval_every": _integer(1, MANY),
   "checkpoint_every": _integer(1, MANY),
   "keep_checkpoints": _integer(1, MANY),
+  "keep_best": _integer(0, MANY),
+  "placement": _choice(*PARAMETERS),
+  "tensorboard": _boolean,
+  "dry_run": _boolean,
   "data.name": _choice(*DATASETS),
   "data.augment": _boolean,
   "data.validation": _number(0, 1, open_high=True),

@@ -4,57 +4,38 @@ The host sees a run as chunks of compiled steps. It logs, evaluates and saves be
 them; nothing that it does changes a number of the training.
 """
 
-import functools
 import json
-import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
-from train import config as config_lib
-from train import figures, summaries
-from train.checkpoints import Checkpoints, claim_workdir, replace_text
-from train.data import DATASETS, Dataset, load_dataset
-from train.errors import UserError
+from eoi_jax.kernels import named_leaves
+from train import figures, mesh, summaries
+from train.checkpoints import Checkpoints
+from train.feed import Feed, evaluate_split
 from train.gains import gains
-from train.metrics import MetricsWriter
-from train.models import create_model
+from train.metrics import MetricsWriter, check_tensorboard, with_spread
 from train.optimizers import create_schedule
+from train.plan import Plan, make_plan, seeds_of, start_state
+from train.preemption import EXIT_STATUS, Preemption
 from train.progress import Progress, logger
-from train.schemes import create_masks
-from train.state import (
-  Recipe,
-  TrainState,
-  create_train_state,
-  optimizer_settings,
-  sparsity_settings,
-)
-from train.steps import Sums, evaluate, train_chunk
+from train.seeds import take_seed
+from train.state import Recipe, TrainState
+from train.steps import Norms, Sums, count_live, train_chunk
+from train.watch import check_dead_weights, check_finite
+from train.workdir import claim_workdir, replace_text
 
-
-class Plan(NamedTuple):
-  """A checked config with its data, ready to train.
-
-  Attributes:
-    config: the config.
-    dataset: the splits, in host memory until the training begins.
-    recipe: the static part of the compiled program.
-  """
-
-  config: Any
-  dataset: Dataset
-  recipe: Recipe
+__all__ = ["Result", "make_plan", "start_state", "train_and_evaluate"]
 
 
 class Result(NamedTuple):
   """What a finished run leaves in memory.
 
   Attributes:
-    state: the last state.
+    state: the last state; with `config.seeds`, of all of them.
     summary: what `summary.json` holds.
     curves: records, summary and a kernel's support, for figures.
   """
@@ -64,74 +45,14 @@ class Result(NamedTuple):
   curves: figures.Curves
 
 
-_load_dataset = functools.lru_cache(maxsize=1)(load_dataset)  # runs share it
-
-
-def make_plan(config: Any) -> Plan:
-  """Checks a config against the data set and the network, without compiling.
-
-  Raises:
-    UserError: if a field is wrong, the data set is missing, the batch larger than the
-      training set, or a kernel cannot have its density.
-  """
-  config_lib.validate(config)
-  spec = DATASETS[config.data.name]
-  sparsity = sparsity_settings(config)
-  try:
-    model = create_model(config, spec.num_classes, bias_std=gains(config).bias_std)
-    recipe = Recipe(model, spec, optimizer_settings(config), config.batch_size, 0, 1)
-    recipe = recipe._replace(augment=config.data.augment)
-    if not sparsity.needs_masks:
-      jax.eval_shape(
-        lambda: create_train_state(jax.random.key(0), sparsity=sparsity, recipe=recipe)
-      )
-  except ValueError as error:
-    raise UserError(str(error)) from error
-  dataset = _load_dataset(config.data.name, validation=config.data.validation)
-  if config.data.limit:
-    dataset = _map_splits(lambda array: array[: config.data.limit], dataset)
-  size = len(dataset.train.labels)
-  if config.batch_size > size:
-    raise UserError(
-      f"`batch_size` must be at most the {size} training examples of "
-      f"{config.data.name!r}, got {config.batch_size}."
-    )
-  steps_per_epoch = size // config.batch_size
-  num_steps = steps_per_epoch * config.num_epochs
-  recipe = recipe._replace(steps_per_epoch=steps_per_epoch, num_steps=num_steps)
-  return Plan(config, dataset, recipe)
-
-
-def _map_splits(function: Callable[[Any], Any], dataset: Dataset) -> Dataset:
-  """Applies a function to the images and the labels of every split."""
-  splits = (dataset.train, dataset.validation, dataset.test)
-  return Dataset(dataset.spec, *jax.tree.map(function, splits))
-
-
-def start_state(plan: Plan) -> TrainState:
-  """Returns the state at step 0, a function of the config alone.
-
-  Raises:
-    UserError: if a kernel cannot have its density, or its mask no such start.
-  """
-  key, masks = jax.random.key(plan.config.seed), None
-  sparsity = sparsity_settings(plan.config)
-  settings: dict[str, Any] = {"sparsity": sparsity, "recipe": plan.recipe}
-  try:
-    if sparsity.needs_masks:
-      masks = create_masks(key, data=plan.dataset.train, **settings)
-    return create_train_state(key, masks=masks, **settings)
-  except ValueError as error:
-    raise UserError(str(error)) from error
-
-
 def train_and_evaluate(
   config: Any, workdir: str | Path, *, name: str | None = None
 ) -> Result:
   """Trains one network, or goes on where an earlier call was stopped.
 
   Leaves in `workdir`: `config.json`, `environment.jsonl`, `metrics.jsonl`,
-  `checkpoints/`, `summary.json`, `figure.png`.
+  `checkpoints/`, `summary.json`, `figure.png`. With several processes, all of them
+  call this with the same arguments, and `workdir` is one that all can reach.
 
   Args:
     config: a config that compares nothing (`train.compare` does).
@@ -142,73 +63,129 @@ def train_and_evaluate(
     The result; parameters are the same to the last bit, interrupted or not.
 
   Raises:
-    UserError: see `make_plan`; if `workdir` belongs to another config; or if the
-      loss is no longer finite.
+    UserError: see `make_plan`; if `workdir` belongs to another config or process; if
+      a number is no longer finite, or a file cannot be written.
+    SystemExit: after a SIGTERM, when the state is saved.
   """
   workdir, name = Path(workdir), name or f"{config.sparsity.start} start"
   plan = make_plan(config)
-  claim_workdir(workdir, config)
-  state = start_state(plan)
-  plan = plan._replace(dataset=_map_splits(jax.device_put, plan.dataset))
-  layers = summaries.describe(
-    state.params, state.masks, gains(config).scale, plan.recipe.model
-  )
-  support = summaries.pick_support(state.params, state.masks, layers)
-  summary = summaries.summarize(config, state.params, layers)
-  logger.info("%s:\n%s", name, summaries.layer_table(layers))
-  with Checkpoints(workdir / "checkpoints", config.keep_checkpoints) as checkpoints:
-    restored = checkpoints.restore(state)
-    resume_step = None if restored is None else int(restored.step)
-    with MetricsWriter(workdir / "metrics.jsonl", resume_step) as metrics:
-      state = state if restored is None else restored
+  if config.tensorboard:
+    check_tensorboard()
+  with mesh.primary_context(claim_workdir, workdir, config):
+    state = start_state(plan)
+    mesh.check_equal_masks(named_leaves(state.masks))
+    summary, support = _describe(plan, state, name)
+    state = mesh.put_state(state, plan.recipe.placement)
+    directory, best = workdir / "checkpoints", config.keep_best
+    keep = config.keep_checkpoints
+    with Checkpoints(directory, keep=keep, keep_best=best) as checkpoints:
+      restored = checkpoints.restore(state)
+      resume_step = None if restored is None else int(restored.step)
       if resume_step is not None:
         logger.info("going on from the checkpoint of step %d", resume_step)
-      state, seconds = _train(plan, state, metrics, checkpoints, name)
-      summary |= seconds | _test(plan, state, metrics)
-  curves = figures.Curves(metrics.records, summary, support)
-  replace_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
-  figures.plot_runs(workdir / "figure.png", {name: curves}, summaries.title(config))
+      with MetricsWriter(
+        workdir / "metrics.jsonl",
+        resume_step,
+        primary=mesh.is_primary(),
+        tensorboard=config.tensorboard,
+      ) as metrics:
+        state = state if restored is None else restored
+        run = _Run(plan, Feed(plan, int(state.step)), metrics, checkpoints, name)
+        state, seconds = _train(run, state)
+        summary |= seconds | _test(run, state)
+      checkpoints.wait()
+    curves = figures.Curves(metrics.records, summary, support)
+    if mesh.is_primary():
+      replace_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+      title = summaries.title(config)
+      figures.plot_runs(workdir / "figure.png", {name: curves}, title)
   return Result(state, summary, curves)
 
 
-def _train(
-  plan: Plan,
-  state: TrainState,
-  metrics: MetricsWriter,
-  checkpoints: Checkpoints,
-  name: str,
-) -> tuple[TrainState, dict[str, float]]:
+def _describe(plan: Plan, state: TrainState, name: str) -> tuple[dict[str, Any], Any]:
+  """Logs the layers of the first seed; returns the summary so far, and a support."""
+  first, scale = take_seed(state, 0), gains(plan.config).scale
+  layers = summaries.describe(first.params, first.masks, scale, plan.recipe.model)
+  logger.info("%s:\n%s", name, summaries.layer_table(layers))
+  support = summaries.pick_support(first.params, first.masks, layers)
+  return summaries.summarize(plan.config, first.params, layers), support
+
+
+class _Run(NamedTuple):
+  """What stays the same while a training goes on."""
+
+  plan: Plan
+  feed: Feed
+  metrics: MetricsWriter
+  checkpoints: Checkpoints
+  name: str
+
+  def record(self, step: int, split: str, values: dict[str, Any], **rest: Any) -> dict:
+    """Returns a record: numbers of each seed, and others that all share."""
+    return {
+      "step": step,
+      "epoch": step / self.plan.recipe.steps_per_epoch,
+      "split": split,
+      **with_spread(values, several=bool(self.plan.config.seeds)),
+      **rest,
+    }
+
+  @property
+  def seconds(self) -> float:
+    """Training time so far, without compilation."""
+    last = self.metrics.last("train")
+    return 0.0 if last is None else last["seconds"]
+
+
+def _train(run: _Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
   """Runs all remaining steps; returns the last state and the times."""
-  config, recipe = plan.config, plan.recipe
+  config, recipe = run.plan.config, run.plan.recipe
   step, compile_seconds = int(state.step), 0.0
   if step < recipe.num_steps:
-    begin = time.perf_counter()
-    state, _ = train_chunk(  # compiles
-      state, plan.dataset.train, jnp.int32(0), recipe=recipe
-    )
-    jax.block_until_ready(state)
-    compile_seconds = time.perf_counter() - begin
-  if not metrics.records:
-    metrics.write(_evaluation(plan, state, step))
-  with Progress(name, step, recipe.num_steps, config.num_epochs) as progress:
+    state, compile_seconds = _compile(run, state)
+  if not run.metrics.records:
+    run.metrics.write(_evaluation(run, state, step))
+  progress = Progress(run.name, step, recipe.num_steps, config.num_epochs)
+  with progress, Preemption() as preemption:
     while step < recipe.num_steps:
-      state, record = _chunk(plan, state, step, _seconds(metrics))
-      _check_finite(record, config)
-      metrics.write(record)
+      state, record = _chunk(run, state, step)
+      check_finite(record, state, config, run.checkpoints.newest)
+      run.metrics.write(record)
       step = record["step"]
       if _due(config.eval_every, step, recipe):
-        metrics.write(_evaluation(plan, state, step))
-        progress.update(metrics.records[-1])
+        run.metrics.write(_evaluation(run, state, step))
+        progress.update(run.metrics.records[-1])
       progress.update(record)
-      if _due(config.checkpoint_every, step, recipe):
-        checkpoints.save(state)
-  times = {"train_seconds": _seconds(metrics), "compile_seconds": compile_seconds}
+      leave = preemption.reached(step) and step < recipe.num_steps
+      if leave or _due(config.checkpoint_every, step, recipe):
+        run.checkpoints.save(state, _accuracy(run.metrics))
+      if leave:
+        _leave(run, step)
+  times = {"train_seconds": run.seconds, "compile_seconds": compile_seconds}
   return state, times
 
 
-def _seconds(metrics: MetricsWriter) -> float:
-  last = metrics.last("train")
-  return 0.0 if last is None else last["seconds"]
+def _compile(run: _Run, state: TrainState) -> tuple[TrainState, float]:
+  """Runs no step; returns the state and the seconds that it takes to be ready."""
+  begin = time.perf_counter()
+  count = jax.device_put(np.int32(0))
+  state, *_ = train_chunk(state, run.feed.nothing(), count, recipe=run.plan.recipe)
+  jax.block_until_ready(state)
+  return state, time.perf_counter() - begin
+
+
+def _leave(run: _Run, step: int) -> None:
+  run.checkpoints.wait()
+  logger.warning(
+    "stopped by SIGTERM after step %d, which is saved; the same command goes on.", step
+  )
+  raise SystemExit(EXIT_STATUS)
+
+
+def _accuracy(metrics: MetricsWriter) -> float:
+  """The newest accuracy on held-out data."""
+  found = metrics.last("validation") or metrics.last("monitor") or {}
+  return found.get("accuracy", 0.0)
 
 
 def _due(every: int, step: int, recipe: Recipe) -> bool:
@@ -218,57 +195,61 @@ def _due(every: int, step: int, recipe: Recipe) -> bool:
 
 
 def _chunk(
-  plan: Plan, state: TrainState, step: int, seconds: float
+  run: _Run, state: TrainState, step: int
 ) -> tuple[TrainState, dict[str, Any]]:
   """Dispatches one chunk, up to the end of the epoch; returns state and record."""
-  recipe = plan.recipe
+  recipe = run.plan.recipe
   left = recipe.steps_per_epoch - step % recipe.steps_per_epoch
-  count = min(plan.config.steps_per_dispatch, left)
+  count = min(run.plan.config.steps_per_dispatch, left)
   begin = time.perf_counter()
-  data = plan.dataset.train
-  state, sums = train_chunk(state, data, jnp.int32(count), recipe=recipe)
-  means = _means(sums)  # waits for the device
+  data, number = run.feed.next(count), jax.device_put(np.int32(count))
+  state, sums, norms = train_chunk(state, data, number, recipe=recipe)
+  values = _means(sums) | _norms(norms)  # waits for the device
   elapsed = time.perf_counter() - begin
   step += count
-  schedule = create_schedule(recipe.optimizer, recipe.num_steps)
-  return state, {
-    "step": step,
-    "epoch": step / recipe.steps_per_epoch,
-    "split": "train",
-    **means,
-    "learning_rate": float(jnp.asarray(schedule(step - 1))),
-    "steps_per_second": count / elapsed,
-    "seconds": seconds + elapsed,
-  }
+  rate = create_schedule(recipe.optimizer, recipe.num_steps)(step - 1)
+  live = int(jax.device_get(count_live(state))) // len(seeds_of(run.plan.config))
+  record = run.record(
+    step,
+    "train",
+    values,
+    learning_rate=float(np.asarray(rate)),
+    live_weights=live,
+    steps_per_second=count / elapsed,
+    seconds=run.seconds + elapsed,
+  )
+  return state, record
 
 
-def _evaluation(plan: Plan, state: TrainState, step: int) -> dict[str, Any]:
+def _evaluation(run: _Run, state: TrainState, step: int) -> dict[str, Any]:
   """Returns the record of the held-out split; of the test set if none is held out."""
-  held_out, name = plan.dataset.validation, "validation"
-  if held_out is None:
-    held_out, name = plan.dataset.test, "monitor"
-  sums = evaluate(state.params, state.batch_stats, held_out, recipe=plan.recipe)
-  epoch = step / plan.recipe.steps_per_epoch
-  return {"step": step, "epoch": epoch, "split": name, **_means(sums)}
+  check_dead_weights(state)
+  held_out = run.plan.dataset.validation is not None
+  name, split = ("validation",) * 2 if held_out else ("monitor", "test")
+  sums = evaluate_split(run.feed, state, split, recipe=run.plan.recipe)
+  return run.record(step, name, _means(sums))
 
 
-def _check_finite(record: dict[str, Any], config: Any) -> None:
-  if not math.isfinite(record["loss"]):
-    raise UserError(
-      f"the loss is {record['loss']} after step {record['step']} (epoch "
-      f"{record['epoch']:.1f}); lower `optimizer.learning_rate` (now "
-      f"{config.optimizer.learning_rate}) and choose another --workdir."
-    )
+def _test(run: _Run, state: TrainState) -> dict[str, Any]:
+  """Writes the record of the test set; returns its part of the summary."""
+  sums = evaluate_split(run.feed, state, "test", recipe=run.plan.recipe)
+  record = run.record(int(state.step), "test", _means(sums))
+  run.metrics.write(record)
+  found = {
+    f"test_{name}": record[name]
+    for name in ("loss", "accuracy", "loss_std", "accuracy_std")
+    if name in record
+  }
+  for name, values in record.get("seeds", {}).items():
+    found[f"test_{name}_seeds"] = values
+  return found
 
 
-def _test(plan: Plan, state: TrainState, metrics: MetricsWriter) -> dict[str, float]:
-  test = plan.dataset.test
-  means = _means(evaluate(state.params, state.batch_stats, test, recipe=plan.recipe))
-  epochs = float(plan.config.num_epochs)
-  metrics.write({"step": int(state.step), "epoch": epochs, "split": "test", **means})
-  return {f"test_{name}": value for name, value in means.items()}
+def _means(sums: Sums) -> dict[str, Any]:
+  loss, correct, count = jax.device_get(sums)
+  return {"loss": loss / count, "accuracy": correct / count}
 
 
-def _means(sums: Sums) -> dict[str, float]:
-  count = int(sums.count)
-  return {"loss": float(sums.loss) / count, "accuracy": int(sums.correct) / count}
+def _norms(norms: Norms) -> dict[str, Any]:
+  grads, updates, params = jax.device_get(norms)
+  return {"grad_norm": grads, "update_norm": updates, "param_norm": params}

@@ -20,9 +20,9 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from train import paper_data, paper_draw, runs
-from train.checkpoints import replace_text
 from train.errors import UserError
 from train.run import exit_with
+from train.workdir import replace_text
 
 _OUT = flags.DEFINE_string("out", "workdirs/figures", "directory of the figures")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "how many seeds", lower_bound=1)

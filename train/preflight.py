@@ -18,11 +18,11 @@ from absl import logging as absl_logging
 
 from train import config as config_lib
 from train import run
-from train.checkpoints import replace_text
 from train.errors import UserError
 from train.preflight_figure import plot_inspection
 from train.preflight_measures import Inspection, Row, measure
 from train.summaries import table, title
+from train.workdir import replace_text
 
 _SAMPLES = flags.DEFINE_integer(
   "samples", 16, "How many images the Jacobian and the gradients are of.", lower_bound=1

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import eoi_jax
-from train.data import DatasetSpec
+from train.datasets import DatasetSpec
 from train.gains import gains
+from train.mesh import Placement
 from train.optimizers import OptimizerSettings, create_optimizer
 
 # Where the density goes: by shapes alone, or by scores of a dense network.
@@ -30,6 +31,8 @@ class Recipe(NamedTuple):
     steps_per_epoch: whole batches in the training set.
     num_steps: length of the training.
     augment: whether training images are cropped and flipped at random.
+    streamed: whether the host brings the batches of each chunk.
+    placement: how the training lies on several devices, None on one.
   """
 
   model: Any
@@ -39,6 +42,8 @@ class Recipe(NamedTuple):
   steps_per_epoch: int
   num_steps: int
   augment: bool = False
+  streamed: bool = False
+  placement: Placement | None = None
 
 
 class TrainState(NamedTuple):

@@ -6,15 +6,20 @@ price of a single compilation.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from eoi_jax import apply_masks
+from eoi_jax.kernels import named_leaves
 from train.augment import crop_and_flip
-from train.data import DatasetSpec, Split
+from train.datasets import DatasetSpec, Split
+from train.mesh import place_batch, place_state
 from train.optimizers import create_optimizer
+from train.seeds import over_seeds
 from train.state import Recipe, TrainState, named_key
 
 
@@ -24,6 +29,14 @@ class Sums(NamedTuple):
   loss: jax.Array
   correct: jax.Array
   count: jax.Array
+
+
+class Norms(NamedTuple):
+  """Euclidean norms over all leaves, of one step; dead weights count nothing."""
+
+  grads: jax.Array
+  updates: jax.Array
+  params: jax.Array
 
 
 def normalize(images: jax.Array, spec: DatasetSpec) -> jax.Array:
@@ -43,9 +56,23 @@ def _sums(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> Sums:
   )
 
 
+class Step(NamedTuple):
+  """What one update has come from.
+
+  Attributes:
+    sums: loss and hits on the batch, before the update.
+    grads: tree like the parameters, of all weights, dead ones too.
+    updates: tree like the parameters: what was added to them.
+  """
+
+  sums: Sums
+  grads: Any
+  updates: Any
+
+
 def train_step(
   state: TrainState, batch: Split, *, recipe: Recipe
-) -> tuple[TrainState, Sums]:
+) -> tuple[TrainState, Step]:
   """Does one update.
 
   Args:
@@ -54,7 +81,7 @@ def train_step(
     recipe: static settings.
 
   Returns:
-    The state after, and the loss and hits on the batch before the update.
+    The state after, and what it has come from.
   """
   images = batch.images
   if recipe.augment:
@@ -80,8 +107,14 @@ def train_step(
       opt_state=opt_state,
       batch_stats=batch_stats,
     ),
-    sums,
+    Step(sums, grads, updates),
   )
+
+
+def _norms(masks: Any, step: Step) -> Norms:
+  """Norms of a step, its parameters left out: those are known after the last one."""
+  grads = optax.tree.norm(apply_masks(step.grads, masks))
+  return Norms(grads, optax.tree.norm(step.updates), jnp.zeros(()))
 
 
 def augmentation_key(state: TrainState) -> jax.Array:
@@ -99,7 +132,7 @@ def epoch_order(state: TrainState, size: int, *, recipe: Recipe) -> jax.Array:
 @functools.partial(jax.jit, static_argnames="recipe", donate_argnames="state")
 def train_chunk(
   state: TrainState, data: Split, count: jax.Array, *, recipe: Recipe
-) -> tuple[TrainState, Sums]:
+) -> tuple[TrainState, Sums, Norms]:
   """Does `count` steps within one epoch, in one dispatch.
 
   `count` is traced: the last chunk of an epoch needs no second compilation, and a
@@ -107,25 +140,60 @@ def train_chunk(
   a permutation drawn from the state's key and the number of the epoch.
 
   Args:
-    state: the state before; its buffers are donated.
-    data: the whole training set, uint8, on the device.
+    state: the state before, of one seed or of several (`train.seeds`); its buffers
+      are donated.
+    data: the whole training set, uint8, on the device; if `recipe.streamed`, the
+      batches of this chunk, with a leading axis of at least `count`.
     count: number of steps, int32; they must not cross the end of an epoch.
     recipe: static settings.
 
   Returns:
-    The state after, and sums over all examples seen.
+    The state after; sums over all examples seen; norms of the last step's gradients
+    and updates, and of the parameters after it. With several seeds each sum and norm
+    has an axis of seeds.
   """
+  chunk = functools.partial(_chunk, recipe=recipe)
+  chunk = over_seeds(chunk, state, keeps=True)
+  state, (sums, norms) = chunk(state, data, count)
+  return place_state(state, recipe.placement), sums, norms
+
+
+def _chunk(
+  state: TrainState, data: Split, count: jax.Array, *, recipe: Recipe
+) -> tuple[TrainState, tuple[Sums, Norms]]:
+  """The steps of a chunk for one seed."""
+  batch_of = _batches(state, data, recipe)
+
+  def body(index, carry):
+    state, sums, norms = carry
+    batch = place_batch(batch_of(state.step, index), recipe.placement)
+    masks = state.masks
+    state, step = train_step(state, batch, recipe=recipe)
+    last = index == count - 1
+    norms = jax.lax.cond(last, _norms, lambda *_: norms, masks, step)
+    return state, jax.tree.map(jnp.add, sums, step.sums), norms
+
+  zero = jnp.zeros(())
+  start = (state, zero_sums(), Norms(zero, zero, zero))
+  state, sums, norms = jax.lax.fori_loop(0, count, body, start)
+  return state, (sums, norms._replace(params=optax.tree.norm(state.params)))
+
+
+def _batches(
+  state: TrainState, data: Split, recipe: Recipe
+) -> Callable[[jax.Array, jax.Array], Split]:
+  """Returns what gives a batch, from the step and its index in the chunk."""
+  if recipe.streamed:
+    return lambda step, index: Split(*(array[index] for array in data))
   order = epoch_order(state, data.labels.shape[0], recipe=recipe)
 
-  def body(_, carry):
-    state, sums = carry
-    begin = (state.step % recipe.steps_per_epoch) * recipe.batch_size
+  def batch_of(step, index):
+    del index
+    begin = (step % recipe.steps_per_epoch) * recipe.batch_size
     rows = jax.lax.dynamic_slice_in_dim(order, begin, recipe.batch_size)
-    batch = Split(data.images[rows], data.labels[rows])
-    state, new = train_step(state, batch, recipe=recipe)
-    return state, jax.tree.map(jnp.add, sums, new)
+    return Split(*(array[rows] for array in data))
 
-  return jax.lax.fori_loop(0, count, body, (state, zero_sums()))
+  return batch_of
 
 
 def zero_sums() -> Sums:
@@ -146,18 +214,62 @@ def eval_step(
 
 @functools.partial(jax.jit, static_argnames=("recipe", "batch_size"))
 def evaluate(
-  params: Any, batch_stats: Any, data: Split, *, recipe: Recipe, batch_size: int = 1000
+  state: TrainState, data: Split, *, recipe: Recipe, batch_size: int = 1000
 ) -> Sums:
-  """Sums loss and hits over a whole split, in batches, in one dispatch."""
+  """Sums loss and hits over a whole split, in batches, in one dispatch.
+
+  Args:
+    state: of one seed or of several.
+    data: the split on the device; examples of label -1 are padding.
+    recipe: static settings.
+    batch_size: examples at a time.
+
+  Returns:
+    The sums; with several seeds each has an axis of seeds.
+  """
   size = data.labels.shape[0]
   batch_size = min(batch_size, size)
+  if recipe.placement is not None:
+    batch_size = (
+      -(-batch_size // recipe.placement.mesh.size) * recipe.placement.mesh.size
+    )
   num_batches = -(-size // batch_size)
 
-  def body(sums, index):
-    rows = index * batch_size + jnp.arange(batch_size)
-    weights = (rows < size).astype(jnp.float32)
-    batch = Split(*(a[jnp.minimum(rows, size - 1)] for a in data))
-    new = eval_step(params, batch_stats, batch, weights, recipe=recipe)
-    return jax.tree.map(jnp.add, sums, new), None
+  def over_batches(state, data):
+    def body(sums, index):
+      rows = index * batch_size + jnp.arange(batch_size)
+      batch = Split(*(a[jnp.minimum(rows, size - 1)] for a in data))
+      batch = place_batch(batch, recipe.placement)
+      weights = ((rows < size) & (batch.labels >= 0)).astype(jnp.float32)
+      labels = jnp.maximum(batch.labels, 0)
+      new = eval_step(
+        state.params,
+        state.batch_stats,
+        batch._replace(labels=labels),
+        weights,
+        recipe=recipe,
+      )
+      return jax.tree.map(jnp.add, sums, new), None
 
-  return jax.lax.scan(body, zero_sums(), jnp.arange(num_batches))[0]
+    return jax.lax.scan(body, zero_sums(), jnp.arange(num_batches))[0]
+
+  return over_seeds(over_batches, state)(state, data)
+
+
+@jax.jit
+def count_revived(state: TrainState) -> dict[str, jax.Array]:
+  """Counts the dead weights of each leaf that are not zero: none, always."""
+  masks = named_leaves(state.masks)
+  return {
+    name: jnp.sum((leaf != 0) & ~masks[name], dtype=jnp.int32)
+    for name, leaf in named_leaves(state.params).items()
+    if masks.get(name) is not None
+  }
+
+
+@jax.jit
+def count_live(state: TrainState) -> jax.Array:
+  """Counts the trained weights of all sparse kernels together."""
+  leaves = jax.tree.leaves(state.masks)
+  zero = jnp.zeros((), jnp.int32)
+  return sum((jnp.sum(mask, dtype=jnp.int32) for mask in leaves), zero)

@@ -82,7 +82,7 @@ def run(plan, *counts, data=None):
   state = start_state(plan)
   data = jax.device_put(plan.dataset.train if data is None else data)
   for count in counts:
-    state, _ = train_chunk(state, data, jnp.int32(count), recipe=plan.recipe)
+    state, *_ = train_chunk(state, data, jnp.int32(count), recipe=plan.recipe)
   return np.asarray(state.params["output"]["kernel"])
 
 

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from configs import quickstart
+from eoi_jax import apply_masks
 from train import loop
 from train.data import Split
 from train.errors import UserError
@@ -117,15 +118,15 @@ def test_metrics_are_complete_and_in_order(finished):
 @pytest.mark.parametrize("stop_at", [8, 28, 60])
 def test_a_killed_run_ends_bit_identical(finished, tmp_path, monkeypatch, stop_at):
   result, _ = finished
-  check = loop._check_finite
+  check = loop.check_finite
 
-  def die(record, config):
+  def die(record, *args):
     if record["step"] == stop_at:
       raise KeyboardInterrupt
-    check(record, config)
+    check(record, *args)
 
   with monkeypatch.context() as patch:
-    patch.setattr(loop, "_check_finite", die)
+    patch.setattr(loop, "check_finite", die)
     with pytest.raises(KeyboardInterrupt):
       train_and_evaluate(small(), tmp_path)
   # What a death in the middle of a write leaves behind.
@@ -206,9 +207,14 @@ def test_a_chunk_is_a_loop_of_steps():
   for n in range(3):
     rows = order[64 * n : 64 * (n + 1)]
     batch = Split(*(a[rows] for a in plan.dataset.train))
-    expected, sums = step(expected, batch, recipe=plan.recipe)
-    losses += float(sums.loss)
-  found, sums = train_chunk(state, plan.dataset.train, jnp.int32(3), recipe=plan.recipe)
+    expected, made = step(expected, batch, recipe=plan.recipe)
+    losses += float(made.sums.loss)
+  found, sums, norms = train_chunk(
+    state, plan.dataset.train, jnp.int32(3), recipe=plan.recipe
+  )
+  masked = apply_masks(made.grads, expected.masks)
+  for norm, tree in zip(norms, (masked, made.updates, expected.params), strict=True):
+    np.testing.assert_allclose(norm, optax.tree.norm(tree), rtol=1e-4)
   assert int(found.step) == 3 and int(sums.count) == 3 * 64
   np.testing.assert_allclose(float(sums.loss), losses, rtol=1e-5)
   for a, b in zip(leaves(found), leaves(expected), strict=True):
@@ -218,9 +224,7 @@ def test_a_chunk_is_a_loop_of_steps():
 @pytest.mark.parametrize("batch_size", [50, 359, 1000])
 def test_evaluation_counts_padding_for_nothing(finished, batch_size):
   plan, state = make_plan(small()), finished[0].state
-  sums = evaluate(
-    state.params, {}, plan.dataset.test, recipe=plan.recipe, batch_size=batch_size
-  )
+  sums = evaluate(state, plan.dataset.test, recipe=plan.recipe, batch_size=batch_size)
   assert int(sums.count) == 359
   assert int(sums.correct) / 359 == finished[0].summary["test_accuracy"]
   expected = finished[0].summary["test_loss"]

@@ -1,0 +1,132 @@
+"""The directory of a run: whose it is, what ran in it, and writing without loss."""
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from train import config as config_lib
+from train.errors import UserError
+
+_LOCK = "lock"
+
+
+@contextlib.contextmanager
+def claim_workdir(workdir: Path, config: Any) -> Iterator[None]:
+  """Makes `workdir` the home of this config and of this process, while it is entered.
+
+  Writes `config.json` once and adds a line to `environment.jsonl` at every start: git
+  commit, versions, devices. The operating system gives the directory back when the
+  process ends, whatever ends it.
+
+  Raises:
+    UserError: if the directory holds a run of another config, is in use by another
+      process, or cannot be written.
+  """
+  path = workdir / "config.json"
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    lock = open(workdir / _LOCK, "a+", encoding="utf-8")  # noqa: SIM115
+  except OSError as error:
+    raise UserError(f"cannot write to workdir {workdir}: {error.strerror}.") from error
+  with lock:
+    _hold(lock, workdir)
+    try:
+      if path.exists():
+        refuse_another_config(path, config)
+      else:
+        replace_text(path, config_lib.to_json(config))
+      with open(workdir / "environment.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(environment()) + "\n")
+    except OSError as error:
+      raise UserError(
+        f"cannot write to workdir {workdir}: {error.strerror}."
+      ) from error
+    yield
+
+
+def _hold(lock: Any, workdir: Path) -> None:
+  """Locks a file until it is closed, with the number of this process in it."""
+  try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as error:
+    lock.seek(0)
+    raise UserError(
+      f"workdir {workdir} is in use by process {lock.read().strip() or 'unknown'}; "
+      "wait for it, or choose another --workdir."
+    ) from error
+  lock.truncate(0)
+  lock.write(f"{os.getpid()} on {platform.node()}\n")
+  lock.flush()
+
+
+def is_claimed(workdir: Path) -> bool:
+  """Whether a process is at work in `workdir`."""
+  try:
+    with open(workdir / _LOCK, encoding="utf-8") as lock:
+      fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return True
+  except OSError:
+    return False
+  return False
+
+
+def refuse_another_config(path: Path, config: Any) -> None:
+  """Compares the config saved in `path`.
+
+  Raises:
+    UserError: if it differs; the fields are named.
+  """
+  try:
+    saved = json.loads(path.read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise UserError(f"{path} is not a JSON file; choose another --workdir.") from error
+  if found := config_lib.differences(config, saved):
+    raise UserError(
+      f"workdir {path.parent} holds a run of another config "
+      f"({'; '.join(found)}); choose another --workdir."
+    )
+
+
+def replace_text(path: Path, text: str) -> None:
+  """Writes a file so that a reader, or a crash, sees all of it or none."""
+  part = path.with_name(path.name + ".part")
+  part.write_text(text, encoding="utf-8")
+  part.replace(path)
+
+
+def environment() -> dict[str, str]:
+  """Returns what the result may depend on besides the config."""
+  device = jax.devices()[0]
+  return {
+    "git_commit": git_commit(),
+    "python": platform.python_version(),
+    "jax": jax.__version__,
+    "device": f"{jax.device_count()} x {device.device_kind}",
+    "processes": str(jax.process_count()),
+    "machine": platform.machine(),
+    "command": " ".join(sys.argv),
+  }
+
+
+def git_commit() -> str:
+  """Returns the checkout's commit, with `-dirty` if files differ, or `unknown`."""
+  try:
+    return subprocess.run(
+      ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+      cwd=Path(__file__).parent,
+      capture_output=True,
+      check=True,
+      text=True,
+    ).stdout.strip()
+  except (OSError, subprocess.CalledProcessError):
+    return "unknown"
