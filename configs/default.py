@@ -24,7 +24,7 @@ def get_config(variant: str = "") -> ConfigDict:
   config.dry_run = False  # say what would be done, after one step, and stop
 
   config.data = ConfigDict()
-  # digits, mnist, fashion_mnist, cifar10, cifar100, tiny_imagenet
+  # digits, mnist, fashion_mnist, cifar10, cifar100, tiny_imagenet, imagenet
   config.data.name = "mnist"
   config.data.augment = False  # reflect-pad by 4, random crop, random flip
   config.data.validation = 0.1  # held out of the training set
@@ -67,6 +67,9 @@ def get_config(variant: str = "") -> ConfigDict:
   config.optimizer.nesterov = True
   config.optimizer.weight_decay = 1e-4
   config.optimizer.schedule = "step"  # constant, step (/10 at 1/2 and 3/4), cosine
+  config.optimizer.warmup = 0.0  # part of the training in which the rate rises
+  config.optimizer.label_smoothing = 0.0
+  config.optimizer.clip_norm = 0.0  # largest norm of the gradient; 0 is any
 
   # Trains once for each of `choices` of `field`, then draws all curves in one figure.
   config.compare = ConfigDict()

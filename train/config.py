@@ -130,6 +130,9 @@ FIELDS: dict[str, Check] = {
   "optimizer.nesterov": _boolean,
   "optimizer.weight_decay": _number(0),
   "optimizer.schedule": _choice(*SCHEDULES),
+  "optimizer.warmup": _number(0, 1),
+  "optimizer.label_smoothing": _number(0, 1, open_high=True),
+  "optimizer.clip_norm": _number(0),
   "compare.field": _text,
   "compare.choices": _values,
 }

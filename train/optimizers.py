@@ -8,7 +8,11 @@ from eoi_jax import static_sparsity
 
 
 class OptimizerSettings(NamedTuple):
-  """Plain values: hashable, so that a compiled step may depend on them."""
+  """Plain values: hashable, so that a compiled step may depend on them.
+
+  `configs/default.py` explains them; by default there is no warm-up, no smoothing and
+  no clipping.
+  """
 
   name: str
   learning_rate: float
@@ -16,6 +20,9 @@ class OptimizerSettings(NamedTuple):
   nesterov: bool
   weight_decay: float
   schedule: str
+  warmup: float = 0.0
+  label_smoothing: float = 0.0
+  clip_norm: float = 0.0
 
 
 def _constant(learning_rate, num_steps):
@@ -61,8 +68,17 @@ OPTIMIZERS = {"sgd": _sgd, "adam": _adam, "adamw": _adamw}
 
 
 def create_schedule(settings: OptimizerSettings, num_steps: int) -> optax.Schedule:
-  """Returns the learning rate as a function of the step, over `num_steps` steps."""
-  return SCHEDULES[settings.schedule](settings.learning_rate, num_steps)
+  """Returns the learning rate as a function of the step, over `num_steps` steps.
+
+  In the first `warmup * num_steps` steps it is the schedule's times a factor that rises
+  linearly to 1.
+  """
+  schedule = SCHEDULES[settings.schedule](settings.learning_rate, num_steps)
+  length = round(settings.warmup * num_steps)
+  if length < 2:
+    return schedule
+  factor = optax.linear_schedule(1 / length, 1.0, length - 1)
+  return lambda step: schedule(step) * factor(step)
 
 
 def create_optimizer(
@@ -73,11 +89,14 @@ def create_optimizer(
   Args:
     settings: name, learning rate, ...; `momentum` is b1 for Adam. Weight decay acts
       on all parameters: through the gradient for sgd and adam, decoupled for adamw.
+      The gradient of all live weights together is clipped to `clip_norm`, before that.
     num_steps: length of the training, for the schedule.
     masks: tree like the parameters; bool leaves, True = trained, None = dense.
 
   Returns:
     An optax transformation.
   """
-  schedule = create_schedule(settings, num_steps)
-  return static_sparsity(OPTIMIZERS[settings.name](settings, schedule), masks)
+  tx = OPTIMIZERS[settings.name](settings, create_schedule(settings, num_steps))
+  if settings.clip_norm:
+    tx = optax.chain(optax.clip_by_global_norm(settings.clip_norm), tx)
+  return static_sparsity(tx, masks)

@@ -46,8 +46,25 @@ def normalize(images: jax.Array, spec: DatasetSpec) -> jax.Array:
   return (images.astype(jnp.float32) / jnp.float32(spec.white) - mean) / std
 
 
-def _sums(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> Sums:
+def cross_entropy(
+  logits: jax.Array, labels: jax.Array, smoothing: float = 0.0
+) -> jax.Array:
+  """Returns the loss of each example, `[n]`.
+
+  With smoothing the target is `1 - smoothing` times the label, and `smoothing` evenly
+  over all classes (Szegedy et al., 2016, arXiv:1512.00567, section 7).
+  """
   losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+  if not smoothing:
+    return losses
+  even = jax.nn.logsumexp(logits, -1) - logits.mean(-1)
+  return (1 - smoothing) * losses + smoothing * even
+
+
+def _sums(
+  logits: jax.Array, labels: jax.Array, weights: jax.Array, smoothing: float = 0.0
+) -> Sums:
+  losses = cross_entropy(logits, labels, smoothing)
   correct = (logits.argmax(-1) == labels) & (weights > 0)
   return Sums(
     jnp.sum(losses * weights),
@@ -94,7 +111,7 @@ def train_step(
     logits, changed = recipe.model.apply(
       variables, inputs, train=True, mutable=["batch_stats"]
     )
-    sums = _sums(logits, batch.labels, weights)
+    sums = _sums(logits, batch.labels, weights, recipe.optimizer.label_smoothing)
     return sums.loss / recipe.batch_size, (sums, changed.get("batch_stats", {}))
 
   grads, (sums, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
