@@ -16,10 +16,10 @@ from absl import logging as absl_logging
 
 from eoi_jax import kernels
 from train import config as config_lib
+from train.command import exit_with, parse
 from train.data import DATASETS
 from train.errors import UserError
 from train.models import MODELS, create_model
-from train.run import exit_with, parse
 from train.state import SCORED, densities, sparsity_settings
 from train.summaries import table
 

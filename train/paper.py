@@ -20,8 +20,8 @@ from absl import app, flags
 from absl import logging as absl_logging
 
 from train import paper_data, paper_draw, runs
+from train.command import exit_with
 from train.errors import UserError
-from train.run import exit_with
 from train.workdir import replace_text
 
 _OUT = flags.DEFINE_string("out", "workdirs/figures", "directory of the figures")

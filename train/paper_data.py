@@ -12,9 +12,9 @@ import numpy as np
 import optax
 
 import eoi_jax
+from train.command import load_config
 from train.data import DATASETS, load_dataset
 from train.loop import make_plan, start_state
-from train.run import load_config
 from train.steps import normalize
 
 NUM_SAMPLES = 64

@@ -16,8 +16,8 @@ from typing import Any
 from absl import app, flags
 from absl import logging as absl_logging
 
+from train import command
 from train import config as config_lib
-from train import run
 from train.errors import UserError
 from train.preflight_figure import plot_inspection
 from train.preflight_measures import Inspection, Row, measure
@@ -144,15 +144,15 @@ def main(argv: list[str]) -> None:
   """Inspects what the flags ask for."""
   del argv
   absl_logging.set_verbosity(absl_logging.WARNING)
-  workdir = Path(flags.FLAGS["workdir"].value or run.default_workdir(sys.argv[1:]))
+  workdir = Path(flags.FLAGS["workdir"].value or command.default_workdir(sys.argv[1:]))
   try:
     inspection = preflight(
       flags.FLAGS["config"].value, workdir, num_samples=_SAMPLES.value
     )
   except UserError as error:
-    run.exit_with(error)
+    command.exit_with(error)
   print(f"{as_text(inspection)}\n\n  figure: {workdir / 'preflight.png'}")
 
 
 if __name__ == "__main__":
-  app.run(main, flags_parser=run.parse)
+  app.run(main, flags_parser=command.parse)

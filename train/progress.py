@@ -1,4 +1,7 @@
-"""Progress on standard error: a bar on a terminal, plain lines elsewhere."""
+"""Progress on standard error: a bar on a terminal, plain lines elsewhere.
+
+A logger that shows warnings only shows no progress either.
+"""
 
 import logging
 import os
@@ -27,7 +30,7 @@ class Progress:
   def __init__(self, name: str, step: int, num_steps: int, num_epochs: int):
     self._name, self._num_steps, self._num_epochs = name, num_steps, num_epochs
     self._bar, self._last_line, self._evaluation = None, time.monotonic(), ""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and logger.isEnabledFor(logging.INFO):
       from tqdm import tqdm
 
       self._bar = tqdm(

@@ -3,141 +3,75 @@
 python -m train.run --config=configs/quickstart.py
 python -m train.run --config=configs/mnist_mlp7.py --config.sparsity.density=0.05
 
-Run the same command again after an interruption, and it goes on.
+A config is a small file of fields; configs/default.py explains each, and
+--config.FIELD=VALUE replaces one:
+
+  --config.seeds="(0, 1, 2)"  several seeds in one program
+  --config.dry_run            tell what would be done, its time and memory, and stop
+  --config.placement=sharded  split the parameters over the devices
+
+Run the same command again after an interruption, and it goes on. On several machines
+run it on all of them: with --distributed on a TPU pod slice or under Slurm, elsewhere
+with --coordinator=HOST:PORT --num_processes=N --process_id=I.
+
+Exit status: 0 done, 2 a mistake in the command or of the machine, in one line; 130
+stopped by Ctrl-C; 143 stopped by SIGTERM, after saving; 1 a defect of the program.
 """
 
 import logging
-import re
-import runpy
 import sys
-from pathlib import Path
-from typing import NoReturn
 
 from absl import app, flags
-from absl import logging as absl_logging
-from ml_collections import ConfigDict, config_flags
 
-from train import compare
-from train import config as config_lib
+from train import cluster, compare, dry_run
+from train.command import (
+  CONFIG,
+  WORKDIR,
+  default_workdir,
+  exit_with,
+  log_to_stderr,
+  parse,
+)
 from train.errors import UserError
+from train.mesh import is_primary
 from train.progress import logger
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config",
-  None,
-  "Config file, with a variant if it has any (configs/quickstart.py:smoke). Change a "
-  "field by --config.FIELD=VALUE, such as --config.sparsity.density=0.05; "
-  "configs/default.py explains the fields.",
+_QUIET = flags.DEFINE_bool("quiet", False, "Show warnings and the result only.")
+_DISTRIBUTED = flags.DEFINE_bool(
+  "distributed", False, "Find the other processes by the environment (TPU, Slurm, MPI)."
 )
-_WORKDIR = flags.DEFINE_string(
-  "workdir",
-  None,
-  "Directory of the results; default: workdirs/, then config and changed fields.",
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "HOST:PORT of process 0, if the environment does not tell."
 )
-
-
-def load_config(value: str) -> ConfigDict:
-  """Runs the config file that `FILE` or `FILE:VARIANT` names.
-
-  Raises:
-    UserError: if there is no such file or variant, or the file is broken.
-  """
-  path, colon, variant = value.partition(":")
-  if not Path(path).is_file():
-    raise UserError(f"config file {path!r} does not exist.")
-  try:
-    get_config = runpy.run_path(path)["get_config"]
-    config = get_config(variant) if colon else get_config()
-  except KeyError as error:
-    raise UserError(f"config file {path}: no {error} in it.") from error
-  except Exception as error:
-    text = " ".join(str(error).split())
-    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-    raise UserError(f"config file {path}: {kind}{text}") from error
-  if not isinstance(config, ConfigDict):
-    raise UserError(f"config file {path}: get_config() must return a ConfigDict.")
-  return config
-
-
-def parse(argv: list[str]) -> list[str]:
-  """Parses the command line; a mistake in it ends the program with one line."""
-  try:
-    return _parse(argv)
-  except (UserError, flags.Error) as error:
-    exit_with(error)
-
-
-def _parse(argv: list[str]) -> list[str]:
-  config, overrides = scan(argv[1:])
-  if config is not None:
-    config_lib.check_names(overrides, config_lib.flatten(load_config(config)))
-  rest = flags.FLAGS(argv)
-  if len(rest) > 1:
-    raise UserError(f"unexpected argument {rest[1]!r}; flags begin with --.")
-  if config is None:
-    raise UserError("--config is missing, such as --config=configs/quickstart.py.")
-  return rest
-
-
-def scan(arguments: list[str]) -> tuple[str | None, dict[str, str]]:
-  """Finds the config file and what a command line changes in it: field to value."""
-  config, overrides = None, {}
-  for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
-    name, equals, value = argument.lstrip("-").partition("=")
-    if not argument.startswith("-"):
-      continue
-    if argument == "--":
-      break
-    if name == "config":
-      config = value if equals else following
-    elif name.removeprefix("no").startswith("config."):
-      field = name.removeprefix("no").removeprefix("config.").partition("[")[0]
-      overrides[field] = value if equals else following
-  return config, overrides
-
-
-def default_workdir(arguments: list[str]) -> Path:
-  """Returns the workdir of a command line that names none.
-
-  The same command finds its own run again; another one gets another directory:
-  `workdirs/quickstart`, `workdirs/quickstart-smoke`, `workdirs/quickstart-seed=1`.
-  """
-  config, overrides = scan(arguments)
-  path, _, variant = (config or "").partition(":")
-  changes = [f"{field}={value}" for field, value in sorted(overrides.items())]
-  name = "-".join(filter(None, [Path(path).stem, variant, *changes]))
-  return Path("workdirs") / re.sub(r"[^\w.,=+-]", "_", name)[:200]
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator.")
+_PROCESS_ID = flags.DEFINE_integer(
+  "process_id", None, "Number of this process from 0, with --coordinator."
+)
 
 
 def main(argv: list[str]) -> None:
   """Trains what the flags ask for."""
   del argv
-  workdir = _WORKDIR.value or default_workdir(sys.argv[1:])
-  log_to_stderr()
+  workdir = WORKDIR.value or default_workdir(sys.argv[1:])
+  log_to_stderr(quiet=_QUIET.value)
   try:
-    compare.run(_CONFIG.value, workdir)
+    cluster.join(
+      _COORDINATOR.value,
+      _NUM_PROCESSES.value,
+      _PROCESS_ID.value,
+      detect=_DISTRIBUTED.value,
+    )
+    if not is_primary():
+      logger.setLevel(logging.WARNING)
+    if CONFIG.value.get("dry_run"):
+      print(dry_run.describe(CONFIG.value))
+    else:
+      compare.run(CONFIG.value, workdir)
   except UserError as error:
     exit_with(error)
   except KeyboardInterrupt:
     print("\nstopped; the same command goes on from the last checkpoint.")
     sys.exit(130)
-
-
-def log_to_stderr() -> None:
-  """Shows the log of the trainer, line by line, and of others warnings only."""
-  if not flags.FLAGS["verbosity"].present:
-    absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax tells every detail
-  handler = logging.StreamHandler(sys.stderr)
-  handler.setFormatter(logging.Formatter("%(message)s"))
-  logger.addHandler(handler)
-  logger.setLevel(logging.INFO)
-  logger.propagate = False
-
-
-def exit_with(error: Exception) -> NoReturn:
-  """Ends the program with one line on the standard error, and status 2."""
-  print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-  sys.exit(2)
 
 
 if __name__ == "__main__":

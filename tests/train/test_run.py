@@ -7,7 +7,7 @@ import pytest
 
 from configs import mnist_mlp7, quickstart
 from train import compare
-from train.run import parse
+from train.command import parse
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = "--config=configs/quickstart.py"

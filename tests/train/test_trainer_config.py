@@ -4,8 +4,8 @@ import pytest
 
 from configs import default, mnist_mlp7, quickstart
 from train import config as config_lib
+from train.command import default_workdir, load_config
 from train.errors import UserError
-from train.run import default_workdir, load_config
 
 NAN, INF = float("nan"), float("inf")
 
