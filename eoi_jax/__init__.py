@@ -25,6 +25,11 @@ from eoi_jax.criticality import (
 from eoi_jax.dense import conv_orthogonal, delta_orthogonal, dense_orthogonal
 from eoi_jax.density import expected_density, rotations_for_density
 from eoi_jax.diagnostics import gram_errors
+from eoi_jax.dynamic import DynamicSparsityState, current_masks, dynamic_sparsity
+from eoi_jax.dynamic_isometry import restore_isometry
+from eoi_jax.dynamic_recipes import rigl, set_evolution
+from eoi_jax.dynamic_rules import evolve_masks
+from eoi_jax.dynamic_schedule import drop_schedule
 from eoi_jax.factorization import rotated_identity, rotations_from_orthogonal
 from eoi_jax.guided import pattern_fill
 from eoi_jax.initializers import eoi_init
@@ -66,6 +71,7 @@ __all__ = [
   "Collapse",
   "Components",
   "DeadUnits",
+  "DynamicSparsityState",
   "IsometryResult",
   "JacobianExtremes",
   "MaskCount",
@@ -84,14 +90,18 @@ __all__ = [
   "count_masks",
   "critical_point",
   "critical_variance",
+  "current_masks",
   "dead_units",
   "delta_orthogonal",
   "dense_orthogonal",
   "densities_from_budgets",
+  "drop_schedule",
+  "dynamic_sparsity",
   "effective_density",
   "effective_masks",
   "eoi_init",
   "erk",
+  "evolve_masks",
   "expected_density",
   "find_collapse",
   "global_masks",
@@ -106,12 +116,15 @@ __all__ = [
   "pattern_fill",
   "random_masks",
   "random_scores",
+  "restore_isometry",
+  "rigl",
   "rotated_identity",
   "rotations_for_density",
   "rotations_from_orthogonal",
   "sample_rotations",
   "sao_degrees",
   "sao_orthogonal",
+  "set_evolution",
   "signal_profile",
   "snip_scores",
   "sparse_orthogonal",

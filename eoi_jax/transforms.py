@@ -65,14 +65,40 @@ def static_sparsity(
     return StaticSparsityState(inner.init(apply_masks(params, used)), used)
 
   def update_fn(updates, state, params=None, **extra_args):
-    live_params = None if params is None else apply_masks(params, state.masks)
-    updates, inner_state = inner.update(
-      apply_masks(updates, state.masks), state.inner_state, live_params, **extra_args
+    updates, inner_state = masked_update(
+      inner, updates, state.inner_state, params, state.masks, **extra_args
     )
-    updates = _keep_zero(updates, params, state.masks)
     return updates, StaticSparsityState(inner_state, state.masks)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def masked_update(
+  inner: optax.GradientTransformationExtraArgs,
+  updates: Any,
+  inner_state: Any,
+  params: Any,
+  masks: Any,
+  **extra_args: Any,
+) -> tuple[Any, Any]:
+  """One update of `inner` that sees live weights only and moves no others.
+
+  Args:
+    inner: a transformation that takes extra arguments.
+    updates: tree like `params`.
+    inner_state: state of `inner`.
+    params: tree of arrays, or None.
+    masks: tree like `params`: bool leaves, True = trained; None = dense leaf.
+    **extra_args: passed on to `inner`.
+
+  Returns:
+    Updates, which take dead weights to zero, and the new state of `inner`.
+  """
+  live_params = None if params is None else apply_masks(params, masks)
+  updates, inner_state = inner.update(
+    apply_masks(updates, masks), inner_state, live_params, **extra_args
+  )
+  return _keep_zero(updates, params, masks), inner_state
 
 
 def _keep_zero(updates: Any, params: Any, masks: Any) -> Any:

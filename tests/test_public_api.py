@@ -31,6 +31,12 @@ CONTRACT = {
   "sao_orthogonal": "key, shape, degree, dtype | relu",
   "static_sparsity": "inner, masks",
   "gram_errors": "params | is_kernel, is_stacked",
+  "dynamic_sparsity": "inner, masks | drop, grow, schedule, key, is_stacked",
+  "set_evolution": "inner, masks | key, num_steps, fraction, every, until, skip_step",
+  "rigl": "inner, masks | num_steps, fraction, every, until, skip_step",
+  "evolve_masks": "key, params, updates, masks, fraction | drop, grow, is_stacked",
+  "restore_isometry": "params, masks | scale, num_steps, is_kernel, is_stacked",
+  "current_masks": "opt_state",
 }
 # As in JAX: `init(key, shape, dtype)` takes the dtype by position, and the gain of a
 # reference initializer is its only argument.
@@ -41,6 +47,8 @@ POSITIONAL_DEFAULTS = {
   ("delta_orthogonal", "scale"),
   ("dense_orthogonal", "scale"),
 }
+# As in optax, transformations take what they wrap first, and a key as an option.
+TRANSFORMATIONS = ("dynamic_sparsity", "set_evolution")
 # One word per thing (the word that is not used: the one that is).
 OTHER_WORDS = {
   "sparsity": "density",
@@ -99,7 +107,7 @@ def test_call_shapes(name):
   positional, _ = by_kind(FUNCTIONS[name])
   for p in parameters(FUNCTIONS[name]):
     assert p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD), p
-    if p.name == "key":
+    if p.name == "key" and name not in TRANSFORMATIONS:
       assert positional[0] == "key"
     if p.default is not p.empty and (name, p.name) not in POSITIONAL_DEFAULTS:
       assert p.kind is p.KEYWORD_ONLY, f"option {p.name} must be keyword-only"
