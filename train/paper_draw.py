@@ -162,13 +162,18 @@ def draw_curves(data: dict[str, Any]) -> Any:
   loss.set(xlabel="epoch", ylabel="training loss (nats)", yscale="log")
   plain_log_ticks(loss)
   accuracy.set(xlabel="epoch", ylabel="held-out accuracy (%)")
-  accuracy.legend(frameon=False, fontsize=8)
+  if len(data) > len(COLORS):  # too many for a legend inside the axes
+    handles = accuracy.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside right center", frameon=False, fontsize=7)
+  else:
+    accuracy.legend(frameon=False, fontsize=8)
   return figure
 
 
 def _draw_band(axes, curve, factor: float, number: int, label: str) -> None:
   mean, std = (factor * np.array(curve[name]) for name in ("mean", "std"))
-  color, dashes = COLORS[number % len(COLORS)], DASHES[number % len(DASHES)]
+  color = COLORS[number % len(COLORS)]
+  dashes = DASHES[(number + number // 12) % len(DASHES)]  # 24 pairs differ
   low = np.maximum(mean - std, 0.5 * mean)  # a logarithmic axis has no zero
   axes.fill_between(curve["epoch"], low, mean + std, color=color, alpha=0.2, lw=0)
   axes.plot(curve["epoch"], mean, color=color, linestyle=dashes, lw=1.8, label=label)

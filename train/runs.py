@@ -8,6 +8,9 @@ import numpy as np
 
 from train.config import flatten
 from train.errors import UserError
+from train.metrics import read_metrics
+
+SEEDS = ("seed", "seeds")  # fields in which repetitions of a run differ
 
 
 class Run(NamedTuple):
@@ -23,6 +26,20 @@ class Run(NamedTuple):
   summary: dict[str, Any]
   records: list[dict[str, Any]]
 
+  @property
+  def accuracies(self) -> list[float]:
+    """Test accuracy of each seed of the run."""
+    return self.summary.get("test_accuracy_seeds") or [self.summary["test_accuracy"]]
+
+
+def read_run(directory: Path) -> Run | None:
+  """Reads a run, None if it is not finished."""
+  paths = [directory / name for name in ("config.json", "summary.json")]
+  if not all(path.exists() for path in (*paths, directory / "metrics.jsonl")):
+    return None
+  config, summary = (json.loads(path.read_text(encoding="utf-8")) for path in paths)
+  return Run(flatten(config), summary, read_metrics(directory / "metrics.jsonl"))
+
 
 def read_runs(directories: list[str]) -> list[Run]:
   """Reads all finished runs in some directories, however deep.
@@ -33,18 +50,14 @@ def read_runs(directories: list[str]) -> list[Run]:
   found = []
   for directory in directories:
     for path in sorted(Path(directory).rglob("metrics.jsonl")):
-      files = [path.with_name(name) for name in ("config.json", "summary.json")]
-      if not all(file.exists() for file in files):
-        continue  # not finished
-      config, summary = (json.loads(file.read_text()) for file in files)
-      lines = path.read_text().splitlines()
-      found.append(Run(flatten(config), summary, [json.loads(x) for x in lines]))
+      if (run := read_run(path.parent)) is not None:
+        found.append(run)
   if not found:
     raise UserError(f"no finished run in {', '.join(directories)}.")
   return found
 
 
-def group(runs: list[Run], *, apart: tuple[str, ...] = ("seed",)) -> dict[str, list]:
+def group(runs: list[Run], *, apart: tuple[str, ...] = SEEDS) -> dict[str, list[Run]]:
   """Groups runs that differ in the fields `apart` only.
 
   Returns:
@@ -65,21 +78,26 @@ def group(runs: list[Run], *, apart: tuple[str, ...] = ("seed",)) -> dict[str, l
 
 def curves(directories: list[str]) -> dict[str, Any]:
   """Training loss and held-out accuracy over epochs: mean and deviation over seeds."""
-  result = {}
-  for name, runs in group(read_runs(directories)).items():
-    result[name] = {
-      "loss": _over_epochs(runs, ("train",), "loss"),
-      "accuracy": _over_epochs(runs, ("validation", "monitor"), "accuracy"),
-      "runs": len(runs),
-    }
-  return result
+  groups = group(read_runs(directories))
+  return {name: curves_of(runs) for name, runs in groups.items()}
+
+
+def curves_of(runs: list[Run]) -> dict[str, Any]:
+  """Curves of runs that differ in their seeds only; see `curves`."""
+  return {
+    "loss": _over_epochs(runs, ("train",), "loss"),
+    "accuracy": _over_epochs(runs, ("validation", "monitor"), "accuracy"),
+    "runs": sum(len(run.accuracies) for run in runs),
+  }
 
 
 def _over_epochs(runs: list[Run], splits: tuple[str, ...], value: str) -> dict:
-  columns = []
+  columns: list[dict[float, float]] = []  # one for each seed
   for run in runs:
     records = [r for r in run.records if r["split"] in splits]
-    columns.append({r["epoch"]: r[value] for r in records})
+    seeds = {r["epoch"]: r.get("seeds", {}).get(value) or [r[value]] for r in records}
+    for number in range(len(run.accuracies)):
+      columns.append({epoch: values[number] for epoch, values in seeds.items()})
   epochs = sorted(set.intersection(*(set(column) for column in columns)))
   table = np.array([[column[epoch] for epoch in epochs] for column in columns])
   return {"epoch": epochs, **_mean_and_deviation(table)}
@@ -89,11 +107,11 @@ def accuracy_over_density(directories: list[str]) -> dict[str, Any]:
   """Test accuracy over density: mean and deviation over seeds."""
   result = {}
   runs = read_runs(directories)
-  for name, group_runs in group(runs, apart=("seed", "sparsity.density")).items():
+  for name, group_runs in group(runs, apart=(*SEEDS, "sparsity.density")).items():
     by_density: dict[float, list[float]] = {}
     for run in group_runs:
       density = run.config["sparsity.density"]
-      by_density.setdefault(density, []).append(run.summary["test_accuracy"])
+      by_density.setdefault(density, []).extend(run.accuracies)
     points = [_mean_and_deviation(np.array(v)) for _, v in sorted(by_density.items())]
     result[name] = {
       "density": sorted(by_density),

@@ -1,0 +1,31 @@
+"""Appendix K, ResNet-56 on CIFAR-10 over a range of densities.
+
+The recipe is that of `table2_cifar10.py`. `figure.png` shows accuracy by scheme;
+`python -m train.paper accuracy WORKDIR` draws it over the density.
+
+Command: python -m train.sweep --config configs/sweeps/appendix_k_densities.py:cpu
+Variants: `:cpu` trains ResNet-20 instead, from ERK masks at three densities on 5120
+images, one seed; `:smoke` two schemes of it for 2 epochs of 512 images.
+Cost: COST
+"""
+
+from configs.sweeps import schemes, table2_cifar10
+
+VARIANTS = table2_cifar10.VARIANTS
+
+
+def get_config(variant: str = ""):
+  config = table2_cifar10.get_config(variant)
+  config.model.depth = 20 if variant else 56
+  config.data.limit = {"cpu": 5120, "smoke": 512}.get(variant, 0)
+  return config
+
+
+def get_axes(variant: str = ""):
+  if variant == "smoke":
+    densities, names = (0.1,), ("erk-base", "erk-eoi")
+  elif variant == "cpu":
+    densities, names = (0.05, 0.1, 0.3), table2_cifar10.ERK
+  else:
+    densities, names = (0.05, 0.1, 0.2, 0.3, 0.5), (*table2_cifar10.ERK, "dense")
+  return {"sparsity.density": densities, "scheme": schemes(*names)}

@@ -1,0 +1,38 @@
+"""MLP-7 on MNIST by activation: loss curves of EOI and its rivals.
+
+784-100x6-10 with linear, tanh, hard tanh and ReLU units. As in the paper: SGD with
+Nesterov momentum .9, rate .01 divided by 10 at 1/2 and 3/4, weight decay 1e-4, batch
+128, 100 epochs, 5 seeds. The curves are in `curves-*.png` of the workdir; the singular
+values at the start are those of `python -m train.paper spectrum`.
+
+Command: python -m train.sweep --config configs/sweeps/mlp7_curves.py:cpu
+Variants: `:cpu` has 3 seeds, 10 epochs at a rate of .1; `:smoke` trains one activation
+for 2 epochs of 2000 images.
+"""
+
+from configs import default, mnist_mlp7_curves
+from configs.sweeps import schemes
+
+ACTIVATIONS = ("linear", "tanh", "hard_tanh", "relu")
+SCHEMES = ("uniform-base", "uniform-ai", "uniform-eoi", "erk-base", "erk-ai", "erk-eoi")
+VARIANTS = {
+  "cpu": {"seeds": (0, 1, 2), "num_epochs": 10, "optimizer.learning_rate": 0.1},
+  "smoke": {"seeds": (0, 1), "num_epochs": 2, "data.limit": 2000},
+}
+
+
+def get_config(variant: str = ""):
+  config = mnist_mlp7_curves.get_config()
+  config.seeds = (0, 1, 2, 3, 4)
+  config.compare.field, config.compare.choices = "", ()
+  config.update_from_flattened_dict(default.choose(variant, VARIANTS))
+  return config
+
+
+def get_axes(variant: str = ""):
+  smoke = variant == "smoke"
+  return {
+    "model.activation": ("tanh",) if smoke else ACTIVATIONS,
+    "sparsity.density": (0.1,) if smoke else (0.05, 0.1),
+    "scheme": schemes(*(SCHEMES[3:] if smoke else (*SCHEMES, "sao", "dense"))),
+  }

@@ -1,0 +1,123 @@
+"""Tables and figures of finished runs: mean, spread, n, and what is best."""
+
+import json
+
+import pytest
+
+from train import report, runs, tables
+from train.errors import UserError
+
+SCHEMES = ("base", "eoi", "dense")
+
+
+def write_run(folder, *, accuracies, density, seeds=(), scheme="eoi"):
+  folder.mkdir(parents=True)
+  mean = sum(accuracies) / len(accuracies)
+  sparsity = {"start": scheme, "density": density}
+  config = {"seed": 0, "seeds": seeds, "num_epochs": 2, "sparsity": sparsity}
+  summary = {"test_accuracy": mean, "density": density, "chance": 0.1}
+  summary["train_seconds"] = 3.0
+  records = []
+  for epoch in (1.0, 2.0):
+    record = {"epoch": epoch, "step": epoch, "loss": 1 / epoch, "accuracy": mean}
+    if seeds:
+      losses = [(seed + 1) / epoch for seed in range(len(seeds))]
+      record["seeds"] = {"loss": losses, "accuracy": list(accuracies)}
+    records += [{**record, "split": split} for split in ("train", "validation")]
+  if seeds:
+    summary["test_accuracy_seeds"] = list(accuracies)
+  (folder / "config.json").write_text(json.dumps(config))
+  (folder / "summary.json").write_text(json.dumps(summary))
+  text = "".join(json.dumps(record) + "\n" for record in records)
+  (folder / "metrics.jsonl").write_text(text)
+
+
+@pytest.fixture
+def workdir(tmp_path):
+  """Three schemes at two densities, three seeds: in one run, in three, one failed."""
+  write_run(tmp_path / "a", accuracies=(0.7, 0.8, 0.9), seeds=(0, 1, 2), density=0.05)
+  for seed, accuracy in enumerate((0.5, 0.6, 0.7)):
+    write_run(tmp_path / f"b/{seed}", accuracies=(accuracy,), density=0.05)
+  write_run(tmp_path / "c", accuracies=(0.9, 0.95, 1), seeds=(0, 1, 2), density=1.0)
+  write_run(tmp_path / "d", accuracies=(0.1, 0.1, 0.1), seeds=(0, 1, 2), density=0.1)
+  write_run(tmp_path / "e", accuracies=(0.1, 0.2, 0.3), seeds=(0, 1, 2), density=0.1)
+  places = [("0.05", "eoi", "a"), ("0.05", "dense", "c"), ("0.1", "dense", "c")]
+  places += [("0.05", "base", f"b/{seed}") for seed in range(3)]
+  places += [("0.1", "base", "d"), ("0.1", "eoi", "e"), ("0.1", "ai", "f")]
+  places += [("0.05", "ai", "g")]
+  (tmp_path / "f").mkdir()
+  (tmp_path / "f" / "failed.json").write_text('{"error": "the loss is nan."}')
+  cells = [{"labels": {"density": d, "scheme": s}, "path": p} for d, s, p in places]
+  axes = {"density": ["0.05", "0.1"], "scheme": ["base", "ai", "eoi", "dense"]}
+  sweep = {"title": "Nets", "axes": axes, "cells": cells}
+  (tmp_path / tables.SWEEP).write_text(json.dumps(sweep))
+  return tmp_path
+
+
+def test_the_table(workdir):
+  text = tables.markdown(tables.read_table(workdir))
+  legend = (
+    "Test accuracy in %: mean ± standard deviation over seeds, n = 3. Bold: the best "
+    "mean of a column among networks of its density. Epochs: 2."
+  )
+  assert text.splitlines() == [
+    "**Nets**",
+    "",
+    "| scheme | density 0.05 | density 0.1 |",
+    "| --- | --- | --- |",
+    "| base | 60.00 ± 10.00 | 10.00 ± 0.00 |",
+    "| ai | todo | failed |",
+    "| eoi | **80.00 ± 10.00** | **20.00 ± 10.00** |",
+    "| dense | 95.00 ± 5.00 (density 1) | 95.00 ± 5.00 (density 1) |",
+    "",
+    legend,
+    "",
+    "Failed:",
+    "",
+    "- 0.1, ai: the loss is nan.",
+  ]
+
+
+def test_the_csv(workdir):
+  lines = tables.csv_text(tables.read_table(workdir)).splitlines()
+  assert lines[0] == (
+    "density,scheme,status,n,mean,std,accuracies,density of kernels,epochs,note,"
+    "train_seconds"
+  )
+  assert len(lines) == 9
+  found = "0.700000 0.800000 0.900000"
+  assert f"0.05,eoi,done,3,0.800000,0.100000,{found},0.050000,2,,3.0" in lines
+  (base,) = [line for line in lines if line.startswith("0.05,base")]
+  assert base.endswith("0.500000 0.600000 0.700000,0.050000,2,,9.0")
+  assert "0.1,ai,failed,0,,,,,,the loss is nan.," in lines
+
+
+def test_unequal_numbers_of_seeds_are_told(workdir):
+  (workdir / "b" / "2" / "summary.json").unlink()
+  text = tables.markdown(tables.read_table(workdir))
+  assert "| base | 55.00 ± 7.07 (n = 2, stopped) |" in text
+  assert "| 10.00 ± 0.00 (n = 3) |" in text
+
+
+def test_files_and_figures(workdir):
+  shown = report.make(workdir)
+  assert (workdir / "table.md").read_text() in shown
+  assert (workdir / "table.csv").exists()
+  for name in ("figure", "curves-density_0.05", "curves-density_0.1"):
+    assert (workdir / f"{name}.png").stat().st_size > 10_000
+    assert (workdir / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_curves_take_every_seed(workdir):
+  loss = runs.curves_of([runs.read_run(workdir / "a")])["loss"]
+  assert loss == {"epoch": [1.0, 2.0], "mean": [2.0, 1.0], "std": [1.0, 0.5]}
+  data = runs.accuracy_over_density([str(workdir / "a"), str(workdir / "b")])
+  (curve,) = data.values()
+  assert curve["runs"] == [6] and curve["mean"] == [pytest.approx(0.7)]
+
+
+def test_reports_of_plain_runs(workdir, tmp_path_factory):
+  text = tables.markdown(tables.read_table(workdir / "b"))
+  assert "| run | test accuracy |" in text and "| eoi | 60.00 ± 10.00 |" in text
+  with pytest.raises(UserError, match="no finished run"):
+    tables.read_table(tmp_path_factory.mktemp("empty"))

@@ -1,0 +1,196 @@
+"""Sweeps that run: cells that break, are taken, or are killed and go on."""
+
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+
+from train import cells, figures, grid, report, sweep
+from train.errors import UserError
+from train.workdir import claim_workdir
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+# Few programs for many runs: the chunks of steps have any length.
+TINY = '''"""Tiny nets on the digits."""
+from configs import quickstart
+from configs.sweeps import schemes
+
+
+def get_config(variant=""):
+  config = quickstart.get_config("smoke")
+  config.update_from_flattened_dict({
+    "compare.field": "", "compare.choices": (), "model.depth": 3, "model.width": 16,
+    "num_epochs": 3, "checkpoint_every": 1, "seeds": (0, 1),
+  })
+  return config
+
+
+def get_axes(variant=""):
+  alone = {"steps_per_dispatch": 500}
+  return {
+    "steps_per_dispatch": (4, 500),
+    "scheme": {
+      **schemes("uniform-base"),
+      "dense": {**schemes("dense")["dense"], **alone},
+      "too sparse": {"sparsity.density": 0.03, "sparsity.floors": "error", **alone},
+    },
+  }
+'''
+
+
+@pytest.fixture(scope="module", autouse=True)
+def standard_promotion():
+  """Optax's schedules mix integer and float arrays themselves."""
+  with jax.numpy_dtype_promotion("standard"):
+    yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_figures_of_runs():
+  """Drawing each run would take longer than training it."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(figures, "plot_runs", lambda *_: None)
+    yield
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+  path = tmp_path_factory.mktemp("configs") / "tiny.py"
+  path.write_text(TINY)
+  return str(path)
+
+
+@pytest.fixture(scope="module")
+def loaded(file):
+  """A sweep of 8 runs; two are too sparse for EOI and break."""
+  return grid.load_sweep(file, one_by_one=True)
+
+
+def run_all(loaded, workdir):
+  sweep.prepare(loaded, workdir)
+  assert not sweep.run(sweep.share(loaded.cells, 0, 1), workdir)  # some have failed
+  report.make(workdir)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(loaded, tmp_path_factory):
+  """The workdir of the sweep, run in one go."""
+  workdir = tmp_path_factory.mktemp("sweep")
+  run_all(loaded, workdir)
+  return workdir
+
+
+def starts(workdir):
+  """How often each run was begun."""
+  return {
+    str(path.parent.relative_to(workdir)): len(path.read_text().splitlines())
+    for path in workdir.rglob("environment.jsonl")
+  }
+
+
+def test_what_is_done_is_left_alone(loaded, undisturbed):
+  before = starts(undisturbed)
+  run_all(loaded, undisturbed)
+  assert starts(undisturbed) == before and len(before) == 6
+  status = cells.read_status(undisturbed / loaded.cells[0].path)
+  assert (status.word, status.epoch) == ("done", 3.0) and 0 < status.accuracy < 1
+
+
+def test_failed_cells_are_tried_again_on_request(loaded, undisturbed):
+  (broken, _) = sweep.share(loaded.cells, 0, 1, "*/too_sparse/*")
+  note = undisturbed / broken.path / "failed.json"
+  written = note.stat().st_mtime_ns
+  assert not sweep.run([broken], undisturbed)
+  assert note.stat().st_mtime_ns == written
+  assert not sweep.run([broken], undisturbed, retry=True)
+  assert note.stat().st_mtime_ns > written
+  status = cells.read_status(undisturbed / broken.path)
+  assert status.word == "failed" and "got 0.03" in status.note
+
+
+def test_a_workdir_of_another_config_is_refused(file, loaded, undisturbed):
+  base = loaded.cells[0].config.copy_and_resolve_references()
+  base.num_epochs, base.seeds = 4, (0, 1)
+  other = grid.load_sweep(file, base, one_by_one=True)
+  with pytest.raises(UserError, match="num_epochs: 3 there, 4 here"):
+    sweep.prepare(other, undisturbed)
+
+
+def test_a_cell_that_another_process_trains_is_left_to_it(loaded, tmp_path):
+  cell = loaded.cells[0]
+  with claim_workdir(tmp_path / cell.path, cell.config):
+    assert cells.read_status(tmp_path / cell.path).word == "running"
+    assert sweep.run([cell], tmp_path)
+  assert cells.read_status(tmp_path / cell.path).word == "stopped"
+  assert starts(tmp_path) == {cell.path: 1}
+
+
+def test_shares_make_the_whole(loaded):
+  shares = [sweep.share(loaded.cells, index, 3) for index in range(3)]
+  names = [cell.path for share in shares for cell in share]
+  assert names == list(dict.fromkeys(cell.path for cell in loaded.cells))
+  assert max(map(len, shares)) - min(map(len, shares)) <= 1
+  (cell,) = sweep.share(loaded.cells, 0, 1, "*=4/uniform-base/seed=1")
+  assert (cell.config.seed, cell.config.steps_per_dispatch) == (1, 4)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "words"),
+  [((2, 2), "--index must be in"), ((0, 1, "*nope"), "no cell is like .*uniform-base")],
+)
+def test_impossible_shares(loaded, arguments, words):
+  with pytest.raises(UserError, match=words):
+    sweep.share(loaded.cells, *arguments)
+
+
+def without_times(path):
+  return [line.rpartition(",")[0] for line in path.read_text().splitlines()]
+
+
+def command(*arguments):
+  return [sys.executable, "-m", "train.sweep", "--one_by_one", *arguments]
+
+
+def test_killed_and_started_again_the_table_is_the_same(
+  file, loaded, undisturbed, tmp_path
+):
+  with subprocess.Popen(
+    command(f"--config={file}", f"--workdir={tmp_path}"),
+    cwd=ROOT,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  ) as process:
+    while not list(tmp_path.rglob("metrics.jsonl")) and process.poll() is None:
+      time.sleep(0.05)
+    time.sleep(random.uniform(0, 3))
+    process.send_signal(signal.SIGKILL)
+  words = [cells.read_status(tmp_path / cell.path).word for cell in loaded.cells]
+  assert "todo" in words and "running" not in words
+  run_all(loaded, tmp_path)
+  assert (tmp_path / "table.md").read_text() == (undisturbed / "table.md").read_text()
+  ours, theirs = (without_times(d / "table.csv") for d in (tmp_path, undisturbed))
+  assert ours == theirs and len(ours) == 7
+
+
+def test_the_command_shows_the_status(file, undisturbed):
+  arguments = (f"--config={file}", f"--workdir={undisturbed}", "--status")
+  options = {"cwd": ROOT, "capture_output": True, "text": True, "check": False}
+  done = subprocess.run(command(*arguments), **options)
+  assert done.returncode == 0 and "6 done, 2 failed" in done.stdout
+  assert "steps_per_dispatch=4/uniform-base/seed=1" in done.stdout
+
+
+def test_an_axis_is_no_flag(file):
+  arguments = (f"--config={file}", "--config.steps_per_dispatch=7")
+  done = subprocess.run(
+    command(*arguments), cwd=ROOT, capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 2
+  (line,) = done.stderr.splitlines()
+  assert line.startswith("error: `steps_per_dispatch` is an axis of the sweep")
