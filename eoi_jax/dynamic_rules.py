@@ -180,12 +180,11 @@ def _select_in_layers(leaves, scores, fraction, regrow: bool) -> dict[str, jax.A
   for name, (drop, grow) in scores.items():
     groups.setdefault((drop.shape[1], drop.dtype, grow.dtype), []).append(name)
   masks = {}
-  select = jax.vmap(functools.partial(_select, regrow=regrow), in_axes=(0, 0, 0, None))
   for names in groups.values():
     live = [leaves[n].leaf.reshape(leaves[n].num_layers, -1) for n in names]
     drop = jnp.concatenate([scores[n].drop for n in names])
     grow = jnp.concatenate([scores[n].grow for n in names])
-    new = select(drop, grow, jnp.concatenate(live), fraction)
+    new = _select(drop, grow, jnp.concatenate(live), fraction, regrow=regrow)
     ends = np.cumsum([leaves[n].num_layers for n in names])[:-1].tolist()
     for name, mask in zip(names, jnp.split(new, ends), strict=True):
       masks[name] = mask.reshape(leaves[name].leaf.shape)
@@ -200,26 +199,38 @@ def _select_globally(leaves, scores, fraction, regrow: bool) -> dict[str, jax.Ar
   for name, leaf in leaves.items():
     mask = leaf.leaf.reshape(leaf.num_layers, -1)
     kept, grown = (s.astype(jnp.float32) for s in scores[name])
-    best = jax.vmap(top_mask, in_axes=(0, None))(_among(kept, mask), 1)
-    drop.append(jnp.where(best & mask, jnp.finfo(jnp.float32).max, kept).reshape(-1))
+    drop.append(_save_best(kept, mask).reshape(-1))
     grow.append(grown.reshape(-1))
     live.append(mask.reshape(-1))
   drop, grow = jnp.concatenate(drop), jnp.concatenate(grow)
-  new = _select(drop, grow, jnp.concatenate(live), fraction, regrow=regrow)
+  live_layers = jnp.concatenate(live)[None]
+  new = _select(drop[None], grow[None], live_layers, fraction, regrow=regrow)[0]
   ends = np.cumsum([mask.size for mask in live])[:-1].tolist()
   parts = zip(leaves.items(), jnp.split(new, ends), strict=True)
   return {name: mask.reshape(leaf.leaf.shape) for (name, leaf), mask in parts}
 
 
+def _save_best(scores: jax.Array, live: jax.Array) -> jax.Array:
+  """Puts the first of the best live scores of each layer above all others."""
+  best = jnp.argmax(_among(scores, live), axis=1, keepdims=True)
+  is_best = jnp.arange(scores.shape[1])[None] == best
+  return jnp.where(is_best & live, jnp.finfo(scores.dtype).max, scores)
+
+
+@functools.partial(jax.jit, static_argnames="regrow")
 def _select(drop, grow, live, fraction, *, regrow: bool) -> jax.Array:
-  """The new mask of `[size]` weights: kept and grown ones."""
-  count = jnp.sum(live, dtype=jnp.int32)
-  moved = jnp.floor(fraction * count.astype(fraction.dtype)).astype(jnp.int32)
-  limit = count if regrow else jnp.minimum(count, live.size - count)
-  moved = jnp.clip(moved, 0, limit)
-  kept = top_mask(_among(drop, live), count - moved)
-  candidates = ~kept if regrow else ~live
-  return kept | top_mask(_among(grow, candidates), moved)
+  """The new masks of layers `[n, size]`: kept and grown weights."""
+
+  def select(drop, grow, live):
+    count = jnp.sum(live, dtype=jnp.int32)
+    moved = jnp.floor(fraction * count.astype(fraction.dtype)).astype(jnp.int32)
+    limit = count if regrow else jnp.minimum(count, live.size - count)
+    moved = jnp.clip(moved, 0, limit)
+    kept = top_mask(_among(drop, live), count - moved)
+    candidates = ~kept if regrow else ~live
+    return kept | top_mask(_among(grow, candidates), moved)
+
+  return jax.vmap(select)(drop, grow, live)
 
 
 def _among(scores: jax.Array, eligible: jax.Array) -> jax.Array:

@@ -1,0 +1,87 @@
+"""Trains with changing masks on 8 devices and on one; compares the masks.
+
+Parameters sharded by columns do the same arithmetic on each part: all is equal to the
+last bit. A batch shared out adds up in another order; in float64 that decides nothing.
+"""
+
+import os
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+
+jax.config.update("jax_enable_x64", True)
+
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import optax  # noqa: E402
+from jax.sharding import AxisType, NamedSharding, PartitionSpec  # noqa: E402
+
+from eoi_jax import current_masks, random_masks, rigl, set_evolution  # noqa: E402
+
+STEPS, EVERY = 120, 5
+INPUTS = jax.random.normal(jax.random.key(1), (32, 16), jnp.float64)
+TARGETS = jax.random.normal(jax.random.key(2), (32, 8), jnp.float64)
+
+
+def loss(params, inputs):
+  hidden = jnp.tanh(inputs @ params["a"]["kernel"] + params["a"]["bias"])
+  return jnp.mean((hidden @ params["b"]["kernel"] - TARGETS) ** 2)
+
+
+def make_start():
+  keys = jax.random.split(jax.random.key(0), 2)
+  params = {
+    "a": {"kernel": 0.3 * jax.random.normal(keys[0], (16, 24)), "bias": jnp.zeros(24)},
+    "b": {"kernel": 0.3 * jax.random.normal(keys[1], (24, 8))},
+  }
+  return params, random_masks(jax.random.key(3), params, 0.3)
+
+
+def train(tx, params, inputs):
+  def step(carry, _):
+    params, state = carry
+    updates = jax.grad(loss)(params, inputs)
+    moves, state = tx.update(updates, state, params)
+    return (optax.apply_updates(params, moves), state), None
+
+  @jax.jit
+  def run(params, inputs):
+    return jax.lax.scan(step, (params, tx.init(params)), length=STEPS)[0]
+
+  return run(params, inputs)
+
+
+def main() -> None:
+  """Raises AssertionError where masks differ."""
+  params, masks = make_start()
+  options = {"num_steps": STEPS, "every": EVERY, "until": 1.0}
+  inner = optax.adamw(0.01)
+  mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+  rows, columns = PartitionSpec("x"), PartitionSpec(None, "x")
+  whole = PartitionSpec()
+  for tx in (
+    rigl(inner, masks, **options),
+    set_evolution(inner, masks, key=jax.random.key(4), **options),
+  ):
+    alone = train(tx, params, INPUTS)
+    assert int(alone[1].num_grown) > 100
+    for spec, input_spec in ((whole, rows), (columns, whole)):
+      put = lambda x, spec=spec: jax.device_put(  # noqa: E731
+        x, NamedSharding(mesh, spec if x.ndim > 1 else whole)
+      )
+      inputs = jax.device_put(INPUTS, NamedSharding(mesh, input_spec))
+      shared = train(tx, jax.tree.map(put, params), inputs)
+      same = jax.tree.map(
+        lambda a, b: np.array_equal(np.asarray(a), np.asarray(b)),
+        current_masks(alone[1]),
+        current_masks(shared[1]),
+      )
+      assert all(jax.tree.leaves(same)), (spec, input_spec, same)
+      assert len(shared[0]["a"]["kernel"].sharding.device_set) == 8
+  print("equal on", jax.device_count(), "devices")
+
+
+if __name__ == "__main__":
+  main()
