@@ -50,6 +50,7 @@ from eoi_jax.masks import (
   kernel_masks,
   random_masks,
 )
+from eoi_jax.meters import LayerProfile, layer_profiles, new_meter, watch
 from eoi_jax.orthogonal import orthogonality_error, sparse_orthogonal
 from eoi_jax.profiles import SignalProfile, gradient_norms, signal_profile
 from eoi_jax.rotations import Rotations, apply_rotations, sample_rotations
@@ -74,6 +75,7 @@ __all__ = [
   "DynamicSparsityState",
   "IsometryResult",
   "JacobianExtremes",
+  "LayerProfile",
   "MaskCount",
   "Rotations",
   "SignalProfile",
@@ -111,7 +113,9 @@ __all__ = [
   "jacobian_extremes",
   "jacobian_singular_values",
   "kernel_masks",
+  "layer_profiles",
   "magnitude_scores",
+  "new_meter",
   "orthogonality_error",
   "pattern_fill",
   "random_masks",
@@ -135,4 +139,5 @@ __all__ = [
   "synflow_scores",
   "uniform",
   "variance_fixed_point",
+  "watch",
 ]

@@ -66,6 +66,7 @@ _HEADER = (
   "dead out",
   "Gram error",
   "FLOPs",
+  "gain",
   "gradient",
 )
 
@@ -83,8 +84,13 @@ def _cells(row: Row) -> tuple[str, ...]:
     f"{row.dead_outputs:,}",
     f"{layer.orthogonality_error:.1e}",
     _short(row.flops * layer.density),
-    f"{math.fsum(row.gradient_norms) / len(row.gradient_norms):.2g}",
+    f"{_mean(row.gains):.2g}",
+    f"{_mean(row.gradient_norms):.2g}",
   )
+
+
+def _mean(values: list[float]) -> float:
+  return math.fsum(values) / len(values)
 
 
 def _short(count: float) -> str:

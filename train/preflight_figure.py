@@ -1,16 +1,17 @@
 """The figure of the pre-flight report."""
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from train.figures import COLORS, QUIET, plain_log_ticks
+from train.figures import COLORS, DASHES, QUIET, plain_log_ticks
 from train.preflight_measures import Inspection, Row
 
 
 def plot_inspection(path: Path, inspection: Inspection, title: str) -> None:
-  """Draws spectrum, gradients over depth and densities.
+  """Draws spectrum, densities, and signals and gradients over depth.
 
   Args:
     path: the file to write, without its suffix: a PNG and a PDF.
@@ -20,13 +21,15 @@ def plot_inspection(path: Path, inspection: Inspection, title: str) -> None:
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
-  figure = Figure(figsize=(11, 3.8), layout="constrained")
+  figure = Figure(figsize=(9, 6.6), layout="constrained")
   FigureCanvasAgg(figure)
-  spectrum, gradients, densities = figure.subplots(1, 3)
+  panels = figure.subplots(2, 2)
+  (spectrum, densities), (gains, gradients) = panels
   _draw_spectrum(spectrum, inspection)
-  _draw_gradients(gradients, inspection)
   _draw_densities(densities, inspection)
-  for axes in (spectrum, gradients, densities):
+  _draw_gains(gains, inspection.rows)
+  _draw_gradients(gradients, inspection.rows)
+  for axes in panels.ravel():
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#E6E6E6", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -49,29 +52,53 @@ def _draw_spectrum(axes, inspection: Inspection) -> None:
   axes.legend(frameon=False, fontsize=8)
 
 
-def _draw_gradients(axes, inspection: Inspection) -> None:
-  norms = _in_depth(inspection.rows)
-  depth = np.arange(1, len(norms) + 1)
-  style = {"marker": "o", "markersize": 3.5} if len(norms) < 40 else {}
-  axes.plot(depth, norms, color=COLORS[0], linewidth=1.5, **style)
-  if min(norms) > 0:
-    axes.set_yscale("log")
-    plain_log_ticks(axes)
-    low, high = min(norms), max(norms)
-    if high < 10 * low:  # a decade at least, or noise would look like a trend
-      middle = (low * high) ** 0.5
-      axes.set_ylim(middle / 10**0.6, middle * 10**0.6)
+def _draw_gains(axes, rows: list[Row]) -> None:
+  forward = _in_depth(rows, lambda row: row.gains)
+  backward = _in_depth(rows, lambda row: row.gradient_gains)
+  axes.axhline(1, color=QUIET, linestyle=(0, (2, 2)), linewidth=1.2)
+  _draw_depth(axes, forward, 0, "signal: output / input of the layer")
+  _draw_depth(axes, backward, 1, "gradient: layer / end of the network")
+  axes.set(xlabel="layer", ylabel="ratio of norms")
+  _log_axis(axes, [1.0, *forward, *backward])
+  axes.legend(frameon=False, fontsize=8)
+
+
+def _draw_gradients(axes, rows: list[Row]) -> None:
+  norms = _in_depth(rows, lambda row: row.gradient_norms)
+  _draw_depth(axes, norms, 0)
   axes.set(xlabel="layer", ylabel="gradient norm of the kernel")
+  _log_axis(axes, norms)
 
 
-def _in_depth(rows: list[Row]) -> list[float]:
-  """Gradient norms in the order of the layers: kernels of one stack alternate."""
-  norms = []
+def _draw_depth(axes, values: list[float], number: int, label: str = "") -> None:
+  depth = np.arange(1, len(values) + 1)
+  marker = ("o", "s")[number] if len(values) < 40 else None
+  style = {"marker": marker, "markersize": 3.5, "linestyle": DASHES[number]}
+  axes.plot(depth, values, color=COLORS[number], linewidth=1.5, label=label, **style)
+  axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _log_axis(axes, values: list[float]) -> None:
+  """A logarithmic axis of a decade at least, or noise would look like a trend."""
+  low, high = np.nanmin(values), np.nanmax(values)
+  if not 0 < low <= high < np.inf:
+    return
+  axes.set_yscale("log")
+  if high < 10 * low:
+    middle = (low * high) ** 0.5
+    axes.set_ylim(middle / 10**0.6, middle * 10**0.6)
+  if high < 1e4 * low:
+    plain_log_ticks(axes)
+
+
+def _in_depth(rows: list[Row], read: Callable[[Row], list[float]]) -> list[float]:
+  """Values in the order of the layers: kernels of one stack alternate."""
+  values = []
   for (_, count), group in itertools.groupby(rows, key=_stack_of):
-    columns = [row.gradient_norms for row in group]
+    columns = [read(row) for row in group]
     order = zip(*columns, strict=True) if count > 1 else columns
-    norms += [norm for layer in order for norm in layer]
-  return norms
+    values += [value for layer in order for value in layer]
+  return values
 
 
 def _stack_of(row: Row) -> tuple[str, int]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import eoi_jax
-from train.calls import Call, trace_calls
+from train.calls import Call, metered, trace_calls
 from train.gains import gains
 from train.loop import make_plan, start_state
 from train.models import ACTIVATIONS
@@ -33,7 +33,10 @@ class Row(NamedTuple):
     dead_inputs: input units without a weight at the start, all layers together.
     dead_outputs: likewise.
     flops: of one example's forward pass if all weights were live, all layers.
-    gradient_norms: at the start, by layer.
+    gains: norm of the outputs over that of the inputs, by layer.
+    gradient_gains: norm of the gradient at the outputs over that at the end of the
+      network, by layer.
+    gradient_norms: of the kernel, by layer.
     obstacles: why the layer cannot preserve every signal; empty if it does.
   """
 
@@ -42,6 +45,8 @@ class Row(NamedTuple):
   dead_inputs: int
   dead_outputs: int
   flops: int
+  gains: list[float]
+  gradient_gains: list[float]
   gradient_norms: list[float]
   obstacles: list[str]
 
@@ -80,19 +85,23 @@ def measure(config: Any, *, num_samples: int = 16) -> Inspection:
   plan = make_plan(config)
   state = start_state(plan)
   params, masks, stats = state.params, state.masks, state.batch_stats
-  model, spec, scale = plan.recipe.model, plan.recipe.spec, gains(config).scale
+  model, spec, scale = _plain(plan.recipe.model), plan.recipe.spec, gains(config).scale
   variables = {"params": params, "batch_stats": stats}
   calls = trace_calls(model, variables, spec.shape)
   layers = {row.name: row for row in describe(params, masks, scale, model)}
+  assert layers.keys() <= calls.keys()
   inputs = normalize(jnp.asarray(plan.dataset.train.images[:num_samples]), spec)
   apply_fn = functools.partial(_apply, model, _Frozen(stats))
   options = {"is_kernel": model.is_kernel, "is_stacked": model.is_stacked}
   key = named_key(jax.random.key(config.seed), "preflight")
   norms = eoi_jax.gradient_norms(key, apply_fn, params, inputs, **options)
   dead = eoi_jax.dead_units(params, **options)
-  order = [name for name in calls if name in layers]
-  order += [name for name in layers if name not in calls]
-  rows = [_row(layers[n], calls.get(n), dead[n], np.asarray(norms[n])) for n in order]
+  profiles = eoi_jax.layer_profiles(key, *metered(model, variables, spec.shape), inputs)
+  rows = [
+    _row(layers[n], calls[n], dead[n], profiles[n], norms[n])
+    for n in calls
+    if n in layers
+  ]
   values = _singular_values(key, apply_fn, params, inputs)
   effective = eoi_jax.effective_masks(
     apply_fn, params, masks, (1, *spec.shape), **options
@@ -111,6 +120,11 @@ def measure(config: Any, *, num_samples: int = 16) -> Inspection:
   )
 
 
+def _plain(model: Any) -> Any:
+  """The network without rematerialization, whose layers can be looked into."""
+  return model.clone(remat=False) if getattr(model, "remat", False) else model
+
+
 class _Frozen:
   """Statistics as a part of a static function: compared by identity."""
 
@@ -123,7 +137,7 @@ def _apply(model, stats: _Frozen, params, inputs):
   return model.apply(variables, inputs, train=False)
 
 
-def _row(layer: Layer, call: Call | None, dead, norms: np.ndarray) -> Row:
+def _row(layer: Layer, call: Call, dead, profile, norms) -> Row:
   taps = math.prod(layer.shape[:-2])
   size = math.prod(layer.shape) * layer.count
   return Row(
@@ -131,26 +145,32 @@ def _row(layer: Layer, call: Call | None, dead, norms: np.ndarray) -> Row:
     floor=1 / (taps * max(layer.shape[-2:])),
     dead_inputs=dead.inputs,
     dead_outputs=dead.outputs,
-    flops=2 * size * (call.positions_out if call else 1),
-    gradient_norms=norms.astype(float).tolist(),
+    flops=2 * size * call.positions_out,
+    gains=_by_layer(profile.gain),
+    gradient_gains=_by_layer(profile.gradient_gain),
+    gradient_norms=_by_layer(norms),
     obstacles=_obstacles(layer, call),
   )
 
 
-def _obstacles(layer: Layer, call: Call | None) -> list[str]:
+def _by_layer(values: Any) -> list[float]:
+  return np.asarray(values, float).ravel().tolist()
+
+
+def _obstacles(layer: Layer, call: Call) -> list[str]:
   found = []
-  if call and call.groups > 1:
+  if call.groups > 1:
     found.append(
       f"{call.groups} channel groups: a filter each, no rotation of channels"
     )
   elif layer.orthogonality_error > TOLERANCE:
     found.append(f"not orthogonal: Gram error {layer.orthogonality_error:.1g}")
-  if call and max(call.strides, default=1) > 1:
+  if max(call.strides, default=1) > 1:
     found.append(f"stride {max(call.strides)} drops pixels")
-  elif call and call.positions_out < call.positions_in:
+  elif call.positions_out < call.positions_in:
     found.append("its padding drops the border")
   size_in, size_out = layer.shape[-2:]
-  if size_in > size_out and not (call and call.groups > 1):
+  if size_in > size_out and call.groups == 1:
     found.append(f"narrows {size_in} to {size_out}")
   return found
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import default
-from train.calls import trace_calls
+from train.calls import metered, trace_calls
 from train.models import cifar_resnet
 from train.preflight import as_json, as_text, preflight
 
@@ -46,6 +46,16 @@ def test_an_isometric_network_is_seen_as_one(linear):
   }
 
 
+def test_gains_over_depth(linear):
+  inspection, _ = linear
+  rows = {row.layer.name: row for row in inspection.rows}
+  hidden = rows["hidden/dense/kernel"]
+  np.testing.assert_allclose(hidden.gains, [1, 1, 1], rtol=1e-5)
+  np.testing.assert_allclose(hidden.gradient_gains, [1, 1, 1], rtol=1e-5)
+  assert 0 < rows["input/kernel"].gains[0] < 1  # 64 pixels on 32 units
+  assert rows["output/kernel"].gradient_gains == [pytest.approx(1)]
+
+
 def test_totals_are_those_of_the_network(linear):
   inspection, _ = linear
   weights = 64 * 32 + 3 * 32 * 32 + 32 * 10
@@ -80,6 +90,9 @@ def test_what_hinders_a_network_is_named(tmp_path):
     **{"model.name": "cnn", "model.activation": "relu", "sparsity.start": "base"}
   )
   inspection = preflight(config, tmp_path, num_samples=2)
+  for row in inspection.rows:
+    assert len(row.gains) == len(row.gradient_gains) == row.layer.count
+    assert min(*row.gains, *row.gradient_gains) > 0
   text = as_text(inspection)
   assert "input1/kernel: not orthogonal" in text and "stride 2 drops pixels" in text
   assert "slopes run from 0 to 1" in text
@@ -101,6 +114,17 @@ def test_calls_of_a_residual_network():
   assert max(shortcut.strides) == 2
   assert (shortcut.positions_in, shortcut.positions_out) == (32 * 32, 16 * 16)
   assert calls["output/kernel"].positions_out == 1
+
+
+def test_meters_of_a_residual_network_are_those_of_its_kernels():
+  model, shape = cifar_resnet(depth=14, num_classes=10), (8, 8, 3)
+  variables = jax.eval_shape(
+    lambda: model.init(jax.random.key(0), np.zeros((1, *shape), np.float32))
+  )
+  _, meters = metered(model, variables, shape)
+  assert set(meters) == set(trace_calls(model, variables, shape))
+  assert meters["stage2_rest/conv1/kernel"].shape[0] == 1
+  assert meters["stem/kernel"].ndim == 1
 
 
 def test_the_command(tmp_path):

@@ -19,7 +19,7 @@ def stack(block: Any, length: int, *, remat: bool = False) -> Any:
   """
   return nn.scan(
     nn.remat(block, prevent_cse=False) if remat else block,
-    variable_axes={"params": 0, "batch_stats": 0},
+    variable_axes={"params": 0, "batch_stats": 0, "meters": 0},
     split_rngs={"params": True},
     length=length,
   )
