@@ -32,9 +32,15 @@ def plot_runs(path: Path, runs: dict[str, Curves], title: str = "") -> None:
 
   Args:
     path: the PNG file to write.
-    runs: name to curves; the order gives colours.
+    runs: name to curves; the order gives colours. Of runs of several seeds the mean
+      is drawn, and the range is shaded.
     title: a line above all.
   """
+  draw_runs(runs, title).savefig(path, dpi=150)
+
+
+def draw_runs(runs: dict[str, Curves], title: str = "") -> Any:
+  """Returns the figure of `plot_runs`."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
@@ -52,29 +58,44 @@ def plot_runs(path: Path, runs: dict[str, Curves], title: str = "") -> None:
   first = next(iter(runs.values()))
   _finish_accuracy(accuracy, first)
   if many:
-    accuracy.get_legend().remove()
-    figure.legend(
-      *accuracy.get_legend_handles_labels(),
-      loc="outside lower center",
-      ncols=5,
-      fontsize=7,
-      frameon=False,
-    )
+    _legend_below(figure, accuracy)
   _finish_loss(loss)
   _draw_support(kernel, first.support)
   if title:
     figure.suptitle(title, fontsize=11)
-  figure.savefig(path, dpi=150)
+  return figure
+
+
+def _legend_below(figure, axes) -> None:
+  axes.get_legend().remove()
+  style = {"ncols": 5, "fontsize": 7, "frameon": False}
+  handles = axes.get_legend_handles_labels()
+  figure.legend(*handles, loc="outside lower center", **style)
 
 
 def _draw_run(accuracy, loss, name: str, curves: Curves, style) -> None:
   evaluations = [r for r in curves.records if r["split"] in ("validation", "monitor")]
-  label = f"{name}: test {curves.summary['test_accuracy']:.1%}"
-  percent = [100 * r["accuracy"] for r in evaluations]
-  accuracy.plot([r["epoch"] for r in evaluations], percent, label=label, **style)
+  label = f"{name}: test {_test_accuracy(curves.summary)}"
+  _draw_curve(accuracy, evaluations, "accuracy", 100, label=label, **style)
   training = [r for r in curves.records if r["split"] == "train"]
-  epochs = [r["epoch"] for r in training]
-  loss.plot(epochs, [r["loss"] for r in training], label=name, **style)
+  _draw_curve(loss, training, "loss", 1, label=name, **style)
+
+
+def _test_accuracy(summary: dict[str, Any]) -> str:
+  """The mean over seeds and, of several, the deviation."""
+  seeds = summary.get("test_accuracy_seeds") or []
+  spread = f" \N{PLUS-MINUS SIGN} {np.std(seeds, ddof=1):.1%}" if len(seeds) > 1 else ""
+  return f"{summary['test_accuracy']:.1%}{spread}"
+
+
+def _draw_curve(axes, records, value: str, factor: float, **style) -> None:
+  """Draws a value over epochs; of several seeds mean and range."""
+  epochs = [record["epoch"] for record in records]
+  axes.plot(epochs, [factor * record[value] for record in records], **style)
+  seeds = [record.get("seeds", {}).get(value) for record in records]
+  if seeds and all(seeds):
+    low, high = (factor * reduce(seeds, axis=1) for reduce in (np.min, np.max))
+    axes.fill_between(epochs, low, high, color=style["color"], alpha=0.2, lw=0)
 
 
 def _finish_accuracy(axes, first: Curves) -> None:
@@ -91,6 +112,9 @@ def _finish_accuracy(axes, first: Curves) -> None:
   )
   _tidy(axes)
   axes.legend(frameon=False, loc="center right")
+  seeds = len(first.summary.get("test_accuracy_seeds") or [])
+  if seeds > 1:
+    axes.set_title(f"mean, and range of {seeds} seeds", fontsize=9, color=QUIET)
 
 
 def _finish_loss(axes) -> None:
