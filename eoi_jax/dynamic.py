@@ -26,14 +26,14 @@ class DynamicSparsityState(NamedTuple):
     inner_state: state of the wrapped transformation.
     masks: tree like the parameters: bool leaves, True = trained; None = dense leaf.
     count: number of updates so far, int32.
-    num_grown: number of weights grown so far, int32.
+    num_grown: tree like `masks`: number of weights grown so far, int32 `[layers]`.
     key_data: data of the PRNG key, None without one.
   """
 
   inner_state: Any
   masks: Any
   count: jax.Array
-  num_grown: jax.Array
+  num_grown: Any
   key_data: Any
 
 
@@ -120,7 +120,7 @@ def dynamic_sparsity(
       inner_state=inner.init(apply_masks(params, used)),
       masks=used,
       count=jnp.zeros((), jnp.int32),
-      num_grown=jnp.zeros((), jnp.int32),
+      num_grown=kernels_lib.fill_tree(params, _zero_counts(params, used, is_stacked)),
       key_data=None if key is None else jax.random.key_data(key),
     )
 
@@ -137,10 +137,21 @@ def dynamic_sparsity(
     step = Step(stepped, inner_state, updates, params, state, count, fraction)
     updates, inner_state, masks, num_grown = change_if(change, fraction > 0, step)
     return updates, DynamicSparsityState(
-      inner_state, masks, count, state.num_grown + num_grown, state.key_data
+      inner_state, masks, count, num_grown, state.key_data
     )
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _zero_counts(params: Any, masks: Any, is_stacked: LeafPredicate) -> dict[str, Any]:
+  """A zero for each layer of each masked leaf."""
+  leaves = kernels_lib.named_leaves(params)
+  counts = {}
+  for name, mask in kernels_lib.named_leaves(masks).items():
+    if mask is not None:
+      layers = len(mask) if is_stacked(name, leaves[name]) else 1
+      counts[name] = jnp.zeros(layers, jnp.int32)
+  return counts
 
 
 def current_masks(opt_state: Any) -> Any:

@@ -69,13 +69,13 @@ class Outcome(NamedTuple):
     updates: what is done to the parameters.
     inner_state: the optimizer's state.
     masks: the masks.
-    num_grown: number of grown weights, int32.
+    num_grown: tree like `masks`: weights grown so far, int32 `[layers]`.
   """
 
   updates: Any
   inner_state: Any
   masks: Any
-  num_grown: jax.Array
+  num_grown: Any
 
 
 def change_if(change: Change, due: jax.Array, step: Step) -> Outcome:
@@ -90,44 +90,30 @@ def change_if(change: Change, due: jax.Array, step: Step) -> Outcome:
     What to do, and the state after it.
   """
   step = step._replace(updates=_wide(step.updates, step.params, step.state.masks))
-  do = functools.partial(_change, change)
 
-  @jax.custom_batching.custom_vmap
-  def run(due, step):
-    return jax.lax.cond(due, do, _keep, step)
-
-  @run.def_vmap
-  def _(axis_size, in_batched, due, step):
-    due, step = jax.tree.map(
-      lambda x, is_batched: x if is_batched else _repeat(x, axis_size),
-      (due, step),
-      tuple(in_batched),
+  def maybe(step):
+    return jax.tree.map(
+      functools.partial(jnp.where, due), _change(change, step), _keep(step)
     )
 
-    def some(due, step):
-      return jax.vmap(functools.partial(_where, do))(due, step)
-
-    def none(due, step):
-      del due
-      return jax.vmap(_keep)(step)
-
-    outcome = jax.lax.cond(jnp.any(due), some, none, due, step)
-    return outcome, jax.tree.map(lambda _: True, outcome)
-
-  return run(due, step)
+  return jax.lax.cond(_any_member(due), maybe, _keep, step)
 
 
-def _repeat(x: jax.Array, size: int) -> jax.Array:
-  return jnp.broadcast_to(x, (size, *jnp.shape(x)))
+@jax.custom_batching.custom_vmap
+def _any_member(due: jax.Array) -> jax.Array:
+  """Whether any member of a `vmap` is due: one answer, so `cond` stays a branch."""
+  return due
 
 
-def _where(do, due, step: Step) -> Outcome:
-  return jax.tree.map(functools.partial(jnp.where, due), do(step), _keep(step))
+@_any_member.def_vmap
+def _(axis_size, in_batched, due):
+  del axis_size, in_batched
+  return _any_member(jnp.any(due)), False
 
 
 def _keep(step: Step) -> Outcome:
-  zero = jnp.zeros((), jnp.int32)
-  return Outcome(step.updates, step.inner_state, step.state.masks, zero)
+  state = step.state
+  return Outcome(step.updates, step.inner_state, state.masks, state.num_grown)
 
 
 def _change(change: Change, step: Step) -> Outcome:
@@ -149,17 +135,14 @@ def _change(change: Change, step: Step) -> Outcome:
     weights = apply_masks(change.restore(weights, new), new)
   changed = jax.tree.map(jnp.logical_xor, old, new)
   updates = _updates_to(weights, step.params, updates, changed, new, change.restore)
-  grown = [jnp.sum(a & b, dtype=jnp.int32) for a, b in _pairs(changed, new)]
-  return Outcome(
-    updates,
-    reset_moments(change.inner, inner_state, weights, changed),
-    new,
-    sum(grown, jnp.zeros((), jnp.int32)),
-  )
+  num_grown = jax.tree.map(_add_grown, step.state.num_grown, changed, new)
+  inner_state = reset_moments(change.inner, inner_state, weights, changed)
+  return Outcome(updates, inner_state, new, num_grown)
 
 
-def _pairs(left: Any, right: Any):
-  return zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
+def _add_grown(num_grown: jax.Array, changed: jax.Array, masks: jax.Array) -> jax.Array:
+  layers = (changed & masks).reshape(len(num_grown), -1)
+  return num_grown + jnp.sum(layers, axis=1, dtype=jnp.int32)
 
 
 def _step_key(change: Change, step: Step) -> jax.Array | None:

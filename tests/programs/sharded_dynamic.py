@@ -66,7 +66,7 @@ def main() -> None:
     set_evolution(inner, masks, key=jax.random.key(4), **options),
   ):
     alone = train(tx, params, INPUTS)
-    assert int(alone[1].num_grown) > 100
+    assert sum(int(n.sum()) for n in jax.tree.leaves(alone[1].num_grown)) > 100
     for spec, input_spec in ((whole, rows), (columns, whole)):
       put = lambda x, spec=spec: jax.device_put(  # noqa: E731
         x, NamedSharding(mesh, spec if x.ndim > 1 else whole)
