@@ -81,9 +81,8 @@ def check(inner, extra=None, *, leave_out_none=False):
   assert zeros.all()
   for leaf in jax.tree.leaves(params):
     assert np.isfinite(leaf).all()
-  assert (
-    int(state.count) == STEPS and sum(map(int, jax.tree.leaves(state.num_grown))) > 10
-  )
+  assert int(state.count) == STEPS
+  assert sum(int(count.sum()) for count in jax.tree.leaves(state.num_grown)) > 10
   for layer in ("hidden", "out"):
     start, now = masks[layer]["kernel"], current_masks(state)[layer]["kernel"]
     grown = np.asarray(params[layer]["kernel"])[np.asarray(now & ~start)]
