@@ -48,6 +48,7 @@ from eoi_jax.masks import (
   count_masks,
   dead_units,
   kernel_masks,
+  mask_densities,
   random_masks,
 )
 from eoi_jax.meters import LayerProfile, layer_profiles, new_meter, watch
@@ -115,6 +116,7 @@ __all__ = [
   "kernel_masks",
   "layer_profiles",
   "magnitude_scores",
+  "mask_densities",
   "new_meter",
   "orthogonality_error",
   "pattern_fill",

@@ -49,16 +49,11 @@ def kernel_masks(
     (8, True)
   """
   kernels = kernels_lib.find_kernels(params, is_kernel=is_kernel, is_stacked=is_stacked)
-  densities = kernels_lib.kernel_densities(kernels, params, density)
-  masks = {}
-  for name, values in densities.items():
-    kernel = kernels[name]
-    counts = layer_counts(kernel, values)
-    layers = kernels_lib.as_layers(kernel, kernel.leaf) != 0
-    _check_support(name, layers, counts)
-    keys = kernels_lib.kernel_keys(key, kernel)
-    masks[name] = fill(keys, layers, counts).reshape(kernel.leaf.shape)
-  return kernels_lib.fill_tree(params, masks)
+
+  def support(kernel):
+    return kernels_lib.as_layers(kernel, kernel.leaf) != 0
+
+  return _exact_masks(key, params, density, kernels, support)
 
 
 def random_masks(
@@ -86,13 +81,22 @@ def random_masks(
     ValueError: if the structures differ or a density is not in `(0, 1]`.
   """
   kernels = kernels_lib.find_kernels(params, is_kernel=is_kernel, is_stacked=is_stacked)
+
+  def nothing(kernel):
+    return jnp.zeros((kernel.num_layers, *kernel.shape), bool)
+
+  return _exact_masks(key, params, density, kernels, nothing)
+
+
+def _exact_masks(key, params: Any, density: Any, kernels, support) -> Any:
+  """Masks of exact density that cover `support(kernel)`, `[num_layers, ...]`."""
   densities = kernels_lib.kernel_densities(kernels, params, density)
   masks = {}
   for name, values in densities.items():
     kernel = kernels[name]
-    nothing = jnp.zeros((kernel.num_layers, *kernel.shape), bool)
-    keys = kernels_lib.kernel_keys(key, kernel)
-    mask = fill(keys, nothing, layer_counts(kernel, values))
+    counts, layers = layer_counts(kernel, values), support(kernel)
+    _check_support(name, layers, counts)
+    mask = fill(kernels_lib.kernel_keys(key, kernel), layers, counts)
     masks[name] = mask.reshape(kernel.leaf.shape)
   return kernels_lib.fill_tree(params, masks)
 
@@ -100,6 +104,42 @@ def random_masks(
 def layer_counts(kernel: kernels_lib.Kernel, densities: np.ndarray) -> np.ndarray:
   """Trained weights of each layer, `round(density * size)`, int32 `[num_layers]`."""
   return np.array([round(d * kernel.size) for d in densities.tolist()], np.int32)
+
+
+def live_counts(kernel: kernels_lib.Kernel, mask: Any) -> np.ndarray | None:
+  """Trained weights of each layer of a mask, int32 `[num_layers]`; None if traced."""
+  if isinstance(mask, jax.core.Tracer):
+    return None
+  layers = np.asarray(mask).reshape(kernel.num_layers, -1)
+  return np.count_nonzero(layers, axis=1).astype(np.int32)
+
+
+def mask_densities(
+  masks: Any, *, is_stacked: LeafPredicate = kernels_lib.never_stacked
+) -> Any:
+  """Densities of masks: what `sparsify` and `budgets` take in their place.
+
+  Args:
+    masks: tree of bool leaves, True = trained; None = dense leaf.
+    is_stacked: `(name, leaf) -> bool`, which leaves have a leading axis of layers.
+
+  Returns:
+    Tree like `masks`: a float for each mask, a float64 array `[layers]` for a stacked
+    one, in `(0, 1]`: a layer without any trained weight counts as one with one.
+
+  Example:
+    >>> mask_densities([jnp.eye(4, dtype=bool), None])
+    [0.25, None]
+  """
+  kernels = kernels_lib.find_kernels(
+    masks, is_kernel=lambda name, leaf: True, is_stacked=is_stacked
+  )
+  densities = {}
+  for name, kernel in kernels.items():
+    counts = live_counts(kernel, kernel.leaf)
+    values = np.maximum(counts, 1) / kernel.size
+    densities[name] = values if kernel.stacked else float(values[0])
+  return kernels_lib.fill_tree(masks, densities)
 
 
 def _check_support(name: str, layers: jax.Array, counts: np.ndarray) -> None:

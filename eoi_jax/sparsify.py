@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -108,7 +107,7 @@ def sparsify(
   if given is None:
     counts = _counts(kernels, params, densities_or_masks)
   else:
-    counts = {n: _count(kernels[n], mask) for n, mask in given.items()}
+    counts = {n: masks_lib.live_counts(kernels[n], m) for n, m in given.items()}
   kernels = {name: kernel for name, kernel in kernels.items() if name in counts}
   layouts = blocks_lib.find_layouts(
     kernels, num_groups=num_groups, is_patches=is_patches
@@ -159,14 +158,6 @@ def _counts(kernels: dict[str, Kernel], params: Any, densities: Any):
   """Trained weights of every layer of every kernel that is given a density."""
   by_name = kernels_lib.kernel_densities(kernels, params, densities)
   return {n: masks_lib.layer_counts(kernels[n], d) for n, d in by_name.items()}
-
-
-def _count(kernel: Kernel, mask: Any) -> np.ndarray | None:
-  """Trained weights of every layer of a mask; None if it is traced."""
-  if isinstance(mask, jax.core.Tracer):
-    return None
-  layers = np.asarray(mask).reshape(kernel.num_layers, -1)
-  return layers.sum(axis=1).astype(np.int32)
 
 
 def _stacks(key, layouts: dict[str, Layout], counts, masks):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eoi_jax import apply_masks, eoi_init, kernel_masks
+from eoi_jax import apply_masks, eoi_init, kernel_masks, mask_densities, random_masks
 
 DENSITY = 0.2
 SHAPES = {"stem": (3, 3, 4, 8), "hidden": (32, 64)}
@@ -303,3 +303,23 @@ def test_masks_of_another_structure(value_error, params, case):
   masks, words = other_structures(params)[case]
   with value_error(*words):
     apply_masks(params, masks)
+
+
+def test_densities_of_masks_are_what_sparsify_takes():
+  masks = {
+    "dense": None,
+    "kernel": jnp.arange(12).reshape(3, 4) < 3,
+    "stack": jnp.arange(24).reshape(3, 2, 4) < 12,
+  }
+  found = mask_densities(masks, is_stacked=lambda name, leaf: name == "stack")
+  assert found["dense"] is None and found["kernel"] == 0.25
+  # A layer without a weight counts as one with one: no density is 0.
+  assert found["stack"].tolist() == [1, 0.5, 0.125]
+  params = {name: jnp.ones(m.shape) for name, m in masks.items() if m is not None}
+  options = {
+    "is_kernel": lambda name, leaf: True,
+    "is_stacked": lambda name, leaf: name == "stack",
+  }
+  wanted = {name: found[name] for name in params}
+  drawn = random_masks(jax.random.key(0), params, wanted, **options)
+  assert drawn["stack"].sum(axis=(1, 2)).tolist() == [8, 4, 1]
