@@ -71,6 +71,15 @@ def get_config(variant: str = "") -> ConfigDict:
   config.optimizer.label_smoothing = 0.0
   config.optimizer.clip_norm = 0.0  # largest norm of the gradient; 0 is any
 
+  config.dynamic = ConfigDict()
+  config.dynamic.method = "static"  # whether masks move: static, set, rigl
+  config.dynamic.fraction = 0.3  # of the live weights, at first; falls as a cosine
+  config.dynamic.every = 100  # steps
+  config.dynamic.until = 0.75  # part of the training after which masks stay
+  config.dynamic.scope = "layer"  # counts of each layer are kept; global: the total
+  config.dynamic.skip_step = False  # leave out the step where masks move, as published
+  config.dynamic.isometry_steps = 0  # towards isometry of the kernels, after each move
+
   # Trains once for each of `choices` of `field`, then draws all curves in one figure.
   config.compare = ConfigDict()
   config.compare.field = ""  # such as "sparsity.start"

@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from train.data import DATASETS
+from train.dynamic import METHODS
 from train.errors import UserError
 from train.gains import CRITICAL
 from train.mesh import PARAMETERS
@@ -133,6 +134,13 @@ FIELDS: dict[str, Check] = {
   "optimizer.warmup": _number(0, 1),
   "optimizer.label_smoothing": _number(0, 1, open_high=True),
   "optimizer.clip_norm": _number(0),
+  "dynamic.method": _choice(*METHODS),
+  "dynamic.fraction": _number(0, 1),
+  "dynamic.every": _integer(1, MANY),
+  "dynamic.until": _number(0, 1),
+  "dynamic.scope": _choice("layer", "global"),
+  "dynamic.skip_step": _boolean,
+  "dynamic.isometry_steps": _integer(0, MANY),
   "compare.field": _text,
   "compare.choices": _values,
 }

@@ -15,6 +15,7 @@ import numpy as np
 from eoi_jax.kernels import named_leaves
 from train import figures, mesh, summaries
 from train.checkpoints import Checkpoints
+from train.dynamic import count_grown
 from train.feed import Feed, evaluate_split
 from train.gains import gains
 from train.metrics import MetricsWriter, check_tensorboard, with_spread
@@ -205,6 +206,7 @@ def _chunk(
   data, number = run.feed.next(count), jax.device_put(np.int32(count))
   state, sums, norms = train_chunk(state, data, number, recipe=recipe)
   values = _means(sums) | _norms(norms)  # waits for the device
+  values |= jax.device_get(count_grown(state.opt_state))
   elapsed = time.perf_counter() - begin
   step += count
   rate = create_schedule(recipe.optimizer, recipe.num_steps)(step - 1)

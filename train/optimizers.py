@@ -2,9 +2,11 @@
 
 from typing import NamedTuple
 
+import jax
 import optax
 
-from eoi_jax import static_sparsity
+from eoi_jax.kernels import LeafPredicate, never_stacked
+from train.dynamic import STATIC, DynamicSettings, keep_sparse
 
 
 class OptimizerSettings(NamedTuple):
@@ -82,7 +84,13 @@ def create_schedule(settings: OptimizerSettings, num_steps: int) -> optax.Schedu
 
 
 def create_optimizer(
-  settings: OptimizerSettings, num_steps: int, masks
+  settings: OptimizerSettings,
+  num_steps: int,
+  masks,
+  *,
+  key: jax.Array,
+  dynamic: DynamicSettings = STATIC,
+  is_stacked: LeafPredicate = never_stacked,
 ) -> optax.GradientTransformation:
   """Builds the optimizer under which dead weights stay exactly zero.
 
@@ -92,6 +100,9 @@ def create_optimizer(
       The gradient of all live weights together is clipped to `clip_norm`, before that.
     num_steps: length of the training, for the schedule.
     masks: tree like the parameters; bool leaves, True = trained, None = dense.
+    key: a PRNG key for masks that move at random; the state keeps it.
+    dynamic: whether and how masks move.
+    is_stacked: `(name, leaf) -> bool`, which leaves hold several layers.
 
   Returns:
     An optax transformation.
@@ -99,4 +110,5 @@ def create_optimizer(
   tx = OPTIMIZERS[settings.name](settings, create_schedule(settings, num_steps))
   if settings.clip_norm:
     tx = optax.chain(optax.clip_by_global_norm(settings.clip_norm), tx)
-  return static_sparsity(tx, masks)
+  options = {"num_steps": num_steps, "key": key, "is_stacked": is_stacked}
+  return keep_sparse(tx, masks, settings=dynamic, **options)

@@ -10,6 +10,7 @@ from train import config as config_lib
 from train import mesh
 from train.data import load_dataset
 from train.datasets import DATASETS, STREAMED, Dataset, Stream
+from train.dynamic import dynamic_settings
 from train.errors import UserError
 from train.gains import gains
 from train.models import create_model
@@ -79,6 +80,7 @@ def check_plan(config: Any) -> Recipe:
       augment=config.data.augment,
       streamed=streamed,
       placement=mesh.create_placement(config.placement),
+      dynamic=dynamic_settings(config),
     )
     if not sparsity.needs_masks:
       jax.eval_shape(

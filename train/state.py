@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import eoi_jax
 from train.datasets import DatasetSpec
+from train.dynamic import STATIC, DynamicSettings
 from train.gains import gains
 from train.mesh import Placement
 from train.optimizers import OptimizerSettings, create_optimizer
@@ -33,6 +35,7 @@ class Recipe(NamedTuple):
     augment: whether training images are cropped and flipped at random.
     streamed: whether the host brings the batches of each chunk.
     placement: how the training lies on several devices, None on one.
+    dynamic: whether and how masks move.
   """
 
   model: Any
@@ -44,6 +47,18 @@ class Recipe(NamedTuple):
   augment: bool = False
   streamed: bool = False
   placement: Placement | None = None
+  dynamic: DynamicSettings = STATIC
+
+  def create_tx(self, masks: Any, key: jax.Array) -> optax.GradientTransformation:
+    """Returns the optimizer; masks and key are those of the start."""
+    return create_optimizer(
+      self.optimizer,
+      self.num_steps,
+      masks,
+      key=key,
+      dynamic=self.dynamic,
+      is_stacked=self.model.is_stacked,
+    )
 
 
 class TrainState(NamedTuple):
@@ -52,7 +67,7 @@ class TrainState(NamedTuple):
   Attributes:
     step: number of updates done, int32.
     params: the network's parameters; dead weights are exactly zero.
-    opt_state: the optimizer's state, of `static_sparsity`: it holds the masks.
+    opt_state: the optimizer's state, of `train.dynamic`: it holds the masks.
     batch_stats: running statistics of normalization layers, {} without any.
     key: the key of the training; keys of epochs and steps are folded into it.
   """
@@ -66,7 +81,7 @@ class TrainState(NamedTuple):
   @property
   def masks(self) -> Any:
     """Tree like `params`: bool leaves, True = trained, or None = dense leaf."""
-    return self.opt_state.masks
+    return eoi_jax.current_masks(self.opt_state)
 
 
 def named_key(key: jax.Array, name: str) -> jax.Array:
@@ -150,7 +165,7 @@ def create_train_state(
     params, masks = _sparsify(key, params, wanted, sparsity, recipe.model)
   else:
     params, masks, batch_stats = sparse_start(key, **args)
-  tx = create_optimizer(recipe.optimizer, recipe.num_steps, masks)
+  tx = recipe.create_tx(masks, named_key(key, "masks"))
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,

@@ -18,7 +18,6 @@ from eoi_jax.kernels import named_leaves
 from train.augment import crop_and_flip
 from train.datasets import DatasetSpec, Split
 from train.mesh import place_batch, place_state
-from train.optimizers import create_optimizer
 from train.seeds import over_seeds
 from train.state import Recipe, TrainState, named_key
 
@@ -115,7 +114,7 @@ def train_step(
     return sums.loss / recipe.batch_size, (sums, changed.get("batch_stats", {}))
 
   grads, (sums, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
-  tx = create_optimizer(recipe.optimizer, recipe.num_steps, state.masks)
+  tx = recipe.create_tx(state.masks, state.key)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   return (
     state._replace(
