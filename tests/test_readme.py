@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from train import paper
+from train import command, paper
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -21,7 +21,9 @@ KNOWN = (
   "python -m train.paper",
   "python -m train.preflight",
   "python -m train.prepare",
+  "python -m train.report",
   "python -m train.run",
+  "python -m train.sweep",
 )
 
 
@@ -91,6 +93,18 @@ def test_training_commands_run(arguments, tmp_path, request):
   output = _run(sys.executable, "-m", "train.run", *smoke, "--workdir", str(workdir))
   assert "test accuracy" in output.lower(), output
   assert list(workdir.rglob("*.png"))
+
+
+@_commands("python -m train.sweep")
+def test_sweep_commands_expand(arguments, tmp_path):
+  status = [*arguments, "--status", "--workdir", str(tmp_path)]
+  assert "todo" in _run(sys.executable, "-m", "train.sweep", *status)
+
+
+@_commands("python -m train.report")
+def test_reports_are_of_sweeps_above(arguments):
+  sweeps = [w[3:] for w in map(_without_prefix, COMMANDS) if w[2:3] == ["train.sweep"]]
+  assert arguments[0] in [str(command.default_workdir(words)) for words in sweeps]
 
 
 @_commands("python -m train.preflight")

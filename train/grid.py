@@ -129,8 +129,8 @@ def _change(base: Any, changes: dict[str, Any]) -> Any:
   with config.ignore_type():  # a scale may be a number or a word
     config.update_from_flattened_dict(changes)
   config_lib.validate(config)
-  if config.compare.field:
-    raise UserError(f"a sweep takes no `compare.field`, got {config.compare.field!r}.")
+  if config.compare.field or config.dry_run:
+    raise UserError("a sweep takes neither `compare.field` nor `dry_run`.")
   return config
 
 

@@ -6,6 +6,7 @@ Each directory gets `table.md`, `table.csv`, `figure.png` and `curves-COLUMN.png
 a PDF beside each figure. A cell counts as soon as it is finished.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,19 @@ def make(directory: Path) -> str:
     _save(report_draw.draw_points(table), directory / "figure")
     for column in table.columns:
       _save_curves(table, column, directory)
-  return f"\n{text}\n  table: {directory / 'table.md'}"
+  lines = [f"  table: {directory / 'table.md'}", *_environments(directory)]
+  return f"\n{text}\n" + "\n".join(lines)
+
+
+def _environments(directory: Path) -> list[str]:
+  """What the runs were made with, once for each kind of it."""
+  found = {}
+  for path in sorted(directory.rglob("environment.jsonl")):
+    for line in path.read_text(encoding="utf-8").splitlines():
+      place = json.loads(line)
+      text = f"commit {place['git_commit']}, {place['device']}, jax {place['jax']}"
+      found[f"  runs of: {text}, Python {place['python']}"] = None
+  return list(found)
 
 
 def _save_curves(table: Table, column: tuple[str, ...], directory: Path) -> None:

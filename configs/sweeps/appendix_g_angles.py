@@ -5,8 +5,9 @@ Rotations by one small angle leave the kernels near the identity. The kernels
 themselves are shown by `python -m train.paper angles`.
 
 Command: python -m train.sweep --config configs/sweeps/appendix_g_angles.py:cpu
-Variants: `:cpu` has 3 seeds, 10 epochs at a rate of .1; `:smoke` 2 seeds, 2 epochs of
-2000 images.
+Variants: `:cpu` has 3 seeds and 10 epochs, and so a rate of .1; `:smoke` 2 seeds and 2
+epochs of 2000 images.
+Cost: an estimate for 2 CPU cores, 3 minutes for `:cpu` and an hour for all.
 """
 
 from configs.sweeps import mlp7_schemes

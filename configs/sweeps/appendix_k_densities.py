@@ -6,7 +6,8 @@ The recipe is that of `table2_cifar10.py`. `figure.png` shows accuracy by scheme
 Command: python -m train.sweep --config configs/sweeps/appendix_k_densities.py:cpu
 Variants: `:cpu` trains ResNet-20 instead, from ERK masks at three densities on 5120
 images, one seed; `:smoke` two schemes of it for 2 epochs of 512 images.
-Cost: COST
+Cost: an estimate for 2 CPU cores, 20 minutes for `:cpu`; all of it is for an
+accelerator.
 """
 
 from configs.sweeps import schemes, table2_cifar10

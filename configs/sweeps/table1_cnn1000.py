@@ -8,7 +8,9 @@ takes 1000 steps; the dense network is delta-orthogonal.
 Command: python -m train.sweep --config configs/sweeps/table1_cnn1000.py:cpu
 Variants: `:cpu` keeps the depth and cuts the width to 16, the batch to 32 and the
 training set to 3200 images, 2 epochs at a constant rate of 1e-3, four schemes, one
-seed; `:smoke` 18 layers.
+seed; `:smoke` trains two schemes of 18 layers of 32 channels on 1000 images.
+Cost: an estimate for 2 CPU cores, 20 minutes for `:cpu` (1 s a step); all of it is for
+an accelerator.
 """
 
 from configs import cifar10_cnn1000, default
@@ -34,7 +36,7 @@ def get_config(variant: str = ""):
   config.seeds = (0, 1, 2, 3, 4)
   config.steps_per_dispatch = 50
   config.checkpoint_every = 5
-  config.keep_checkpoints = 1
+  config.keep_checkpoints, config.keep_best = 1, 0
   config.update_from_flattened_dict(default.choose(variant, VARIANTS))
   return config
 

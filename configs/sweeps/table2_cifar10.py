@@ -9,7 +9,8 @@ Variants: `:cpu` trains ResNet-32 on 5120 images and VGG-16 on 1280, from ERK ma
 density .1, one seed: 4 epochs of batches of 64 at a rate of .05, and 100 steps of Adam
 for AI; the test set is cut alike. `:smoke` trains two schemes of ResNet-20 for 2 epochs
 of 512 images.
-Cost: COST
+Cost: an estimate for 2 CPU cores, 25 minutes for `:cpu`; all of it is for an
+accelerator.
 """
 
 from configs import cifar10_resnet32, default
@@ -50,7 +51,7 @@ def get_axes(variant: str = ""):
     network = {"ResNet-20": {"model.depth": 20}}
     return {"network": network, "scheme": schemes("erk-base", "erk-eoi")}
   if variant == "cpu":
-    limits = {"ResNet-32": 5120, "VGG-16": 1280}  # a step of VGG-16 takes 4 times as long
+    limits = {"ResNet-32": 5120, "VGG-16": 1280}  # steps of VGG-16 take long
     networks = {n: {**NETWORKS[n], "data.limit": limit} for n, limit in limits.items()}
     return {"network": networks, "sparsity.density": (0.1,), "scheme": schemes(*ERK)}
   names = [f"{d}-{start}" for d in DISTRIBUTIONS for start in STARTS]
