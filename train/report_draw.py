@@ -27,10 +27,7 @@ def draw_points(table: Table) -> Any:
   for number, column in enumerate(columns):
     offset = (number - (len(columns) - 1) / 2) * min(0.22, 0.8 / len(columns))
     _draw_column(axes, table, column, number, offset)
-  chances = {run.summary["chance"] for e in table.entries.values() for run in e.runs}
-  for chance in chances:
-    style = {"color": QUIET, "linewidth": 1, "linestyle": (0, (1, 2)), "zorder": 0}
-    axes.axvline(100 * chance, label="chance", **style)
+  _draw_chance(axes, table)
   axes.set_yticks(range(len(rows)), rows)
   axes.set(xlabel="test accuracy (%)", ylim=(len(rows) - 0.5, -0.5))
   axes.spines[["top", "right"]].set_visible(False)
@@ -39,6 +36,15 @@ def draw_points(table: Table) -> Any:
   axes.set_title(table.title, fontsize=9)
   figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
   return figure
+
+
+def _draw_chance(axes, table: Table) -> None:
+  """Draws where chance is, unless all have left it far behind."""
+  found = [run for entry in table.entries.values() for run in entry.runs]
+  chance = max(run.summary["chance"] for run in found)
+  if min(min(run.accuracies) for run in found) < 3 * chance:
+    style = {"color": QUIET, "linewidth": 1, "linestyle": (0, (1, 2)), "zorder": 0}
+    axes.axvline(100 * chance, label="chance", **style)
 
 
 def _draw_column(axes, table: Table, column, number: int, offset: float) -> None:
