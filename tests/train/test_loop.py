@@ -6,33 +6,21 @@ import numpy as np
 import optax
 import pytest
 
-from configs import quickstart
 from eoi_jax import apply_masks
+from tests.train.small import (
+  assert_identical,
+  interrupt,
+  leaves,
+  numbers,
+  small,
+  stop_after,
+)
 from train import loop
 from train.data import Split
 from train.errors import UserError
 from train.loop import make_plan, train_and_evaluate
 from train.optimizers import OptimizerSettings, create_schedule
 from train.steps import epoch_order, evaluate, train_chunk, train_step
-
-TIMES = ("seconds", "steps_per_second")
-
-
-def small(**fields):
-  """The quickstart's net with few layers: 3 epochs of 20 steps."""
-  config = quickstart.get_config()
-  changes = {
-    "num_epochs": 3,
-    "steps_per_dispatch": 8,
-    "checkpoint_every": 1,
-    "model.depth": 5,
-    "optimizer.learning_rate": 0.03,
-    "compare.field": "",
-    "compare.choices": (),
-  }
-  with config.ignore_type():
-    config.update_from_flattened_dict(changes | fields)
-  return config
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,22 +35,6 @@ def finished(tmp_path_factory):
   """An undisturbed run and its workdir."""
   workdir = tmp_path_factory.mktemp("finished")
   return train_and_evaluate(small(), workdir), workdir
-
-
-def leaves(state):
-  state = state._replace(key=jax.random.key_data(state.key))
-  return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
-
-
-def assert_identical(state, other):
-  assert jax.tree.structure(state) == jax.tree.structure(other)
-  for a, b in zip(leaves(state), leaves(other), strict=True):
-    assert a.dtype == b.dtype
-    np.testing.assert_array_equal(a, b)
-
-
-def numbers(records):
-  return [{k: v for k, v in r.items() if k not in TIMES} for r in records]
 
 
 def test_dead_weights_are_exactly_zero_and_live_ones_moved(finished):
@@ -118,15 +90,8 @@ def test_metrics_are_complete_and_in_order(finished):
 @pytest.mark.parametrize("stop_at", [8, 28, 60])
 def test_a_killed_run_ends_bit_identical(finished, tmp_path, monkeypatch, stop_at):
   result, _ = finished
-  check = loop.check_finite
-
-  def die(record, *args):
-    if record["step"] == stop_at:
-      raise KeyboardInterrupt
-    check(record, *args)
-
   with monkeypatch.context() as patch:
-    patch.setattr(loop, "check_finite", die)
+    stop_after(stop_at, interrupt, patch)
     with pytest.raises(KeyboardInterrupt):
       train_and_evaluate(small(), tmp_path)
   # What a death in the middle of a write leaves behind.

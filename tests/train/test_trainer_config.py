@@ -22,7 +22,7 @@ MALFORMED = [
   ("eval_every", -3),
   ("checkpoint_every", 0),
   ("keep_checkpoints", 0),
-  ("data.name", "imagenet"),
+  ("data.name", "imagenet21k"),
   ("data.validation", 1.0),
   ("data.validation", -0.1),
   ("model.name", "transformer"),

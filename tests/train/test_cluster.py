@@ -1,0 +1,131 @@
+"""One device, eight, and two processes of two: the same losses and masks."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tests.train.small import small
+from train import cluster, mesh
+from train.checkpoints import Checkpoints
+from train.errors import UserError
+from train.plan import make_plan, start_state
+
+ROOT = Path(__file__).parents[2]
+COMMAND = [
+  sys.executable,
+  "-m",
+  "train.run",
+  "--config=configs/quickstart.py",
+  "--config.compare.field=",
+  "--config.compare.choices=()",
+  "--config.model.depth=4",
+  "--config.model.width=128",  # large enough to be split
+  "--config.num_epochs=3",
+  "--config.steps_per_dispatch=1",
+  "--quiet",
+]
+
+
+def start(workdir, devices, *flags):
+  return subprocess.Popen(
+    [*COMMAND, f"--workdir={workdir}", *flags],
+    cwd=ROOT,
+    env=os.environ
+    | {
+      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+      "JAX_PLATFORMS": "cpu",
+    },
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def finish(*processes):
+  outputs = [process.communicate(timeout=300)[0] for process in processes]
+  assert [process.returncode for process in processes] == [0] * len(processes), outputs
+  return outputs
+
+
+def losses(workdir):
+  lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+  return [line["loss"] for line in lines if line["split"] == "train"]
+
+
+def masks(workdir):
+  """Masks of the last checkpoint, read on one device wherever it was written."""
+  fields = {"model.depth": 4, "model.width": 128, "optimizer.learning_rate": 0.01}
+  like = start_state(make_plan(small(**fields)))
+  with Checkpoints(workdir / "checkpoints", keep=9) as checkpoints:
+    state = checkpoints.restore(like)
+  assert int(state.step) == 60
+  return [np.asarray(mask) for mask in jax.tree.leaves(state.masks)]
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("one")
+  finish(start(workdir, 1))
+  assert len(losses(workdir)) == 60
+  return workdir
+
+
+def assert_same(workdir, other):
+  np.testing.assert_allclose(losses(workdir), losses(other), atol=1e-5)
+  for ours, theirs in zip(masks(workdir), masks(other), strict=True):
+    assert ours.dtype == bool and 0 < ours.sum() < ours.size
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_eight_devices_with_parameters_in_parts(one_device, tmp_path):
+  (output,) = finish(start(tmp_path, 8, "--config.placement=sharded"))
+  assert "test accuracy" in output
+  assert_same(tmp_path, one_device)
+
+
+def test_two_processes_of_two_devices(one_device, tmp_path):
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+  flags = [f"--coordinator=localhost:{port}", "--num_processes=2"]
+  both = [start(tmp_path, 2, *flags, f"--process_id={index}") for index in range(2)]
+  first, second = finish(*both)
+  assert "test accuracy" in first and "test accuracy" not in second
+  environment = json.loads((tmp_path / "environment.jsonl").read_text())
+  assert environment["processes"] == "2" and environment["device"].startswith("4 x")
+  assert_same(tmp_path, one_device)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "detect", "words"),
+  [
+    (("localhost:1", None, None), False, "come together"),
+    (("localhost", 2, 0), False, "HOST:PORT, got 'localhost'"),
+    (("localhost:1", 2, 2), False, r"must be in \[0, 1\]"),
+    (("localhost:1", 2, 0), True, "--distributed takes no"),
+  ],
+)
+def test_contradicting_flags_are_refused(arguments, detect, words):
+  with pytest.raises(UserError, match=words):
+    cluster.join(*arguments, detect=detect)
+
+
+def test_masks_that_differ_between_processes_are_named(monkeypatch):
+  monkeypatch.setattr(mesh.jax, "process_count", lambda: 2)
+
+  def gather(hashes):
+    other = hashes.copy()
+    other[1] ^= 1
+    return np.stack([hashes, other])
+
+  monkeypatch.setattr(mesh.multihost_utils, "process_allgather", gather)
+  same = {"a": np.eye(3) > 0, "b": None}
+  with pytest.raises(UserError, match=r"the masks of c differ between processes"):
+    mesh.check_equal_masks(same | {"c": np.eye(4) > 0, "d": np.eye(5) > 0})

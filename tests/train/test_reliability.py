@@ -1,0 +1,280 @@
+"""A run never loses what it had computed, and says what stopped it."""
+
+import logging
+import math
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.monitoring
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.train.small import (
+  assert_identical,
+  interrupt,
+  numbers,
+  small,
+  stop_after,
+)
+from train import loop, watch
+from train.checkpoints import Checkpoints
+from train.errors import UserError
+from train.loop import make_plan, train_and_evaluate
+from train.metrics import MetricsWriter, with_spread
+from train.state import TrainState
+from train.workdir import claim_workdir, is_claimed
+
+PROGRAM = Path(__file__).parents[1] / "programs" / "kill_and_resume.py"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def standard_promotion():
+  """Optax's schedules and Adam mix integer and float arrays themselves."""
+  with jax.numpy_dtype_promotion("standard"):
+    yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """An undisturbed run: 3 epochs of 20 steps."""
+  return train_and_evaluate(small(), tmp_path_factory.mktemp("finished"))
+
+
+def test_kill_9_changes_nothing():
+  done = subprocess.run(
+    [sys.executable, str(PROGRAM), "2"],
+    capture_output=True,
+    text=True,
+    timeout=500,
+    check=False,
+  )
+  assert done.returncode == 0, done.stdout + done.stderr
+  assert "2 kills: bit-identical" in done.stdout
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(finished, tmp_path, monkeypatch):
+  before = signal.getsignal(signal.SIGTERM)
+  with monkeypatch.context() as patch:
+    stop_after(28, lambda: os.kill(os.getpid(), signal.SIGTERM), patch)
+    with pytest.raises(SystemExit) as stop:
+      train_and_evaluate(small(), tmp_path)
+  assert stop.value.code == 143
+  assert signal.getsignal(signal.SIGTERM) == before
+  assert "28" in os.listdir(tmp_path / "checkpoints")
+  assert not (tmp_path / "summary.json").exists()
+  resumed = train_and_evaluate(small(), tmp_path)
+  assert_identical(resumed.state, finished.state)
+  assert numbers(resumed.curves.records) == numbers(finished.curves.records)
+
+
+def interrupted(workdir, monkeypatch, step=48):
+  with monkeypatch.context() as patch:
+    stop_after(step, interrupt, patch)
+    with pytest.raises(KeyboardInterrupt):
+      train_and_evaluate(small(), workdir)
+  return workdir / "checkpoints" / "40"
+
+
+def cut_short(path: Path) -> None:
+  for file in path.rglob("*"):
+    if file.is_file():
+      file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip_a_bit(path: Path) -> None:
+  files = [p for p in (path / "state").rglob("*") if p.is_file() and "/d/" in str(p)]
+  largest = max(files, key=lambda file: file.stat().st_size)
+  content = bytearray(largest.read_bytes())
+  content[len(content) // 2] ^= 1
+  largest.write_bytes(content)
+
+
+def lose_a_file(path: Path) -> None:
+  (path / "state" / "_METADATA").unlink()
+  (path / "state" / "manifest.ocdbt").unlink()
+
+
+@pytest.mark.parametrize("damage", [cut_short, flip_a_bit, lose_a_file])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+  finished, tmp_path, monkeypatch, damage, caplog
+):
+  damage(interrupted(tmp_path, monkeypatch))
+  with caplog.at_level(logging.WARNING, logger="train"):
+    resumed = train_and_evaluate(small(), tmp_path)
+  assert "the checkpoint of step 40 is damaged" in caplog.text
+  assert_identical(resumed.state, finished.state)
+  assert numbers(resumed.curves.records) == numbers(finished.curves.records)
+
+
+def test_a_half_written_checkpoint_is_not_read(finished, tmp_path, monkeypatch):
+  whole = interrupted(tmp_path, monkeypatch)
+  whole.rename(whole.with_name("60.orbax-checkpoint-tmp-1"))
+  resumed = train_and_evaluate(small(), tmp_path)
+  assert_identical(resumed.state, finished.state)
+
+
+def state_of(step):
+  return TrainState(
+    jnp.int32(step),
+    {"w": jnp.full((4,), step, jnp.bfloat16)},
+    {},
+    {},
+    jax.random.key(0),
+  )
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path):
+  with Checkpoints(tmp_path / "all", keep=2, keep_best=1) as checkpoints:
+    for step, accuracy in enumerate((0.1, 0.9, 0.2, 0.3, 0.4), 1):
+      checkpoints.save(state_of(step), accuracy)
+  assert sorted(os.listdir(tmp_path / "all")) == ["2", "4", "5"]
+  with Checkpoints(tmp_path / "all", keep=2) as checkpoints:
+    found = checkpoints.restore(state_of(0))
+  assert int(found.step) == 5 and found.params["w"].dtype == jnp.bfloat16
+  assert jnp.issubdtype(found.key.dtype, jax.dtypes.prng_key)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path):
+  large = state_of(2)._replace(
+    params={"w": jax.random.normal(jax.random.key(0), 10**6)}
+  )
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  like = state_of(0)._replace(params={"w": jnp.zeros(10**6)})
+  words = r"cannot write a checkpoint .*last is of step 1"
+
+  def fill(checkpoints):
+    checkpoints.save(large._replace(step=jnp.int32(1)), 0.0)
+    checkpoints.wait()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+      checkpoints.save(large, 0.0)
+      checkpoints.wait()
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+  with (
+    pytest.raises(UserError, match=words),
+    Checkpoints(tmp_path / "all", keep=2) as checkpoints,
+  ):
+    fill(checkpoints)
+  with Checkpoints(tmp_path / "all", keep=2) as checkpoints:
+    found = checkpoints.restore(like)
+  assert int(found.step) == 1
+  np.testing.assert_array_equal(found.params["w"], large.params["w"])
+
+
+def test_metrics_on_a_full_disk_are_an_error(tmp_path):
+  words = r"cannot write .*metrics\.jsonl: No space left"
+  with MetricsWriter(tmp_path / "metrics.jsonl", None) as metrics:
+    place = metrics._file.fileno()
+    good, full = os.dup(place), os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, place)
+    with pytest.raises(UserError, match=words):
+      metrics.write({"step": 1})
+    os.dup2(good, place)
+    os.close(good)
+    os.close(full)
+
+
+def test_two_runs_in_one_workdir_are_refused(tmp_path):
+  with claim_workdir(tmp_path, small()):
+    assert is_claimed(tmp_path)
+    with pytest.raises(UserError, match=rf"in use by process {os.getpid()} "):
+      train_and_evaluate(small(), tmp_path)
+  assert not is_claimed(tmp_path)
+  with claim_workdir(tmp_path, small()):
+    pass
+
+
+def test_a_diverging_run_names_step_seed_and_leaves(tmp_path):
+  words = r"loss is nan after step \d+ .* for seed 0, 7; norms: .*kernel nan.* no check"
+  fields = {"optimizer.learning_rate": 1e30, "seeds": (0, 7)}
+  with pytest.raises(UserError, match=words):
+    train_and_evaluate(small(**fields), tmp_path)
+
+
+def test_only_the_seed_that_diverged_is_named():
+  record = {name: math.nan for name in ("loss", "grad_norm", "update_norm")}
+  record |= {"param_norm": 1.0, "step": 3, "epoch": 0.5}
+  record["seeds"] = {name: [1.0, math.inf] for name in record}
+  config = small(seeds=(4, 5))
+  with pytest.raises(UserError, match=r"for seed 5; norms: w 4.*checkpoint is of s"):
+    watch.check_finite(record, state_of(2), config, 2)
+
+
+def test_a_dead_weight_that_moves_is_a_defect(finished):
+  state = finished.state
+  params = jax.tree.map(lambda leaf: leaf + 1, state.params)
+  with pytest.raises(RuntimeError, match=r"not zero at step 60: \d+ of hidden/dense/k"):
+    watch.check_dead_weights(state._replace(params=params))
+  watch.check_dead_weights(state)
+
+
+def test_in_steady_state_nothing_compiles_and_nothing_is_transferred(
+  tmp_path, monkeypatch
+):
+  compiled, guarded, train_chunk = [], [], loop.train_chunk
+
+  def listen(event, duration, **kwargs):
+    del duration, kwargs
+    if event.endswith("backend_compile_duration"):
+      compiled.append(len(guarded))
+
+  def guard(state, data, count, *, recipe):
+    with jax.transfer_guard("disallow"):
+      guarded.append(True)
+      return train_chunk(state, data, count, recipe=recipe)
+
+  monkeypatch.setattr(loop, "train_chunk", guard)
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    train_and_evaluate(small(**{"model.width": 48}), tmp_path)
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
+  assert len(guarded) == 1 + 3 * 3  # compilation; 3 epochs of 8, 8 and 4 steps
+  # All with the first epoch and its end, but for the evaluation of the test set.
+  assert compiled and not [n for n in compiled if 4 < n < 10]
+
+
+def test_norms_and_rates_are_logged(finished):
+  records = [r for r in finished.curves.records if r["split"] == "train"]
+  live = sum(int(mask.sum()) for mask in jax.tree.leaves(finished.state.masks))
+  for record in records:
+    assert record["live_weights"] == live
+    assert record["grad_norm"] > 0 and record["steps_per_second"] > 0
+    assert 0 < record["update_norm"] < record["param_norm"]
+  norm = math.sqrt(
+    sum(float((x**2).sum()) for x in jax.tree.leaves(finished.state.params))
+  )
+  assert records[-1]["param_norm"] == pytest.approx(norm, rel=1e-5)
+
+
+def test_event_files_hold_the_metrics(tmp_path):
+  pytest.importorskip("tensorboardX", reason="tensorboardX is not installed")
+  with MetricsWriter(tmp_path / "metrics.jsonl", None, tensorboard=True) as metrics:
+    values = with_spread({"loss": [1.0, 3.0]}, several=True)
+    assert values["loss"] == 2 and values["loss_std"] == pytest.approx(math.sqrt(2))
+    metrics.write({"step": 5, "split": "train", **values})
+  (file,) = (tmp_path / "tensorboard").iterdir()
+  content = file.read_bytes()
+  assert b"train/loss" in content and b"train/loss_std" in content
+
+
+def test_a_dry_run_leaves_nothing(tmp_path, monkeypatch):
+  from train import dry_run
+
+  monkeypatch.chdir(tmp_path)
+  text = dry_run.describe(small(seeds=(1, 2)))
+  assert not list(tmp_path.iterdir())
+  for words in ("hidden/dense/kernel", "60, 20 an epoch", "MiB a device", "of a step"):
+    assert words in text
+  state = dry_run.measure(make_plan(small())).state_bytes
+  weights = 4 * (64 * 64 + 64) + 64 * 10 + 10
+  kernels = weights - 4 * 64 - 10
+  assert state == pytest.approx(2 * 4 * weights + kernels, abs=64)

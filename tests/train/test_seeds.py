@@ -1,0 +1,102 @@
+"""Several seeds in one program: each is what it would be alone."""
+
+import jax
+import numpy as np
+import pytest
+
+from tests.train.small import (
+  assert_identical,
+  interrupt,
+  numbers,
+  small,
+  stop_after,
+)
+from train.errors import UserError
+from train.loop import make_plan, start_state, train_and_evaluate
+from train.seeds import take_seed
+
+SEEDS = (0, 5, 11)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def standard_promotion():
+  """Optax's schedules and Adam mix integer and float arrays themselves."""
+  with jax.numpy_dtype_promotion("standard"):
+    yield
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+  return train_and_evaluate(small(seeds=SEEDS), tmp_path_factory.mktemp("many"))
+
+
+@pytest.mark.parametrize("index", [0, 2])
+def test_each_seed_is_its_own_run(many, tmp_path, index):
+  alone = train_and_evaluate(small(seed=SEEDS[index]), tmp_path)
+  state = take_seed(many.state, index)
+  assert int(state.step) == int(alone.state.step) == 60
+  for ours, theirs in zip(
+    jax.tree.leaves(state.masks), jax.tree.leaves(alone.state.masks), strict=True
+  ):
+    np.testing.assert_array_equal(ours, theirs)
+  for ours, theirs in zip(
+    jax.tree.leaves(state.params), jax.tree.leaves(alone.state.params), strict=True
+  ):
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)  # another program
+  for ours, theirs in zip(many.curves.records, alone.curves.records, strict=True):
+    assert ours["step"] == theirs["step"]
+    assert ours["seeds"]["loss"][index] == pytest.approx(theirs["loss"], abs=1e-4)
+
+
+def test_records_hold_every_seed_their_mean_and_spread(many):
+  for record in many.curves.records:
+    for name, values in record["seeds"].items():
+      assert len(values) == 3
+      assert record[name] == pytest.approx(np.mean(values))
+      assert record[f"{name}_std"] == pytest.approx(np.std(values, ddof=1))
+  summary = many.summary
+  assert summary["test_accuracy"] == pytest.approx(
+    np.mean(summary["test_accuracy_seeds"])
+  )
+  assert len(set(summary["test_loss_seeds"])) == 3
+  assert summary["parameters_live"] == 4 * (512 + 64) + 80 + 10
+
+
+def test_several_seeds_resume(many, tmp_path, monkeypatch):
+  with monkeypatch.context() as patch:
+    stop_after(28, interrupt, patch)
+    with pytest.raises(KeyboardInterrupt):
+      train_and_evaluate(small(seeds=SEEDS), tmp_path)
+  again = train_and_evaluate(small(seeds=SEEDS), tmp_path)
+  assert_identical(again.state, many.state)
+  assert numbers(again.curves.records) == numbers(many.curves.records)
+
+
+@pytest.mark.parametrize(
+  "fields",
+  [
+    {"sparsity.distribution": "snip", "sparsity.start": "base"},
+    {"sparsity.distribution": "synflow", "sparsity.synflow_rounds": 5},
+    {"sparsity.start": "ai", "sparsity.ai_steps": 5},
+  ],
+)
+def test_starts_of_several_seeds_are_those_of_one(fields):
+  together = start_state(make_plan(small(seeds=(3, 4), **fields)))
+  for index, seed in enumerate((3, 4)):
+    alone = start_state(make_plan(small(seed=seed, **fields)))
+    state = take_seed(together, index)
+    assert (jax.random.key_data(state.key) == jax.random.key_data(alone.key)).all()
+    for ours, theirs in zip(
+      jax.tree.leaves(state.masks), jax.tree.leaves(alone.masks), strict=True
+    ):
+      np.testing.assert_array_equal(ours, theirs)
+    for ours, theirs in zip(
+      jax.tree.leaves(state.params), jax.tree.leaves(alone.params), strict=True
+    ):
+      np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("seeds", [(1, 1), (-1,), ("a",), 3, (True,), (1.0,)])
+def test_wrong_seeds_are_named(seeds):
+  with pytest.raises(UserError, match=r"`seeds` must be a tuple of different seeds"):
+    make_plan(small(seeds=seeds))
