@@ -106,10 +106,8 @@ def layer_counts(kernel: kernels_lib.Kernel, densities: np.ndarray) -> np.ndarra
   return np.array([round(d * kernel.size) for d in densities.tolist()], np.int32)
 
 
-def live_counts(kernel: kernels_lib.Kernel, mask: Any) -> np.ndarray | None:
-  """Trained weights of each layer of a mask, int32 `[num_layers]`; None if traced."""
-  if isinstance(mask, jax.core.Tracer):
-    return None
+def live_counts(kernel: kernels_lib.Kernel, mask: Any) -> np.ndarray:
+  """Trained weights of each layer of a concrete mask, int32 `[num_layers]`."""
   layers = np.asarray(mask).reshape(kernel.num_layers, -1)
   return np.count_nonzero(layers, axis=1).astype(np.int32)
 

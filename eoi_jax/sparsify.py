@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -107,7 +108,12 @@ def sparsify(
   if given is None:
     counts = _counts(kernels, params, densities_or_masks)
   else:
-    counts = {n: masks_lib.live_counts(kernels[n], m) for n, m in given.items()}
+    counts = {
+      n: None
+      if isinstance(m, jax.core.Tracer)
+      else masks_lib.live_counts(kernels[n], m)
+      for n, m in given.items()
+    }
   kernels = {name: kernel for name, kernel in kernels.items() if name in counts}
   layouts = blocks_lib.find_layouts(
     kernels, num_groups=num_groups, is_patches=is_patches
