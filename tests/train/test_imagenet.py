@@ -16,6 +16,7 @@ from tensorflow_datasets.datasets.imagenet2012 import (  # noqa: E402
   imagenet2012_dataset_builder as official,
 )
 
+from configs import imagenet_deit3_s  # noqa: E402
 from train.data import load_dataset  # noqa: E402
 from train.errors import UserError  # noqa: E402
 from train.imagenet import centre, centre_box, random_box, random_crop  # noqa: E402
@@ -28,7 +29,8 @@ from train.imagenet_archives import (  # noqa: E402
   validation_name,
   wordnet_ids,
 )
-from train.imagenet_sample import add, tar  # noqa: E402
+from train.imagenet_sample import add, tar, write_archives  # noqa: E402
+from train.loop import train_and_evaluate  # noqa: E402
 from train.prepare import prepare  # noqa: E402
 from train.streams import StreamOptions  # noqa: E402
 
@@ -330,3 +332,21 @@ def test_streamed_data_sets_and_no_others_take_options():
     load_dataset("imagenet")
   with pytest.raises(ValueError, match="`stream` must be None for data set 'digits'"):
     load_dataset("digits", stream=StreamOptions(4))
+
+
+@pytest.mark.usefixtures("standard_promotion")  # of the schedule, by optax
+def test_a_recipe_trains_on_the_sample_set(tmp_path, monkeypatch):
+  classes = write_archives(tmp_path / "manual", train=2)
+  assert len(classes) == 16
+  manual_dir = str(tmp_path / "manual")
+  prepare("imagenet", str(tmp_path), manual_dir, partial=True)
+  monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+  config = imagenet_deit3_s.get_config("smoke")
+  # A small dense network instead compiles soon.
+  config.model.name, config.model.depth, config.model.width = "mlp", 2, 8
+  config.sparsity.start, config.sparsity.distribution = "orthogonal", "dense"
+  config.optimizer.learning_rate, config.num_epochs = 1e-4, 6
+  result = train_and_evaluate(config, tmp_path / "run")
+  losses = [r["loss"] for r in result.curves.records if r["split"] == "train"]
+  assert losses[-1] < losses[0]
+  assert result.summary["chance"] == 1 / 1000
