@@ -6,8 +6,8 @@ import zlib
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 import eoi_jax
@@ -97,14 +97,14 @@ class SparsitySettings(NamedTuple):
   density: float
   scale: float
   bias_std: float
-  reference: str = "delta_orthogonal"
-  ai_method: str = "sgd"
-  ai_steps: int = 10_000
-  synflow_rounds: int = 100
-  grasp_examples: int = 25
-  floors: str = "raise"
-  angle: float = 0.0
-  relu: bool = False
+  reference: str
+  ai_method: str
+  ai_steps: int
+  synflow_rounds: int
+  grasp_examples: int
+  floors: str
+  angle: float
+  relu: bool
 
   @property
   def options(self) -> dict[str, Any]:
@@ -127,9 +127,7 @@ def sparsity_settings(config: Any) -> SparsitySettings:
   """Returns the sparsity part of a config as a hashable value."""
   values = config.sparsity.to_dict() | gains(config)._asdict()
   values["relu"] = config.model.activation == "relu"
-  return SparsitySettings(
-    **{name: values[name] for name in SparsitySettings._fields if name in values}
-  )
+  return SparsitySettings(**{name: values[name] for name in SparsitySettings._fields})
 
 
 def optimizer_settings(config: Any) -> OptimizerSettings:
@@ -159,9 +157,8 @@ def create_train_state(
     params, batch_stats = dense_start(key, **args)
     wanted = masks
     if sparsity.start == "eoi":
-      wanted = budget_densities(
-        sparsity, params, _mask_densities(masks, recipe.model), recipe.model
-      )
+      wanted = eoi_jax.mask_densities(masks, is_stacked=recipe.model.is_stacked)
+      wanted = budget_densities(sparsity, params, wanted, recipe.model)
     params, masks = _sparsify(key, params, wanted, sparsity, recipe.model)
   else:
     params, masks, batch_stats = sparse_start(key, **args)
@@ -175,7 +172,27 @@ def create_train_state(
   )
 
 
-@functools.partial(jax.jit, static_argnames=("sparsity", "model", "spec"))
+def _compile_soon(function):
+  """Compiles a start; on a CPU with less optimization, which gives the same numbers.
+
+  A start runs once, and its program is large: one part for each shape of kernel.
+  """
+  static = ("sparsity", "model", "spec")
+  usual = jax.jit(function, static_argnames=static)
+  options = {"xla_backend_optimization_level": 1}
+  soon = jax.jit(function, static_argnames=static, compiler_options=options)
+
+  @functools.wraps(function)
+  def start(key, *, sparsity, model, spec):
+    inner = isinstance(key, jax.core.Tracer)  # options are for the outermost program
+    long = sparsity.start == "ai"
+    usually = inner or long or jax.default_backend() != "cpu"
+    return (usual if usually else soon)(key, sparsity=sparsity, model=model, spec=spec)
+
+  return start
+
+
+@_compile_soon
 def sparse_start(
   key: jax.Array, *, sparsity: SparsitySettings, model: Any, spec: DatasetSpec
 ) -> tuple[Any, Any, Any]:
@@ -186,7 +203,7 @@ def sparse_start(
   return params, masks, batch_stats
 
 
-@functools.partial(jax.jit, static_argnames=("sparsity", "model", "spec"))
+@_compile_soon
 def dense_start(
   key: jax.Array, *, sparsity: SparsitySettings, model: Any, spec: DatasetSpec
 ) -> tuple[Any, Any]:
@@ -242,16 +259,3 @@ def budget_densities(
     params, wanted, density=sparsity.density, floors=floors, **leaves
   )
   return eoi_jax.densities_from_budgets(params, counts, **leaves)
-
-
-def _mask_densities(masks: Any, model: Any) -> Any:
-  """Returns the density of each layer of each mask; one weight at the least."""
-
-  def densities_of(path, mask):
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    layers = np.asarray(mask)
-    layers = layers.reshape(len(layers) if model.is_stacked(name, mask) else 1, -1)
-    values = np.maximum(layers.sum(axis=1), 1) / layers.shape[1]
-    return values if len(values) > 1 else float(values[0])
-
-  return jax.tree_util.tree_map_with_path(densities_of, masks)

@@ -97,5 +97,9 @@ def create_model(config: Any, num_classes: int, *, bias_std: float) -> Network:
   """
   entry = MODELS[config.model.name]
   settings = {field: config.model[field] for field in entry.fields}
-  bias_init = bias_initializer(float(bias_std))
-  return entry.make(num_classes=num_classes, bias_init=bias_init, **settings)
+  return entry.make(
+    num_classes=num_classes,
+    kernel_init=bias_initializer(0.0),  # every such kernel gets its start later
+    bias_init=bias_initializer(float(bias_std)),
+    **settings,
+  )
