@@ -42,7 +42,7 @@ def keep_sparse(
   *,
   settings: DynamicSettings,
   num_steps: int,
-  key: jax.Array,
+  key: jax.Array | None = None,
   is_stacked: LeafPredicate = never_stacked,
 ) -> optax.GradientTransformation:
   """Wraps an optimizer so that dead weights stay exactly zero, and masks may move.
@@ -52,7 +52,7 @@ def keep_sparse(
     masks: tree like the parameters; bool leaves, True = trained, None = dense.
     settings: whether and how masks move.
     num_steps: length of the training.
-    key: a PRNG key, for SET.
+    key: a PRNG key; SET needs it.
     is_stacked: `(name, leaf) -> bool`, which leaves hold several layers.
 
   Returns:
@@ -79,6 +79,7 @@ def keep_sparse(
     "is_stacked": is_stacked,
   }
   if settings.method == "set":
+    assert key is not None
     return eoi_jax.set_evolution(tx, masks, key=key, **options)
   return eoi_jax.rigl(tx, masks, **options)
 

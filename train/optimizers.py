@@ -88,7 +88,7 @@ def create_optimizer(
   num_steps: int,
   masks,
   *,
-  key: jax.Array,
+  key: jax.Array | None = None,
   dynamic: DynamicSettings = STATIC,
   is_stacked: LeafPredicate = never_stacked,
 ) -> optax.GradientTransformation:
