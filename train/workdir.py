@@ -98,8 +98,8 @@ def refuse_another_config(path: Path, config: Any) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-  """Writes a file so that a reader, or a crash, sees all of it or none."""
-  part = path.with_name(path.name + ".part")
+  """Writes a file so that a reader or a crash sees all of it or none; many may write."""
+  part = path.with_name(f"{path.name}.{os.getpid()}.part")
   part.write_text(text, encoding="utf-8")
   part.replace(path)
 

@@ -1,5 +1,6 @@
 """Sweeps that run: cells that break, are taken, or are killed and go on."""
 
+import json
 import pathlib
 import random
 import signal
@@ -25,7 +26,7 @@ from configs.sweeps import schemes
 def get_config(variant=""):
   config = quickstart.get_config("smoke")
   config.update_from_flattened_dict({
-    "compare.field": "", "compare.choices": (), "model.depth": 3, "model.width": 16,
+    "compare.field": "", "compare.choices": (), "model.depth": 2, "model.width": 16,
     "num_epochs": 3, "checkpoint_every": 1, "seeds": (0, 1),
   })
   return config
@@ -176,6 +177,21 @@ def test_killed_and_started_again_the_table_is_the_same(
   assert (tmp_path / "table.md").read_text() == (undisturbed / "table.md").read_text()
   ours, theirs = (without_times(d / "table.csv") for d in (tmp_path, undisturbed))
   assert ours == theirs and len(ours) == 7
+
+
+def test_a_smoke_form_trains_on_real_mnist(tfds_data_dir, tmp_path):
+  if not (tfds_data_dir / "mnist").is_dir():
+    pytest.skip(f"mnist is not in TFDS_DATA_DIR={tfds_data_dir}")
+  loaded = grid.load_sweep(str(ROOT / "configs/sweeps/mlp7_schemes.py:smoke"))
+  assert sweep.run(sweep.share(loaded.cells, 0, 1, "*=0.1/erk-base"), tmp_path)
+  sweep.prepare(loaded, tmp_path)
+  shown = report.make(tmp_path)
+  (line,) = [x for x in shown.splitlines() if x.startswith("| erk-base |")]
+  assert line.startswith("| erk-base | todo | ") and "±" in line
+  (summary,) = tmp_path.rglob("summary.json")
+  found = json.loads(summary.read_text())
+  assert len(found["test_accuracy_seeds"]) == 2
+  assert found["density"] == pytest.approx(0.1, abs=1e-4)
 
 
 def test_the_command_shows_the_status(file, undisturbed):
