@@ -98,7 +98,7 @@ def refuse_another_config(path: Path, config: Any) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-  """Writes a file so that a reader or a crash sees all of it or none; many may write."""
+  """Writes a file so that a reader, or a crash, sees all of it or none."""
   part = path.with_name(f"{path.name}.{os.getpid()}.part")
   part.write_text(text, encoding="utf-8")
   part.replace(path)
