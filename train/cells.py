@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from train.errors import UserError
 from train.metrics import read_metrics
 from train.summaries import table
 from train.workdir import is_claimed, replace_text
@@ -50,13 +51,19 @@ def _last(workdir: Path) -> tuple[float | None, float | None]:
   return (records[-1]["epoch"], records[-1]["accuracy"]) if records else (None, None)
 
 
-def write_failure(workdir: Path, error: Exception) -> str:
-  """Notes why a run ended; returns the reason in one line."""
+def write_failure(workdir: Path, error: Exception) -> None:
+  """Notes why a run ended, in one line.
+
+  Raises:
+    UserError: if it cannot be written; the sweep had better stop then.
+  """
   kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
   reason = kind + " ".join(str(error).split())
-  workdir.mkdir(parents=True, exist_ok=True)
-  replace_text(workdir / _FAILURE, json.dumps({"error": reason}) + "\n")
-  return reason
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    replace_text(workdir / _FAILURE, json.dumps({"error": reason}) + "\n")
+  except OSError as new:
+    raise UserError(f"{reason}; cannot write to {workdir}: {new.strerror}.") from error
 
 
 def forget_failure(workdir: Path) -> None:

@@ -24,6 +24,7 @@ from train.command import default_workdir, exit_with, log_to_stderr, parse, scan
 from train.errors import UserError
 from train.grid import Cell, Sweep
 from train.loop import train_and_evaluate
+from train.prepared import prepared
 from train.progress import logger
 from train.workdir import is_claimed, refuse_another_config, replace_text
 
@@ -56,6 +57,13 @@ def prepare(sweep: Sweep, workdir: Path) -> None:
     replace_text(workdir / tables.SWEEP, grid.to_json(sweep))
   except OSError as error:
     raise UserError(f"cannot write to workdir {workdir}: {error.strerror}.") from error
+
+
+def check_data(cells: Sequence[Cell]) -> None:
+  """Raises a UserError, which says how to get it, if data of a sweep is missing."""
+  for name in sorted({cell.config.data.name for cell in cells} - {"digits"}):
+    with prepared(name):
+      pass
 
 
 def share(cells: Sequence[Cell], index: int, count: int, only: str = "*") -> list[Cell]:
@@ -92,7 +100,7 @@ def run(cells: Sequence[Cell], workdir: Path, *, retry: bool = False) -> bool:
   for number, cell in enumerate(cells, 1):
     begin = time.monotonic()
     before = cells_lib.read_status(workdir / cell.path).word
-    if before == "todo" or before == "stopped" or (before == "failed" and retry):
+    if before in ("todo", "stopped") or (before == "failed" and retry):
       _train(cell, workdir / cell.path)
     after = cells_lib.read_status(workdir / cell.path)
     whole &= after.word != "failed"
@@ -140,6 +148,7 @@ def _main(argv: list[str]) -> bool:
     named = [(cell.path, cells_lib.read_status(workdir / cell.path)) for cell in chosen]
     print(cells_lib.status_table(named))
     return True
+  check_data(chosen)
   prepare(sweep, workdir)
   whole = run(chosen, workdir, retry=_RETRY.value)
   print(report.make(workdir))

@@ -150,6 +150,15 @@ def test_impossible_shares(loaded, arguments, words):
     sweep.share(loaded.cells, *arguments)
 
 
+def test_missing_data_is_no_failure_of_the_cells(loaded, tmp_path, monkeypatch):
+  sweep.check_data(loaded.cells)  # the digits are bundled
+  config = loaded.cells[0].config.copy_and_resolve_references()
+  config.data.name = "mnist"
+  monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+  with pytest.raises(UserError, match=r"train.prepare --dataset=mnist"):
+    sweep.check_data([loaded.cells[0]._replace(config=config)])
+
+
 def without_times(path):
   return [line.rpartition(",")[0] for line in path.read_text().splitlines()]
 
