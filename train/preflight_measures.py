@@ -15,6 +15,7 @@ from train.loop import make_plan, start_state
 from train.models import ACTIVATIONS
 from train.state import named_key
 from train.steps import normalize
+from train.streams import take
 from train.summaries import Layer, describe
 
 # Above this error a kernel is no isometry: rounding stays well below.
@@ -90,7 +91,7 @@ def measure(config: Any, *, num_samples: int = 16) -> Inspection:
   calls = trace_calls(model, variables, spec.shape)
   layers = {row.name: row for row in describe(params, masks, scale, model)}
   assert layers.keys() <= calls.keys()
-  inputs = normalize(jnp.asarray(plan.dataset.train.images[:num_samples]), spec)
+  inputs = normalize(jnp.asarray(take(plan.dataset.train, num_samples).images), spec)
   apply_fn = functools.partial(_apply, model, _Frozen(stats))
   options = {"is_kernel": model.is_kernel, "is_stacked": model.is_stacked}
   key = named_key(jax.random.key(config.seed), "preflight")

@@ -31,6 +31,7 @@ from train.imagenet_archives import (  # noqa: E402
 )
 from train.imagenet_sample import add, tar, write_archives  # noqa: E402
 from train.loop import train_and_evaluate  # noqa: E402
+from train.plan import check_plan  # noqa: E402
 from train.prepare import prepare  # noqa: E402
 from train.streams import StreamOptions  # noqa: E402
 
@@ -350,3 +351,11 @@ def test_a_recipe_trains_on_the_sample_set(tmp_path, monkeypatch):
   losses = [r["loss"] for r in result.curves.records if r["split"] == "train"]
   assert losses[-1] < losses[0]
   assert result.summary["chance"] == 1 / 1000
+
+
+@pytest.mark.parametrize("distribution", ["snip", "grasp"])
+def test_a_stream_has_no_scores(distribution):
+  config = imagenet_deit3_s.get_config("smoke")
+  config.sparsity.distribution = distribution
+  with pytest.raises(UserError, match=f"must not score .* got '{distribution}'"):
+    check_plan(config)
