@@ -12,6 +12,7 @@ Each leaves NAME.png, NAME.pdf and NAME.json, the numbers, in `--out`.
 """
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 from absl import app, flags
 from absl import logging as absl_logging
 
-from train import paper_data, paper_draw, runs
+from train import paper_angles, paper_data, paper_draw, paper_spectrum, runs
 from train.command import exit_with
 from train.errors import UserError
 from train.workdir import replace_text
@@ -35,6 +36,10 @@ _DISTRIBUTIONS = flags.DEFINE_list(
 _STARTS = flags.DEFINE_list("starts", ["eoi", "ai", "base"], "spectrum: a curve each")
 _DENSITIES = flags.DEFINE_list(
   "densities", ["0.03", "0.05", "0.1", "0.2", "0.4", "1"], "spectrum: where to measure"
+)
+_AI_METHOD = flags.DEFINE_string("ai_method", "sgd", "spectrum: sgd, adam")
+_AI_STEPS = flags.DEFINE_integer(
+  "ai_steps", 1000, "spectrum: published are 10000, to the same end", lower_bound=1
 )
 
 
@@ -52,13 +57,25 @@ class Figure(NamedTuple):
   from_runs: bool = False
 
 
+def _density(text: str) -> float:
+  try:
+    density = float(text)
+  except ValueError:
+    density = math.nan
+  if not 0 < density <= 1:
+    raise UserError(f"`densities` must be numbers in (0, 1], got {text!r}.")
+  return density
+
+
 def _spectrum(_: list[str]) -> dict[str, Any]:
-  return paper_data.spectrum(
+  return paper_spectrum.spectrum(
     activations=_ACTIVATIONS.value,
     distributions=_DISTRIBUTIONS.value,
     starts=_STARTS.value,
-    densities=[float(density) for density in _DENSITIES.value],
+    densities=[_density(text) for text in _DENSITIES.value],
     num_seeds=_SEEDS.value,
+    ai_method=_AI_METHOD.value,
+    ai_steps=_AI_STEPS.value,
   )
 
 
@@ -69,7 +86,7 @@ FIGURES = {
   "spectrum": Figure(_spectrum, paper_draw.draw_spectrum),
   "time": Figure(lambda _: paper_data.init_time(), paper_draw.draw_time),
   "angles": Figure(
-    lambda _: paper_data.angles(num_seeds=_SEEDS.value), paper_draw.draw_angles
+    lambda _: paper_angles.angles(num_seeds=_SEEDS.value), paper_draw.draw_angles
   ),
   "delta": Figure(lambda _: paper_data.delta_kernel(), paper_draw.draw_delta),
   "curves": Figure(runs.curves, paper_draw.draw_curves, from_runs=True),

@@ -3,22 +3,12 @@
 import functools
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 import eoi_jax
-from train.command import load_config
-from train.data import DATASETS, load_dataset
-from train.loop import make_plan, start_state
-from train.steps import normalize
-
-NUM_SAMPLES = 64
-_MLP7 = str(Path(__file__).parents[1] / "configs/mnist_mlp7.py")
 
 
 def density(*, num_seeds: int, sizes: tuple[int, ...] = (64, 256, 1024)) -> dict:
@@ -53,63 +43,6 @@ def _count(seed: int, size: int, steps: np.ndarray) -> np.ndarray:
     support[a] = support[b] = support[a] | support[b]
     counts.append(total)
   return np.array(counts)[steps] / size**2
-
-
-def spectrum(
-  *,
-  activations: list[str],
-  distributions: list[str],
-  starts: list[str],
-  densities: list[float],
-  num_seeds: int,
-) -> dict[str, Any]:
-  """Singular values of MLP-7's Jacobian at Gaussian inputs, for every scheme."""
-  inputs = jax.random.normal(jax.random.key(0), (NUM_SAMPLES, 28, 28, 1))
-  curves = []
-  for activation in activations:
-    for distribution in distributions:
-      for start in starts:
-        curve: dict[str, Any] = {
-          "activation": activation,
-          "distribution": distribution,
-          "start": start,
-          "density": densities,
-        }
-        points = [
-          _spectrum_point(activation, distribution, start, d, inputs, num_seeds)
-          for d in densities
-        ]
-        curve |= {k: [point[k] for point in points] for k in ("mean", "max", "min")}
-        curves.append(curve)
-  return {"curves": curves, "seeds": num_seeds, "samples": NUM_SAMPLES}
-
-
-def _spectrum_point(activation, distribution, start, density, inputs, num_seeds):
-  summaries = []
-  for seed in range(num_seeds):
-    config = load_config(_MLP7)
-    config.update_from_flattened_dict(
-      {
-        "seed": seed,
-        "model.activation": activation,
-        "sparsity.distribution": distribution,
-        "sparsity.start": start,
-        "sparsity.density": density,
-      }
-    )
-    plan = make_plan(config)
-    params = start_state(plan).params
-    apply_fn = _apply_function(plan.recipe.model)
-    values = eoi_jax.jacobian_singular_values(apply_fn, params, inputs)
-    summaries.append(eoi_jax.spectrum_summary(values)[:3])
-  mean, top, bottom = np.mean(summaries, axis=0).tolist()
-  return {"mean": mean, "max": top, "min": bottom}
-
-
-@functools.cache
-def _apply_function(model):
-  """One function for equal models, so that it is compiled once."""
-  return lambda params, inputs: model.apply({"params": params}, inputs)
 
 
 def init_time(
@@ -151,72 +84,6 @@ def _seconds(function, repeats: int) -> float:
     jax.block_until_ready(function(key))
     times.append(time.perf_counter() - begin)
   return min(times)
-
-
-ANGLES = {"1 degree": math.pi / 180, "80 degrees": 80 * math.pi / 180, "uniform": None}
-
-
-def angles(
-  *, num_seeds: int, depth: int = 20, density: float = 0.125, num_epochs: int = 20
-) -> dict[str, Any]:
-  """Kernels from rotations by three laws of the angle, and how they train.
-
-  A tanh net of 64 units on the digits, batches of 64, gradient descent with momentum.
-  """
-  result: dict[str, Any] = {"kernels": {}, "loss": {}}
-  data = load_dataset("digits").train
-  inputs = normalize(jnp.asarray(data.images), DATASETS["digits"])
-  inputs = inputs.reshape(len(inputs), -1)
-  labels = jnp.asarray(data.labels)
-  for name, angle in ANGLES.items():
-    init = eoi_jax.eoi_init(density, scale=1.0247, angle=angle)
-    result["kernels"][name] = np.asarray(init(jax.random.key(0), (64, 64))).tolist()
-    keys = jax.random.split(jax.random.key(1), num_seeds)
-    train = functools.partial(_train, init, depth, inputs, labels, num_epochs)
-    result["loss"][name] = np.asarray(jax.jit(jax.vmap(train))(keys)).tolist()
-  return result | {"depth": depth, "density": density, "seeds": num_seeds}
-
-
-def _train(init, depth, inputs, labels, num_epochs, key):
-  """Mean loss of every epoch of one training."""
-  key_start, key_output, key_masks, key = jax.random.split(key, 4)
-  kernels = jax.vmap(lambda k: init(k, (64, 64)))(jax.random.split(key_start, depth))
-  params = {"hidden": kernels, "output": init(key_output, (64, 10))}
-  masks = eoi_jax.kernel_masks(
-    key_masks,
-    params,
-    0.125,
-    is_kernel=lambda name, leaf: True,
-    is_stacked=lambda name, leaf: name == "hidden",
-  )
-  tx = eoi_jax.static_sparsity(optax.sgd(0.01, 0.9), masks)
-  return _epochs(tx, params, key, inputs, labels, num_epochs)
-
-
-def _epochs(tx, params, key, inputs, labels, num_epochs):
-  def loss_fn(params, rows):
-    x, _ = jax.lax.scan(
-      lambda x, w: (jnp.tanh(x @ w), None), inputs[rows], params["hidden"]
-    )
-    logits = x @ params["output"]
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels[rows])
-    return losses.mean()
-
-  def step(carry, rows):
-    params, state = carry
-    loss, grads = jax.value_and_grad(loss_fn)(params, rows)
-    updates, state = tx.update(grads, state, params)
-    return (optax.apply_updates(params, updates), state), loss
-
-  def epoch(carry, key):
-    order = jax.random.permutation(key, len(labels))
-    carry, losses = jax.lax.scan(
-      step, carry, order[: len(labels) // 64 * 64].reshape(-1, 64)
-    )
-    return carry, losses.mean()
-
-  keys = jax.random.split(key, num_epochs)
-  return jax.lax.scan(epoch, (params, tx.init(params)), keys)[1]
 
 
 def delta_kernel(*, channels: int = 24, density: float = 0.1) -> dict[str, Any]:

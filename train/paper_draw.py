@@ -51,7 +51,13 @@ def draw_spectrum(data: dict[str, Any]) -> Any:
     _density_ticks(axes, curves[0]["density"])
   for axes in grid[:: shape[1]]:
     axes.set_ylabel("singular value of the Jacobian")
-  grid[0].legend(frameon=False, fontsize=8, title="mean and range", title_fontsize=8)
+  grid[0].legend(frameon=False, fontsize=8)
+  figure.suptitle(
+    f"mean of the singular values with its deviation over {data['seeds']} seeds; "
+    f"shaded from the smallest to the largest (AI: {data['ai']})",
+    fontsize=9,
+    color=QUIET,
+  )
   return figure
 
 
@@ -62,8 +68,16 @@ def _draw_range(axes, curve, number: int) -> None:
   for edge in ("min", "max"):
     axes.plot(x, curve[edge], color=color, linestyle=dashes, linewidth=0.7)
   marker = ("o", "s", "^", "D", "v", "P")[number]
-  style = {"marker": marker, "ms": 4, "linestyle": dashes, "linewidth": 1.8}
-  axes.plot(x, curve["mean"], label=curve["start"], color=color, **style)
+  style = {
+    "marker": marker,
+    "ms": 4,
+    "linestyle": dashes,
+    "linewidth": 1.8,
+    "capsize": 2,
+  }
+  axes.errorbar(
+    x, curve["mean"], curve["deviation"], label=curve["start"], color=color, **style
+  )
 
 
 def _density_ticks(axes, densities) -> None:
@@ -94,6 +108,8 @@ def draw_time(data: dict[str, Any]) -> Any:
 
 def draw_angles(data: dict[str, Any]) -> Any:
   """Draws a kernel for each law of the angle, and the losses."""
+  from matplotlib.colors import LogNorm
+
   names = list(data["kernels"])
   ratios = {"width_ratios": [1.0] * len(names) + [1.3]}
   figure, panels = _figure(
@@ -102,7 +118,9 @@ def draw_angles(data: dict[str, Any]) -> Any:
   shown: Any = None
   for axes, name in zip(panels, names, strict=False):
     image = np.abs(np.array(data["kernels"][name]))
-    shown = axes.imshow(image, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    style = {"cmap": "Blues", "norm": LogNorm(1e-4, 1, clip=True)}
+    image = np.ma.masked_equal(image, 0)  # as white as the paper
+    shown = axes.imshow(image, interpolation="nearest", **style)
     axes.set(xlabel="output unit", ylabel="input unit")
     axes.grid(False)
     axes.set_title(name, fontsize=10)
@@ -110,14 +128,14 @@ def draw_angles(data: dict[str, Any]) -> Any:
   axes = panels[-1]
   for number, name in enumerate(names):
     losses = np.array(data["loss"][name])
-    epochs = np.arange(1, losses.shape[1] + 1)
     style = {"color": COLORS[number], "linestyle": DASHES[number]}
     low, high = losses.min(axis=0), losses.max(axis=0)
-    axes.fill_between(epochs, low, high, color=COLORS[number], alpha=0.2, lw=0)
-    axes.plot(epochs, losses.mean(axis=0), label=name, linewidth=1.8, **style)
+    axes.fill_between(data["epoch"], low, high, color=COLORS[number], alpha=0.2, lw=0)
+    axes.plot(data["epoch"], losses.mean(axis=0), label=name, linewidth=1.8, **style)
   axes.set(xlabel="epoch", ylabel="training loss (nats)", yscale="log")
   plain_log_ticks(axes)
-  axes.set_title(f"{data['depth']} layers, {data['seeds']} seeds", fontsize=10)
+  title = f"{data['network']} on {data['data']}, density {data['density']:g}"
+  axes.set_title(f"{title}\nmean and range of {data['seeds']} seeds", fontsize=9)
   axes.legend(frameon=False, fontsize=8)
   return figure
 
@@ -164,7 +182,8 @@ def draw_curves(data: dict[str, Any]) -> Any:
   accuracy.set(xlabel="epoch", ylabel="held-out accuracy (%)")
   if len(data) > len(COLORS):  # too many for a legend inside the axes
     handles = accuracy.get_legend_handles_labels()
-    figure.legend(*handles, loc="outside right center", frameon=False, fontsize=7)
+    style = {"frameon": False, "fontsize": 7, "handlelength": 3.5}
+    figure.legend(*handles, loc="outside right center", **style)
   else:
     accuracy.legend(frameon=False, fontsize=8)
   return figure
