@@ -6,7 +6,7 @@ Command: python -m train.run --config configs/cifar10_resnet110.py
 Variants: `:smoke` trains for 2 epochs of 128 images.
 
 Cost: an estimate for 2 CPU cores, 56 hours; `:smoke` 85 s of CPU time (measured on
-cores shared with many jobs), nearly all of it compilation.
+cores shared with many jobs), most of it compilation.
 """
 
 from configs import cifar10_resnet32, default

@@ -12,7 +12,7 @@ from jax.nn.initializers import Initializer
 from eoi_jax import kernels
 from train.models.activations import ACTIVATIONS
 from train.models.convolution import convolution
-from train.models.network import Network
+from train.models.network import Network, is_rest
 from train.models.norms import batch_norm
 from train.models.stacks import stack
 
@@ -120,11 +120,7 @@ class EfficientNet(Network):
     )
     return dense(x.mean((1, 2))).astype(jnp.float32)
 
-  @staticmethod
-  def is_stacked(name: str, leaf: Any) -> bool:
-    """Whether the leaf called `name` belongs to the equal blocks of a stage."""
-    del leaf
-    return name.partition("/")[0].endswith("_rest")
+  is_stacked = staticmethod(is_rest)
 
   @staticmethod
   def is_kernel(name: str, leaf: Any) -> bool:

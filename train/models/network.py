@@ -7,6 +7,15 @@ import flax.linen as nn
 from eoi_jax import kernels
 
 
+def is_rest(name: str, leaf: Any) -> bool:
+  """Whether the parameter `name` belongs to a stack called `..._rest`.
+
+  So are those called that hold the equal blocks of a stage, all but the first.
+  """
+  del leaf
+  return name.partition("/")[0].endswith("_rest")
+
+
 class Network(nn.Module):
   """A Linen module that says which leaves are kernels and which are stacks."""
 

@@ -15,7 +15,7 @@ from jax.nn.initializers import Initializer
 
 from train.models.activations import ACTIVATIONS
 from train.models.convolution import convolution
-from train.models.network import Network
+from train.models.network import Network, is_rest
 from train.models.norms import batch_norm
 from train.models.stacks import stack
 
@@ -130,11 +130,7 @@ class ResNet(Network):
     )
     return dense(x.mean((1, 2))).astype(jnp.float32)
 
-  @staticmethod
-  def is_stacked(name: str, leaf: Any) -> bool:
-    """Whether the leaf called `name` belongs to the equal blocks of a stage."""
-    del leaf
-    return name.partition("/")[0].endswith("_rest")
+  is_stacked = staticmethod(is_rest)
 
 
 def cifar_resnet(depth: int, **options) -> ResNet:
