@@ -79,6 +79,7 @@ def get_config(variant: str = "") -> ConfigDict:
   config.dynamic.scope = "layer"  # counts of each layer are kept; global: the total
   config.dynamic.skip_step = False  # leave out the step where masks move, as published
   config.dynamic.isometry_steps = 0  # towards isometry of the kernels, after each move
+  config.dynamic.isometry_scale = 0.0  # the gain to reach; 0: each kernel keeps its own
 
   # Trains once for each of `choices` of `field`, then draws all curves in one figure.
   config.compare = ConfigDict()

@@ -141,6 +141,7 @@ FIELDS: dict[str, Check] = {
   "dynamic.scope": _choice("layer", "global"),
   "dynamic.skip_step": _boolean,
   "dynamic.isometry_steps": _integer(0, MANY),
+  "dynamic.isometry_scale": _number(0),
   "compare.field": _text,
   "compare.choices": _values,
 }

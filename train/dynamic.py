@@ -26,6 +26,7 @@ class DynamicSettings(NamedTuple):
   scope: str = "layer"
   skip_step: bool = False
   isometry_steps: int = 0
+  isometry_scale: float = 0.0
 
 
 STATIC = DynamicSettings()
@@ -64,7 +65,7 @@ def keep_sparse(
   if settings.isometry_steps:
     restore = functools.partial(
       eoi_jax.restore_isometry,
-      scale=None,  # training has given each kernel a gain of its own
+      scale=settings.isometry_scale or None,
       num_steps=settings.isometry_steps,
       is_stacked=is_stacked,
     )
