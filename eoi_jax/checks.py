@@ -31,6 +31,14 @@ def number(name: str, value: Any) -> float:
   return result
 
 
+def positive(name: str, value: Any) -> float:
+  """Returns `value` as a positive finite Python float or raises ValueError."""
+  result = number(name, value)
+  if result <= 0:
+    raise ValueError(f"`{name}` must be positive, got {value!r}.")
+  return result
+
+
 def density(value: Any) -> float:
   """Returns a density in `(0, 1]` as a Python float or raises ValueError."""
   try:

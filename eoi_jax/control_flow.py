@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from typing import Any
 
 import jax
@@ -10,12 +11,12 @@ import jax.numpy as jnp
 from eoi_jax.active import Active, Arithmetic
 
 
-class ControlFlow(Arithmetic):
+class ControlFlow(Arithmetic, abc.ABC):
   """JAX's control flow with active arrays, in terms of `evaluate`."""
 
+  @abc.abstractmethod
   def evaluate(self, jaxpr: Any, consts: Any, arguments: Any) -> list[Any]:
     """Values of the outputs of a jaxpr; each active or a plain array."""
-    raise NotImplementedError
 
   def pack(self, value, as_active):
     """A value as a tree for JAX's control flow."""

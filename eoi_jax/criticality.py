@@ -56,7 +56,7 @@ def critical_point(activation: Activation, q_star: float) -> tuple[float, float]
     >>> bool(abs(sigma_w**2 - 2) < 1e-9), sigma_b
     (True, 0.0)
   """
-  q_star = _positive("q_star", q_star)
+  q_star = checks.positive("q_star", q_star)
   square, slope = quadrature.squared_means(activation, q_star)
   if not slope > 0:
     raise ValueError(
@@ -94,7 +94,7 @@ def critical_variance(activation: Activation, sigma_w: float) -> float:
     >>> print(f"{critical_point(jax.numpy.tanh, q_star)[1] ** 2:.3g}")
     2.01e-05
   """
-  sigma_w = _positive("sigma_w", sigma_w)
+  sigma_w = checks.positive("sigma_w", sigma_w)
 
   def excess(log_q):
     return math.log(chi_1(activation, math.exp(log_q), sigma_w=sigma_w))
@@ -182,10 +182,9 @@ def chi_1(activation: Activation, q_star: float, *, sigma_w: float) -> float:
     >>> round(chi_1(jax.nn.relu, 1.0, sigma_w=1.0), 9)
     0.5
   """
-  sigma_w = _positive("sigma_w", sigma_w)
-  return (
-    sigma_w**2 * quadrature.squared_means(activation, _positive("q_star", q_star))[1]
-  )
+  sigma_w = checks.positive("sigma_w", sigma_w)
+  q_star = checks.positive("q_star", q_star)
+  return sigma_w**2 * quadrature.squared_means(activation, q_star)[1]
 
 
 def correlation_length(activation: Activation, sigma_w: float, sigma_b: float) -> float:
@@ -219,18 +218,11 @@ def correlation_length(activation: Activation, sigma_w: float, sigma_b: float) -
   return math.inf if rate < _CRITICAL else 1 / rate
 
 
-def _positive(name: str, value) -> float:
-  number = checks.number(name, value)
-  if number <= 0:
-    raise ValueError(f"`{name}` must be positive, got {value!r}.")
-  return number
-
-
 def _gains(sigma_w, sigma_b) -> tuple[float, float]:
   sigma_b = checks.number("sigma_b", sigma_b)
   if sigma_b < 0:
     raise ValueError(f"`sigma_b` must be at least 0, got {sigma_b!r}.")
-  return _positive("sigma_w", sigma_w), sigma_b
+  return checks.positive("sigma_w", sigma_w), sigma_b
 
 
 def _root(function: Callable[[float], float], left: float, right: float) -> float:

@@ -90,14 +90,11 @@ def approximate_isometry(
       "`kernels` and bool `masks` must have one shape [n, *window, in, out], got "
       f"{kernels.shape} and {masks.dtype}{masks.shape}."
     )
-  scale = checks.number("scale", scale)
+  scale = checks.positive("scale", scale)
   num_steps = _NUM_STEPS[method] if num_steps is None else num_steps
   num_steps = checks.integer("num_steps", num_steps, 0)
   step_size = _STEP_SIZE[method] if step_size is None else step_size
-  step_size = checks.number("step_size", step_size)
-  if scale <= 0 or step_size <= 0:
-    name, value = ("scale", scale) if scale <= 0 else ("step_size", step_size)
-    raise ValueError(f"`{name}` must be positive, got {value}.")
+  step_size = checks.positive("step_size", step_size)
   return _run(kernels, masks, scale, step_size, num_steps, method, curve)
 
 

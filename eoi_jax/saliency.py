@@ -125,9 +125,7 @@ def grasp_scores(
 
   Reference: Wang et al., 2020, arXiv:2002.07376.
   """
-  temperature = checks.number("temperature", temperature)
-  if temperature <= 0:
-    raise ValueError(f"`temperature` must be positive, got {temperature}.")
+  temperature = checks.positive("temperature", temperature)
   parts = _as_batches(batches)
   kernels = scoring.find_kernels(params, is_kernel)
   with scoring.working_precision(dtype):
