@@ -17,14 +17,14 @@ from train.models.stacks import run_in_segments, stack
 
 
 class _Layer(nn.Module):
-  """One circular convolution, in the form that `nn.scan` wants."""
+  """One circular convolution, in the form that `nn.scan` wants; activation first."""
 
   conv: Callable[..., nn.Module]
   activation: Callable[[jax.Array], jax.Array]
 
   @nn.compact
   def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
-    return self.activation(self.conv(name="conv")(x)), None
+    return self.conv(name="conv")(self.activation(x)), None
 
 
 class CNN(Network):
@@ -68,7 +68,8 @@ class CNN(Network):
     )
     activation = ACTIVATIONS[self.activation]
     for number, stride in enumerate((1, 2, 2)):
-      x = activation(conv(strides=stride, name=f"input{number}")(x))
+      x = activation(x) if number else x
+      x = conv(strides=stride, name=f"input{number}")(x)
     if self.depth > 4:
       fields = (conv, activation)
       if self.remat and not self.is_initializing():
@@ -76,6 +77,7 @@ class CNN(Network):
         x = run_in_segments(_Layer(*fields, parent=None), params, x)
       else:
         x, _ = stack(_Layer, self.depth - 4)(*fields, name="hidden")(x, None)
+    x = activation(x)
     x = nn.pool(x, 0.0, jax.lax.add, (2, 2), (2, 2), "VALID") / 4.0
     x = x.reshape((x.shape[0], -1))
     dense = nn.Dense(self.num_classes, dtype=dtype, name="output", **options)

@@ -15,14 +15,18 @@ from train.models.stacks import run_in_segments, stack
 
 
 class _Layer(nn.Module):
-  """One hidden layer, in the form that `nn.scan` wants: `(carry, None)` twice."""
+  """One hidden layer, in the form that `nn.scan` wants: `(carry, None)` twice.
+
+  The activation comes first: what it returns is what the kernel's gradient needs, and
+  the backward pass keeps one array for each layer.
+  """
 
   dense: Callable[..., nn.Module]
   activation: Callable[[jax.Array], jax.Array]
 
   @nn.compact
   def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
-    return self.activation(self.dense(name="dense")(x)), None
+    return self.dense(name="dense")(self.activation(x)), None
 
 
 class MLP(Network):
@@ -64,7 +68,7 @@ class MLP(Network):
     )
     activation = ACTIVATIONS[self.activation]
     x = x.reshape((x.shape[0], -1))
-    x = activation(dense(self.width, name="input")(x))
+    x = dense(self.width, name="input")(x)
     if self.depth > 2:
       fields = (functools.partial(dense, self.width), activation)
       if self.remat and not self.is_initializing():
@@ -72,6 +76,7 @@ class MLP(Network):
         x = run_in_segments(_Layer(*fields, parent=None), params, x)
       else:
         x, _ = stack(_Layer, self.depth - 2)(*fields, name="hidden")(x, None)
+    x = activation(x)
     return dense(self.num_classes, name="output")(x).astype(jnp.float32)
 
   @staticmethod
