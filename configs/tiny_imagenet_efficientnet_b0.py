@@ -12,9 +12,9 @@ The data set is prepared once from the official archive in a directory of yours:
 Command: python -m train.run --config configs/tiny_imagenet_efficientnet_b0.py
 Variants: `:smoke` trains for 2 epochs of 64 images.
 
-Cost: the whole recipe is for an accelerator and was not run; `:smoke`, 5 minutes on 2
-CPU cores shared with many jobs, 131 s of CPU time, nearly all of it compilation
-(measured).
+Cost: the whole recipe is for an accelerator and was not run; `:smoke` 190 s of CPU
+time, nearly all of it compilation (measured on 2 cores shared with many jobs, where it
+took 8 minutes).
 """
 
 from configs import default
