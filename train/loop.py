@@ -25,8 +25,8 @@ from train.preemption import EXIT_STATUS, Preemption
 from train.progress import Progress, logger
 from train.seeds import take_seed
 from train.state import Recipe, TrainState
-from train.steps import Norms, Sums, count_live, train_chunk
-from train.watch import check_dead_weights, check_finite
+from train.steps import Norms, Sums, train_chunk
+from train.watch import check_finite, check_weights
 from train.workdir import claim_workdir, replace_text
 
 __all__ = ["Result", "make_plan", "start_state", "train_and_evaluate"]
@@ -210,13 +210,11 @@ def _chunk(
   elapsed = time.perf_counter() - begin
   step += count
   rate = create_schedule(recipe.optimizer, recipe.num_steps)(step - 1)
-  live = int(jax.device_get(count_live(state))) // len(seeds_of(run.plan.config))
   record = run.record(
     step,
     "train",
     values,
     learning_rate=float(np.asarray(rate)),
-    live_weights=live,
     steps_per_second=count / elapsed,
     seconds=run.seconds + elapsed,
   )
@@ -225,11 +223,11 @@ def _chunk(
 
 def _evaluation(run: _Run, state: TrainState, step: int) -> dict[str, Any]:
   """Returns the record of the held-out split; of the test set if none is held out."""
-  check_dead_weights(state)
+  live = check_weights(state) // len(seeds_of(run.plan.config))
   held_out = run.plan.dataset.validation is not None
   name, split = ("validation",) * 2 if held_out else ("monitor", "test")
   sums = evaluate_split(run.feed, state, split, recipe=run.plan.recipe)
-  return run.record(step, name, _means(sums))
+  return run.record(step, name, _means(sums), live_weights=live)
 
 
 def _test(run: _Run, state: TrainState) -> dict[str, Any]:

@@ -49,10 +49,10 @@ class MetricsWriter:
   Attributes:
     records: all records, oldest first: dictionaries with `step`, `epoch`, `split`
       (train, validation, monitor, test), `loss`, `accuracy`. Those of train also have
-      `learning_rate`, `live_weights`, `steps_per_second`, `seconds` (the training
-      time so far without compilation), and of the last step `grad_norm`,
-      `update_norm` and `param_norm`; where masks move, `grown_weights` so far. With
-      several seeds, see `with_spread`.
+      `learning_rate`, `steps_per_second`, `seconds` (the training time so far without
+      compilation), and of the last step `grad_norm`, `update_norm` and `param_norm`;
+      where masks move, `grown_weights` so far. Those of validation and monitor have
+      `live_weights`. With several seeds, see `with_spread`.
   """
 
   def __init__(

@@ -230,62 +230,77 @@ def eval_step(
 
 @functools.partial(jax.jit, static_argnames=("recipe", "batch_size"))
 def evaluate(
-  state: TrainState, data: Split, *, recipe: Recipe, batch_size: int = 1000
+  state: TrainState,
+  data: Split,
+  size: jax.Array,
+  *,
+  recipe: Recipe,
+  batch_size: int = 1000,
 ) -> Sums:
   """Sums loss and hits over a whole split, in batches, in one dispatch.
 
+  Splits of equal shapes share a program, whatever their sizes.
+
   Args:
     state: of one seed or of several.
-    data: the split on the device; examples of label -1 are padding.
+    data: the split on the device; what lies beyond `size` and examples of label -1 are
+      padding.
+    size: number of examples, int32.
     recipe: static settings.
     batch_size: examples at a time.
 
   Returns:
     The sums; with several seeds each has an axis of seeds.
   """
-  size = data.labels.shape[0]
-  batch_size = min(batch_size, size)
-  if recipe.placement is not None:
-    batch_size = (
-      -(-batch_size // recipe.placement.mesh.size) * recipe.placement.mesh.size
-    )
+  length = data.labels.shape[0]
+  devices = 1 if recipe.placement is None else recipe.placement.mesh.size
+  batch_size = -(-min(batch_size, length) // devices) * devices
   num_batches = -(-size // batch_size)
 
-  def over_batches(state, data):
-    def body(sums, index):
+  def over_batches(state, data, size, num_batches):
+    def body(index, sums):
       rows = index * batch_size + jnp.arange(batch_size)
-      batch = Split(*(a[jnp.minimum(rows, size - 1)] for a in data))
+      batch = Split(*(a[jnp.minimum(rows, length - 1)] for a in data))
       batch = place_batch(batch, recipe.placement)
       weights = ((rows < size) & (batch.labels >= 0)).astype(jnp.float32)
-      labels = jnp.maximum(batch.labels, 0)
       new = eval_step(
         state.params,
         state.batch_stats,
-        batch._replace(labels=labels),
+        batch._replace(labels=jnp.maximum(batch.labels, 0)),
         weights,
         recipe=recipe,
       )
-      return jax.tree.map(jnp.add, sums, new), None
+      return jax.tree.map(jnp.add, sums, new)
 
-    return jax.lax.scan(body, zero_sums(), jnp.arange(num_batches))[0]
+    return jax.lax.fori_loop(0, num_batches, body, zero_sums())
 
-  return over_seeds(over_batches, state)(state, data)
+  return over_seeds(over_batches, state)(state, data, size, num_batches)
+
+
+class WeightCount(NamedTuple):
+  """Weights of all masked leaves and seeds together.
+
+  Attributes:
+    live: trained ones.
+    revived: dead ones that are not zero: none, always.
+  """
+
+  live: jax.Array
+  revived: jax.Array
 
 
 @jax.jit
-def count_revived(state: TrainState) -> dict[str, jax.Array]:
-  """Counts the dead weights of each leaf that are not zero: none, always."""
-  masks = named_leaves(state.masks)
-  return {
-    name: jnp.sum((leaf != 0) & ~masks[name], dtype=jnp.int32)
-    for name, leaf in named_leaves(state.params).items()
-    if masks.get(name) is not None
-  }
-
-
-@jax.jit
-def count_live(state: TrainState) -> jax.Array:
-  """Counts the trained weights of all sparse kernels together."""
-  leaves = jax.tree.leaves(state.masks)
-  zero = jnp.zeros((), jnp.int32)
-  return sum((jnp.sum(mask, dtype=jnp.int32) for mask in leaves), zero)
+def count_weights(state: TrainState) -> WeightCount:
+  """Counts live weights, and makes sure of the dead ones."""
+  weights, masks = named_leaves(state.params), named_leaves(state.masks)
+  live = [(weights[n], mask) for n, mask in masks.items() if mask is not None]
+  # One sum over all leaves compiles faster than one for each.
+  alive = [mask.reshape(-1) for _, mask in live]
+  revived = [((leaf != 0) & ~mask).reshape(-1) for leaf, mask in live]
+  none = jnp.zeros(1, bool)
+  return WeightCount(
+    *(
+      jnp.sum(jnp.concatenate([none, *parts]), dtype=jnp.int32)
+      for parts in (alive, revived)
+    )
+  )

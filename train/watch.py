@@ -10,7 +10,7 @@ import numpy as np
 from eoi_jax.kernels import named_leaves
 from train.errors import UserError
 from train.state import TrainState
-from train.steps import count_revived
+from train.steps import count_weights
 
 _WATCHED = ("loss", "grad_norm", "update_norm", "param_norm")
 _SHOWN = 6  # leaves in a message
@@ -61,14 +61,23 @@ def _leaf_norms(state: TrainState) -> str:
   return ", ".join(f"{name} {norms[name]:.3g}" for name in ordered[:_SHOWN])
 
 
-def check_dead_weights(state: TrainState) -> None:
+def check_weights(state: TrainState) -> int:
   """Makes sure that every dead weight is exactly zero.
+
+  Returns:
+    The number of live weights, of all seeds together.
 
   Raises:
     RuntimeError: naming the leaves; it is a defect of the program.
   """
-  revived = jax.device_get(count_revived(state))
-  wrong = {name: int(np.sum(count)) for name, count in revived.items() if count.any()}
-  if wrong:
-    found = ", ".join(f"{count} of {name}" for name, count in wrong.items())
-    raise RuntimeError(f"dead weights are not zero at step {state.step}: {found}.")
+  count = jax.device_get(count_weights(state))
+  if count.revived:
+    masks = named_leaves(state.masks)
+    found = {
+      name: np.count_nonzero(np.asarray(leaf)[~np.asarray(masks[name])])
+      for name, leaf in named_leaves(state.params).items()
+      if masks.get(name) is not None
+    }
+    wrong = ", ".join(f"{number} of {name}" for name, number in found.items() if number)
+    raise RuntimeError(f"dead weights are not zero at step {state.step}: {wrong}.")
+  return int(count.live)

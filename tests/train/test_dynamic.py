@@ -56,7 +56,8 @@ def test_records_count_the_grown_weights(result):
   # Three quarters of 60 steps: the last move is that of step 42.
   late = np.array([r["step"] >= 44 for r in records])
   assert (grown[late] == grown[-1]).all() and (grown[0] < grown[-1]).all()
-  assert len({r["live_weights"] for r in records}) == 1
+  watched = [r for r in result.curves.records if r["split"] == "validation"]
+  assert len({r["live_weights"] for r in watched}) == 1
 
 
 def test_a_stopped_run_ends_as_if_never_stopped(config, result, tmp_path, monkeypatch):

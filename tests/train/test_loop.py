@@ -189,7 +189,9 @@ def test_a_chunk_is_a_loop_of_steps():
 @pytest.mark.parametrize("batch_size", [50, 359, 1000])
 def test_evaluation_counts_padding_for_nothing(finished, batch_size):
   plan, state = make_plan(small()), finished[0].state
-  sums = evaluate(state, plan.dataset.test, recipe=plan.recipe, batch_size=batch_size)
+  data = jax.tree.map(lambda array: np.concatenate([array, array]), plan.dataset.test)
+  options = {"recipe": plan.recipe, "batch_size": batch_size}
+  sums = evaluate(state, data, jnp.int32(359), **options)
   assert int(sums.count) == 359
   assert int(sums.correct) / 359 == finished[0].summary["test_accuracy"]
   expected = finished[0].summary["test_loss"]

@@ -1,5 +1,6 @@
 """A run never loses what it had computed, and says what stopped it."""
 
+import gc
 import logging
 import math
 import os
@@ -100,6 +101,8 @@ def lose_a_file(path: Path) -> None:
   (path / "state" / "manifest.ocdbt").unlink()
 
 
+# Orbax leaves the other reads of a checkpoint behind when one of them fails.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", [cut_short, flip_a_bit, lose_a_file])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
   finished, tmp_path, monkeypatch, damage, caplog
@@ -107,6 +110,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
   damage(interrupted(tmp_path, monkeypatch))
   with caplog.at_level(logging.WARNING, logger="train"):
     resumed = train_and_evaluate(small(), tmp_path)
+  gc.collect()
   assert "the checkpoint of step 40 is damaged" in caplog.text
   assert_identical(resumed.state, finished.state)
   assert numbers(resumed.curves.records) == numbers(finished.curves.records)
@@ -212,8 +216,9 @@ def test_a_dead_weight_that_moves_is_a_defect(finished):
   state = finished.state
   params = jax.tree.map(lambda leaf: leaf + 1, state.params)
   with pytest.raises(RuntimeError, match=r"not zero at step 60: \d+ of hidden/dense/k"):
-    watch.check_dead_weights(state._replace(params=params))
-  watch.check_dead_weights(state)
+    watch.check_weights(state._replace(params=params))
+  live = sum(int(mask.sum()) for mask in jax.tree.leaves(state.masks))
+  assert watch.check_weights(state) == live
 
 
 def test_in_steady_state_nothing_compiles_and_nothing_is_transferred(
@@ -238,15 +243,12 @@ def test_in_steady_state_nothing_compiles_and_nothing_is_transferred(
   finally:
     jax.monitoring.unregister_event_duration_listener(listen)
   assert len(guarded) == 1 + 3 * 3  # compilation; 3 epochs of 8, 8 and 4 steps
-  # All with the first epoch and its end, but for the evaluation of the test set.
-  assert compiled and not [n for n in compiled if 4 < n < 10]
+  assert compiled and max(compiled) <= 4  # with the first epoch, its end included
 
 
 def test_norms_and_rates_are_logged(finished):
   records = [r for r in finished.curves.records if r["split"] == "train"]
-  live = sum(int(mask.sum()) for mask in jax.tree.leaves(finished.state.masks))
   for record in records:
-    assert record["live_weights"] == live
     assert record["grad_norm"] > 0 and record["steps_per_second"] > 0
     assert 0 < record["update_norm"] < record["param_norm"]
   norm = math.sqrt(
