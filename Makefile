@@ -28,7 +28,7 @@ test: $(VENV)/.installed-train,test
 	@XLA_PYTHON_CLIENT_PREALLOCATE=false \
 	  $(BIN)/python -m pytest -n logical --maxprocesses $(WORKERS) --dist worksteal $(ARGS)
 
-lint: $(VENV)/.installed-train,lint
+lint: $(VENV)/.installed-train,imagenet,tensorboard,lint
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m ruff format --check .
 	@$(BIN)/python -m pyright --pythonpath $(BIN)/python

@@ -107,7 +107,7 @@ def find_collapse(
 def _any_per_layer(kernel: Kernel, mask: Any) -> np.ndarray:
   """Whether each layer of a kernel has a True entry, `[num_layers]`."""
   layers = np.asarray(mask).reshape(kernel.num_layers, -1)
-  return layers.any(axis=1)
+  return np.asarray(layers.any(axis=1))
 
 
 def _message(empty: list[str], cut: list[str], disconnected: bool) -> str:

@@ -62,7 +62,7 @@ def _owners(inner, inner_state: Any, params: Any) -> Any:
       transform_non_params=lambda leaf: jax.tree.map(lambda _: _NOBODY, leaf),
       is_leaf=kernels_lib.is_leaf,
     )
-  except Exception:  # noqa: BLE001: `init` may fail in any way on optax's placeholder
+  except Exception:  # `init` may fail in any way on optax's placeholder
     found = {path: _owner(path, names) for path in _arrays(inner_state)}
     return kernels_lib.fill_tree(inner_state, found, keep=True)
 
