@@ -6,7 +6,8 @@ from typing import Any
 
 from train import config as config_lib
 from train import figures, mesh, summaries
-from train.loop import make_plan, train_and_evaluate
+from train.loop import train_and_evaluate
+from train.plan import make_plan
 from train.workdir import claim_workdir, replace_text
 
 

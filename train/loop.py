@@ -29,8 +29,6 @@ from train.steps import Norms, Sums, train_chunk
 from train.watch import check_finite, check_weights
 from train.workdir import claim_workdir, replace_text
 
-__all__ = ["Result", "make_plan", "start_state", "train_and_evaluate"]
-
 
 class Result(NamedTuple):
   """What a finished run leaves in memory.

@@ -11,8 +11,8 @@ import numpy as np
 import eoi_jax
 from train.calls import Call, metered, trace_calls
 from train.gains import gains
-from train.loop import make_plan, start_state
 from train.models import ACTIVATIONS
+from train.plan import make_plan, start_state
 from train.state import named_key
 from train.steps import normalize
 from train.streams import take

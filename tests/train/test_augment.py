@@ -6,7 +6,7 @@ import pytest
 from configs import default
 from train.augment import crop_and_flip
 from train.data import Split
-from train.loop import make_plan, start_state
+from train.plan import make_plan, start_state
 from train.steps import train_chunk
 
 SIZE, PADDING = 12, 4  # at size 8 some crops equal mirrors of others

@@ -10,7 +10,7 @@ from configs import default
 from train import config as config_lib
 from train.errors import UserError
 from train.gains import gains
-from train.loop import make_plan, start_state
+from train.plan import make_plan, start_state
 
 
 def critical(**fields):

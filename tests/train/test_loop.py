@@ -15,11 +15,11 @@ from tests.train.small import (
   small,
   stop_after,
 )
-from train import loop
 from train.data import Split
 from train.errors import UserError
-from train.loop import make_plan, train_and_evaluate
+from train.loop import train_and_evaluate
 from train.optimizers import OptimizerSettings, create_schedule
+from train.plan import make_plan, start_state
 from train.steps import epoch_order, evaluate, train_chunk, train_step
 
 
@@ -39,7 +39,7 @@ def finished(tmp_path_factory):
 
 def test_dead_weights_are_exactly_zero_and_live_ones_moved(finished):
   state = finished[0].state
-  start = loop.start_state(make_plan(small()))
+  start = start_state(make_plan(small()))
   masks = dict(jax.tree_util.tree_leaves_with_path(state.masks))
   before = dict(jax.tree_util.tree_leaves_with_path(start.params))
   checked = 0
@@ -154,7 +154,7 @@ def test_a_diverging_run_stops_with_the_step(tmp_path):
 
 def test_each_epoch_has_its_own_order_of_all_examples():
   plan = make_plan(small())
-  state = loop.start_state(plan)
+  state = start_state(plan)
   orders = []
   for step in (0, 19, 20):
     state = state._replace(step=jnp.int32(step))
@@ -165,7 +165,7 @@ def test_each_epoch_has_its_own_order_of_all_examples():
 
 def test_a_chunk_is_a_loop_of_steps():
   plan = make_plan(small())
-  state = loop.start_state(plan)
+  state = start_state(plan)
   order = epoch_order(state, 1295, recipe=plan.recipe)
   step = jax.jit(train_step, static_argnames="recipe")
   losses, expected = 0.0, state

@@ -15,7 +15,8 @@ from tests.train.small import (
 from train import config as config_lib
 from train.dynamic import dynamic_settings
 from train.errors import UserError
-from train.loop import make_plan, start_state, train_and_evaluate
+from train.loop import train_and_evaluate
+from train.plan import make_plan, start_state
 from train.seeds import take_seed
 
 MOVING = {"dynamic.method": "set", "dynamic.every": 3, "dynamic.fraction": 0.5}

@@ -8,7 +8,7 @@ import pytest
 from configs import default
 from train import config as config_lib
 from train.inspect import inspect
-from train.loop import make_plan
+from train.plan import make_plan
 
 FOLDER = pathlib.Path(default.__file__).parent
 NAMES = sorted(

@@ -26,8 +26,9 @@ from tests.train.small import (
 from train import loop, watch
 from train.checkpoints import Checkpoints
 from train.errors import UserError
-from train.loop import make_plan, train_and_evaluate
+from train.loop import train_and_evaluate
 from train.metrics import MetricsWriter, with_spread
+from train.plan import make_plan
 from train.state import TrainState
 from train.workdir import claim_workdir, is_claimed
 

@@ -7,9 +7,10 @@ import pytest
 
 import eoi_jax
 from configs import mnist_schemes, quickstart
-from train import compare, loop
+from train import compare
 from train import config as config_lib
 from train.errors import UserError
+from train.plan import make_plan, start_state
 from train.schemes import balanced_rows
 
 
@@ -41,7 +42,7 @@ def standard_promotion():
 
 def start(distribution, start):
   fields = {"sparsity.distribution": distribution, "sparsity.start": start}
-  return loop.start_state(loop.make_plan(small(**fields)))
+  return start_state(make_plan(small(**fields)))
 
 
 def counts(state):
@@ -105,7 +106,7 @@ def test_eoi_in_a_random_mask_is_exact():
 
 
 def test_small_angles_stay_near_the_identity():
-  state = loop.start_state(loop.make_plan(small(**{"sparsity.angle": 1.0})))
+  state = start_state(make_plan(small(**{"sparsity.angle": 1.0})))
   hidden = kernels(state)["hidden"] / 1.0247
   assert np.abs(np.diagonal(hidden, axis1=1, axis2=2)).min() > 0.98
   assert 0 < np.abs(hidden - hidden * np.eye(32)).max() < 0.1
@@ -129,7 +130,7 @@ def test_schemes_with_dense_layers(distribution, name, live):
 def test_masks_that_allow_no_start_are_reported():
   fields = {"sparsity.distribution": "snip", "sparsity.start": "sao"}
   with pytest.raises(UserError, match=r"hidden/dense/kernel.*must be one of"):
-    loop.start_state(loop.make_plan(small(**fields)))
+    start_state(make_plan(small(**fields)))
 
 
 def test_balanced_rows_take_turns():

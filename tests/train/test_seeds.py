@@ -12,7 +12,8 @@ from tests.train.small import (
   stop_after,
 )
 from train.errors import UserError
-from train.loop import make_plan, start_state, train_and_evaluate
+from train.loop import train_and_evaluate
+from train.plan import make_plan, start_state
 from train.seeds import take_seed
 
 SEEDS = (0, 5, 11)
