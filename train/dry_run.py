@@ -84,28 +84,27 @@ def measure(plan: Plan) -> Cost:
   begin = time.perf_counter()
   zero = jax.device_put(np.int32(0))
   lowered = train_chunk.lower(state, feed.nothing(), zero, recipe=plan.recipe)
-  memory = lowered.compile().memory_analysis()
+  program = lowered.compile()
+  memory = program.memory_analysis()
   compiled = time.perf_counter() - begin
   state_bytes, data_bytes = _bytes(state), _bytes(feed.nothing())
-  state, _ = _time_steps(state, feed, 1, plan)
-  state, seconds = _time_steps(state, feed, 1, plan)
+  state, _ = _time_steps(program, state, feed, 1)
+  state, seconds = _time_steps(program, state, feed, 1)
   most = min(plan.config.steps_per_dispatch, plan.recipe.steps_per_epoch - 2)
   count = min(most, int(_SECONDS / seconds))
   if count > 1:  # a chunk has a cost of its own
-    state, seconds = _time_steps(state, feed, count, plan)
+    state, seconds = _time_steps(program, state, feed, count)
   temporary = None if memory is None else memory.temp_size_in_bytes
   return Cost(compiled, seconds, state_bytes, data_bytes, temporary)
 
 
 def _time_steps(
-  state: TrainState, feed: Feed, count: int, plan: Plan
+  program: Any, state: TrainState, feed: Feed, count: int
 ) -> tuple[TrainState, float]:
-  """Runs a chunk; returns the state and the seconds of one step."""
+  """Runs a compiled chunk; returns the state and the seconds of one step."""
   data, number = feed.next(count), jax.device_put(np.int32(count))
   begin = time.perf_counter()
-  state, *_ = jax.block_until_ready(
-    train_chunk(state, data, number, recipe=plan.recipe)
-  )
+  state, *_ = jax.block_until_ready(program(state, data, number))
   return state, (time.perf_counter() - begin) / count
 
 

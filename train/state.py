@@ -173,9 +173,10 @@ def create_train_state(
 
 
 def _compile_soon(function):
-  """Compiles a start; on a CPU with less optimization, which gives the same numbers.
+  """Compiles a start; on a CPU with less optimization, if it is worth that.
 
-  A start runs once, and its program is large: one part for each shape of kernel.
+  A start runs once, and its program is large: one part for each shape of kernel. Masks
+  are the same either way, weights to rounding.
   """
   static = ("sparsity", "model", "spec")
   usual = jax.jit(function, static_argnames=static)

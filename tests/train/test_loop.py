@@ -22,12 +22,7 @@ from train.optimizers import OptimizerSettings, create_schedule
 from train.plan import make_plan, start_state
 from train.steps import epoch_order, evaluate, train_chunk, train_step
 
-
-@pytest.fixture(scope="module", autouse=True)
-def standard_promotion():
-  """Optax's schedules and Adam mix integer and float arrays themselves."""
-  with jax.numpy_dtype_promotion("standard"):
-    yield
+pytestmark = pytest.mark.usefixtures("module_promotion")
 
 
 @pytest.fixture(scope="module")

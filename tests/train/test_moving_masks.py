@@ -19,14 +19,9 @@ from train.loop import train_and_evaluate
 from train.plan import make_plan, start_state
 from train.seeds import take_seed
 
+pytestmark = pytest.mark.usefixtures("module_promotion")
+
 MOVING = {"dynamic.method": "set", "dynamic.every": 3, "dynamic.fraction": 0.5}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def standard_promotion():
-  """Optax's schedules mix integer and float arrays themselves."""
-  with jax.numpy_dtype_promotion("standard"):
-    yield
 
 
 @pytest.fixture(scope="module")

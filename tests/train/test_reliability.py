@@ -32,14 +32,9 @@ from train.plan import make_plan
 from train.state import TrainState
 from train.workdir import claim_workdir, is_claimed
 
+pytestmark = pytest.mark.usefixtures("module_promotion")
+
 PROGRAM = Path(__file__).parents[1] / "programs" / "kill_and_resume.py"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def standard_promotion():
-  """Optax's schedules and Adam mix integer and float arrays themselves."""
-  with jax.numpy_dtype_promotion("standard"):
-    yield
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,8 @@ from train.errors import UserError
 from train.plan import make_plan, start_state
 from train.schemes import balanced_rows
 
+pytestmark = pytest.mark.usefixtures("module_promotion")
+
 
 def small(**fields):
   """A net of 3 layers and 4,736 weights in its kernels, on digits."""
@@ -31,13 +33,6 @@ def small(**fields):
   with config.ignore_type():
     config.update_from_flattened_dict(changes | fields)
   return config
-
-
-@pytest.fixture(scope="module", autouse=True)
-def standard_promotion():
-  """Optax's schedules mix integer and float arrays themselves."""
-  with jax.numpy_dtype_promotion("standard"):
-    yield
 
 
 def start(distribution, start):

@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 
-import jax
 import pytest
 
 from train import cells, figures, grid, report, sweep
 from train.errors import UserError
 from train.workdir import claim_workdir
+
+pytestmark = pytest.mark.usefixtures("module_promotion")
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -43,13 +44,6 @@ def get_axes(variant=""):
     },
   }
 '''
-
-
-@pytest.fixture(scope="module", autouse=True)
-def standard_promotion():
-  """Optax's schedules mix integer and float arrays themselves."""
-  with jax.numpy_dtype_promotion("standard"):
-    yield
 
 
 @pytest.fixture(scope="module", autouse=True)
