@@ -157,7 +157,15 @@ def direct(inputs, kernel, strides, padding, groups):
 
 @pytest.mark.parametrize(
   ("window", "strides", "padding", "groups"),
-  [(3, 1, None, 1), (3, 2, None, 1), (1, 2, None, 1), (1, 1, 1, 1), (5, 2, None, 6)],
+  [
+    (3, 1, None, 1),
+    (3, 2, None, 1),
+    (3, 3, None, 1),
+    (1, 2, None, 1),
+    (1, 1, 1, 1),
+    (5, 2, None, 1),
+    (5, 2, None, 6),
+  ],
 )
 def test_convolutions_and_their_gradients_are_those_of_lax(
   monkeypatch, window, strides, padding, groups
@@ -181,6 +189,52 @@ def test_convolutions_and_their_gradients_are_those_of_lax(
     np.testing.assert_allclose(mine, other, atol=10 * ATOL)  # sums of 126 products
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   np.testing.assert_array_equal(layer.apply(params, inputs), wanted)
+
+
+@pytest.mark.parametrize("strides", [1, 2])
+def test_convolutions_have_derivatives_of_every_kind(strides):
+  layer = convolution(4, 3, strides, use_bias=False)
+  keys = jax.random.split(jax.random.key(1), 4)
+  inputs, tangent = (jax.random.normal(key, (2, 8, 7, 3)) for key in keys[:2])
+  kernel, direction = (jax.random.normal(key, (3, 3, 3, 4)) for key in keys[2:])
+
+  def mine(inputs, kernel):
+    return layer.apply({"params": {"kernel": kernel}}, inputs)
+
+  def theirs(inputs, kernel):
+    return direct(inputs, kernel, strides, 1, 1)
+
+  def forward(function):
+    return jax.jvp(function, (inputs, kernel), (tangent, direction))
+
+  def curvature(function):
+    def loss(inputs, kernel):
+      return jnp.sum(jnp.sin(function(inputs, kernel)))
+
+    gradient = jax.grad(loss, (0, 1))
+    return jax.jvp(gradient, (inputs, kernel), (tangent, direction))
+
+  def many(function, axes):
+    def gradient(inputs, kernel):
+      return jax.grad(lambda *args: jnp.sum(function(*args) ** 2), (0, 1))(
+        inputs, kernel
+      )
+
+    images = inputs if axes[0] is None else jnp.stack((inputs, tangent), axes[0])
+    kernels = kernel if axes[1] is None else jnp.stack((kernel, direction), axes[1])
+    return jax.vmap(gradient, axes)(images, kernels)
+
+  for how in (
+    forward,
+    curvature,
+    lambda function: many(function, (1, None)),
+    lambda function: many(function, (None, 2)),
+    lambda function: many(function, (0, 1)),
+  ):
+    for found, wanted in zip(
+      jax.tree.leaves(how(mine)), jax.tree.leaves(how(theirs)), strict=True
+    ):
+      np.testing.assert_allclose(found, wanted, rtol=10 * ATOL, atol=100 * ATOL)
 
 
 def test_groups_of_several_channels_are_refused():
