@@ -2,8 +2,9 @@
 
 python -m train.report workdirs/mlp7_schemes-cpu
 
-Each directory gets `table.md`, `table.csv`, `figure.png` and `curves-COLUMN.png`, with
-a PDF beside each figure. A cell counts as soon as it is finished.
+Each directory gets `table.md`, `table.csv`, `figure.png` and `curves-COLUMN.png`, or
+`curves.png` where there is one column, with a PDF beside each figure. A cell counts as
+soon as it is finished.
 """
 
 import json
@@ -53,10 +54,12 @@ def _environments(directory: Path) -> list[str]:
 def _save_curves(table: Table, column: tuple[str, ...], directory: Path) -> None:
   found = {row: table.entries[*column, row].runs for row in table.rows}
   curves = {row: runs.curves_of(entry) for row, entry in found.items() if entry}
-  name = table.column_name(column)
+  title, stem = table.title, "curves"
+  if column:
+    title = table.column_name(column)
+    stem += "-" + re.sub(r"[^\w.]+", "_", title)
   if curves:
-    folder = re.sub(r"[^\w.]+", "_", name)
-    _save(report_draw.draw_curves(curves, name), directory / f"curves-{folder}")
+    _save(report_draw.draw_curves(curves, title), directory / stem)
 
 
 def _save(figure: Any, path: Path) -> None:
