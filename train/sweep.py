@@ -6,7 +6,8 @@ python -m train.sweep --config=configs/sweeps/mlp7_schemes.py:cpu --status
 Every cell of the grid is a run with its own directory in the workdir. The same command
 goes on after an interruption: finished cells are skipped, those that failed are too
 unless --retry is given. Several processes share a sweep by --index and --count, as in a
-Slurm array; a cell that another process trains is left to it.
+Slurm array; a cell that another process trains is left to it. On a CPU, --workers=2
+trains two cells side by side, each on its part of the cores.
 `python -m train.report WORKDIR` makes the table again.
 """
 
@@ -24,9 +25,11 @@ from train.command import default_workdir, exit_with, log_to_stderr, parse, scan
 from train.errors import UserError
 from train.grid import Cell, Sweep
 from train.loop import train_and_evaluate
+from train.preemption import EXIT_STATUS
 from train.prepared import prepared
 from train.progress import logger
 from train.workdir import is_claimed, refuse_another_config, replace_text
+from train.workers import run_workers, split_cores
 
 _STATUS = flags.DEFINE_bool(
   "status", False, "Show how far the sweep is; train nothing."
@@ -37,6 +40,10 @@ _ONLY = flags.DEFINE_string(
 )
 _INDEX = flags.DEFINE_integer("index", 0, "Which share of the cells to train.")
 _COUNT = flags.DEFINE_integer("count", 1, "Into how many shares to split the cells.")
+_WORKERS = flags.DEFINE_integer(
+  "workers", 1, "How many cells to train side by side, on a CPU with as many cores."
+)
+_WORKER = flags.DEFINE_integer("worker", None, "Which of the --workers this one is.")
 _ONE_BY_ONE = flags.DEFINE_bool(
   "one_by_one", False, "A run for each seed, instead of all seeds in one program."
 )
@@ -83,6 +90,12 @@ def share(cells: Sequence[Cell], index: int, count: int, only: str = "*") -> lis
   if not chosen:
     raise UserError(f"no cell is like --only={only!r}; one is {unique[0].path!r}.")
   return chosen[index * len(chosen) // count : (index + 1) * len(chosen) // count]
+
+
+def in_turn(cells: Sequence[Cell], worker: int, workers: int) -> list[Cell]:
+  """Returns all cells, those first that are this worker's share."""
+  begin = worker * len(cells) // workers
+  return [*cells[begin:], *cells[:begin]]
 
 
 def run(cells: Sequence[Cell], workdir: Path, *, retry: bool = False) -> bool:
@@ -148,11 +161,28 @@ def _main(argv: list[str]) -> bool:
     named = [(cell.path, cells_lib.read_status(workdir / cell.path)) for cell in chosen]
     print(cells_lib.status_table(named))
     return True
+  if _WORKER.value is not None:
+    turns = in_turn(chosen, _WORKER.value, _WORKERS.value)
+    return run(turns, workdir, retry=_RETRY.value)
+  split_cores(_WORKERS.value)  # fail early
   check_data(chosen)
   prepare(sweep, workdir)
-  whole = run(chosen, workdir, retry=_RETRY.value)
+  if _WORKERS.value == 1:
+    whole = run(chosen, workdir, retry=_RETRY.value)
+  else:
+    whole = _run_side_by_side(_WORKERS.value)
   print(report.make(workdir))
   return whole
+
+
+def _run_side_by_side(count: int) -> bool:
+  """Trains all cells by `count` processes of this command line."""
+  command = [sys.executable, "-m", "train.sweep", *sys.argv[1:]]
+  statuses = run_workers([[*command, f"--worker={n}"] for n in range(count)])
+  for status in statuses:
+    if status not in (0, 1):  # 1: a cell has failed, which is noted in its directory
+      sys.exit(EXIT_STATUS if status < 0 else status)
+  return not any(statuses)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ import time
 
 import pytest
 
-from train import cells, figures, grid, report, sweep
+from train import cells, figures, grid, report, sweep, workers
 from train.errors import UserError
+from train.preemption import EXIT_STATUS
 from train.workdir import claim_workdir
 
 pytestmark = pytest.mark.usefixtures("module_promotion")
@@ -180,6 +181,40 @@ def test_killed_and_started_again_the_table_is_the_same(
   assert (tmp_path / "table.md").read_text() == (undisturbed / "table.md").read_text()
   ours, theirs = (without_times(d / "table.csv") for d in (tmp_path, undisturbed))
   assert ours == theirs and len(ours) == 7
+
+
+def test_workers_stop_together_and_go_on_together(file, loaded, undisturbed, tmp_path):
+  if len(workers.split_cores(1)[0]) < 2:
+    pytest.skip("there is one core only")
+  line = command(f"--config={file}", f"--workdir={tmp_path}", "--workers=2")
+  with subprocess.Popen(
+    line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+  ) as process:
+    while not list(tmp_path.rglob("metrics.jsonl")) and process.poll() is None:
+      time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    shown = process.communicate()[0]
+  assert process.returncode == EXIT_STATUS, shown
+  words = [cells.read_status(tmp_path / cell.path).word for cell in loaded.cells]
+  assert "todo" in words and "running" not in words
+  done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+  assert done.returncode == 1, done.stderr  # the cells that are too sparse
+  assert (tmp_path / "table.md").read_text() == (undisturbed / "table.md").read_text()
+  began = starts(tmp_path)
+  assert len(began) == 6 and sum(began.values()) <= 6 + 2
+
+
+def test_workers_share_cores_and_cells(loaded):
+  (everything,) = workers.split_cores(1)
+  parts = workers.split_cores(len(everything))
+  assert set.union(*parts) == everything and sum(map(len, parts)) == len(everything)
+  for count in (0, len(everything) + 1):
+    with pytest.raises(UserError, match=f"--workers must be .* got {count}"):
+      workers.split_cores(count)
+  chosen = sweep.share(loaded.cells, 0, 1)
+  first, second = (sweep.in_turn(chosen, n, 2) for n in (0, 1))
+  half = len(chosen) // 2
+  assert first == chosen == [*second[half:], *second[:half]]
 
 
 def test_a_smoke_form_trains_on_real_mnist(tfds_data_dir, tmp_path):
