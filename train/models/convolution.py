@@ -149,12 +149,11 @@ def _inputs_gradient(out, inputs, kernel, *, strides, padding, dilation, spread)
   """The gradient on the inputs: every tap gives back to the pixel that it read."""
   edges = []
   for n in range(2):
-    before = _extent(kernel.shape[n], dilation[n]) - 1 - padding[n][0]
-    size = _extent(inputs.aval.shape[n + 1], spread[n])
+    before = padding[n][0]
     reach = _extent(kernel.shape[n], dilation[n]) - 1
-    edges.append(
-      (before, size + reach - _extent(out.shape[n + 1], strides[n]) - before)
-    )
+    size = _extent(inputs.aval.shape[n + 1], spread[n])
+    covered = _extent(out.shape[n + 1], strides[n])
+    edges.append((reach - before, size - covered + before))
   window = {"strides": spread, "padding": tuple(edges), "dilation": dilation}
   flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
   return conv_p.bind(out, flipped, spread=strides, **window)
@@ -164,14 +163,15 @@ def _kernel_gradient(out, inputs, kernel, *, strides, padding, dilation, spread)
   """The gradient on the kernel: inputs and outputs a tap apart, over all images."""
   edges, kept = [], []
   for n in range(2):
-    size, before = inputs.shape[n + 1], padding[n][0]
+    before = padding[n][0]
     reach = _extent(kernel.aval.shape[n], dilation[n]) - 1
-    after = reach + _extent(out.shape[n + 1], strides[n]) - _extent(size, spread[n])
-    after -= before
+    size = _extent(inputs.shape[n + 1], spread[n])
+    covered = _extent(out.shape[n + 1], strides[n])
+    after = covered + reach - size - before
     # No window ends on the pixels that are left: the fast kernels cut nothing off.
     unread = max(0, -(after // spread[n]))
     edges.append((before, after + unread * spread[n]))
-    kept.append(slice(size - unread))
+    kept.append(slice(inputs.shape[n + 1] - unread))
   result = conv_p.bind(
     inputs[:, *kept].transpose(3, 1, 2, 0),
     out.transpose(1, 2, 0, 3),
