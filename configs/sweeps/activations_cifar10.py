@@ -5,8 +5,8 @@ The recipe is that of `table2_cifar10.py`, with tanh, leaky ReLU and SELU.
 Command: python -m train.sweep --config configs/sweeps/activations_cifar10.py:cpu
 Variants: `:cpu` trains ResNet-32 from ERK masks on 4096 images, one seed, otherwise as
 there; `:smoke` ResNet-20 with tanh for 2 epochs of 512 images.
-Cost: an estimate for 2 CPU cores, 15 minutes for `:cpu` with `--workers=2`; all of it is for
-an accelerator.
+Cost: an estimate for 2 CPU cores, 15 minutes for `:cpu` with `--workers=2`; all of it
+is for an accelerator.
 """
 
 from configs.sweeps import schemes, table2_cifar10

@@ -9,8 +9,8 @@ Variants: `:cpu` trains ResNet-20 from 3 seeds for 1000 steps of batch 32, two e
 16000 images, at a rate of .05; masks move every 50 steps of the first half, since what
 grows after the rate has fallen has no time left. `:smoke` trains static masks and RigL
 from EOI for 2 epochs of 512 images.
-Cost: an estimate for 2 CPU cores, 30 minutes for `:cpu` with `--workers=2`; all of it is for
-an accelerator.
+Cost: an estimate for 2 CPU cores, 30 minutes for `:cpu` with `--workers=2`; all of it
+is for an accelerator.
 """
 
 from configs.sweeps import table2_cifar10

@@ -6,8 +6,8 @@ The recipe is that of `table2_cifar10.py`. `figure.png` shows accuracy by scheme
 Command: python -m train.sweep --config configs/sweeps/appendix_k_densities.py:cpu
 Variants: `:cpu` trains ResNet-20 instead, from ERK masks at three densities on 4096
 images, one seed; `:smoke` two schemes of it for 2 epochs of 512 images.
-Cost: an estimate for 2 CPU cores, 10 minutes for `:cpu` with `--workers=2`; all of it is
-for an accelerator.
+Cost: an estimate for 2 CPU cores, 10 minutes for `:cpu` with `--workers=2`; all of it
+is for an accelerator.
 """
 
 from configs.sweeps import schemes, table2_cifar10
