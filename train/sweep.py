@@ -25,7 +25,6 @@ from train.command import default_workdir, exit_with, log_to_stderr, parse, scan
 from train.errors import UserError
 from train.grid import Cell, Sweep
 from train.loop import train_and_evaluate
-from train.preemption import EXIT_STATUS
 from train.prepared import prepared
 from train.progress import logger
 from train.workdir import is_claimed, refuse_another_config, replace_text
@@ -179,9 +178,12 @@ def _run_side_by_side(count: int) -> bool:
   """Trains all cells by `count` processes of this command line."""
   command = [sys.executable, "-m", "train.sweep", *sys.argv[1:]]
   statuses = run_workers([[*command, f"--worker={n}"] for n in range(count)])
-  for status in statuses:
-    if status not in (0, 1):  # 1: a cell has failed, which is noted in its directory
-      sys.exit(EXIT_STATUS if status < 0 else status)
+  for number, status in enumerate(statuses):
+    if status < 0:
+      logger.warning("worker %d was ended by signal %d.", number, -status)
+      sys.exit(128 - status)
+    if status > 1:  # 1: a cell has failed, which is noted in its directory
+      sys.exit(status)
   return not any(statuses)
 
 

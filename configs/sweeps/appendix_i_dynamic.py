@@ -13,9 +13,14 @@ Cost: an estimate for 2 CPU cores, 30 minutes for `:cpu` with `--workers=2`; all
 is for an accelerator.
 """
 
+from configs import cifar10_dynamic
 from configs.sweeps import table2_cifar10
 
 VARIANTS = table2_cifar10.VARIANTS
+MOVES = {  # beside the variants of table 2
+  "cpu": cifar10_dynamic.CPU,
+  "smoke": {"dynamic.every": 5},
+}
 METHODS = ("static", "set", "rigl")
 
 
@@ -23,10 +28,7 @@ def get_config(variant: str = ""):
   config = table2_cifar10.get_config(variant)
   config.model.depth = 20
   config.sparsity.distribution = "erk"
-  config.data.limit = {"cpu": 16_000, "smoke": 512}.get(variant, 0)
-  config.dynamic.every = {"cpu": 50, "smoke": 5}.get(variant, 100)
-  if variant == "cpu":
-    config.num_epochs, config.dynamic.until = 2, 0.5
+  config.update_from_flattened_dict(MOVES.get(variant, {}))
   return config
 
 

@@ -72,9 +72,10 @@ def _convolve(
       "a grouped convolution must have one filter a channel, got a kernel of shape "
       f"{kernel.shape} in {feature_group_count} groups."
     )
-  taps, window = kernel.shape[:2], {"strides": tuple(strides), "padding": edges}
-  is_large = min(inputs.shape[1:3]) >= max(strides) * max(taps) > max(strides)
-  if is_large and not each:
+  window = {"strides": tuple(strides), "padding": edges}
+  taps = max(kernel.shape[:2])
+  is_large = min(inputs.shape[1:3]) >= max(strides) * taps
+  if is_large and taps > 1 and not each:
     return conv_p.bind(inputs, kernel, dilation=(1, 1), spread=(1, 1), **window)
   # The backward pass cuts the patches again rather than keep one for each tap.
   convolve = functools.partial(_sum_of_taps, each=each, **window)
@@ -107,9 +108,6 @@ def _sum_of_taps(inputs, kernel, *, strides, padding, each: bool) -> jax.Array:
     term = patch * tap[None, None] if each else patch @ tap
     result = term if result is None else result + term
   return result
-
-
-WINDOW = ("strides", "padding", "dilation", "spread")
 
 
 def _lax_convolution(inputs, kernel, *, strides, padding, dilation, spread):
@@ -200,7 +198,8 @@ def _batched(arrays, axes, **window):
 
 # What reads a traced network knows the operation by the name that it has in JAX.
 conv_p = jex_core.Primitive("conv_general_dilated")
-conv_p.def_impl(jax.jit(_lax_convolution, static_argnames=WINDOW))
+_WINDOW = ("strides", "padding", "dilation", "spread")
+conv_p.def_impl(jax.jit(_lax_convolution, static_argnames=_WINDOW))
 conv_p.def_abstract_eval(_shape)
 ad.defbilinear(conv_p, _inputs_gradient, _kernel_gradient)
 batching.primitive_batchers[conv_p] = _batched
