@@ -106,6 +106,8 @@ def test_files_and_figures(workdir):
   for name in ("figure", "curves-density_0.05", "curves-density_0.1"):
     assert (workdir / f"{name}.png").stat().st_size > 10_000
     assert (workdir / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+  report.make(workdir / "b")
+  assert (workdir / "b" / "curves.png").stat().st_size > 10_000  # one column alone
 
 
 def test_curves_take_every_seed(workdir):
