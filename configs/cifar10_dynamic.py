@@ -7,9 +7,9 @@ of the training, at first .3 of their weights. EOI needs the "raise" of layers b
 their floor; every other start has the same total.
 
 Command: python -m train.run --config configs/cifar10_dynamic.py
-Variants: `:smoke` trains for 2 epochs of 1024 images. `:cpu` trains for 3 epochs at batch
-32 (4218 steps); its rate starts at .05 and falls by a cosine, so that what grows late
-can still be trained. `:isometry` compares RigL from EOI without and with ten steps
+Variants: `:smoke` trains for 2 epochs of 1024 images. `:cpu` trains for 3 epochs at
+batch 32 (4218 steps); its rate starts at .05 and falls by a cosine, so that what grows
+late can still be trained. `:isometry` compares RigL from EOI without and with ten steps
 towards isometry after each move, `:cpu_isometry` likewise at the length of `:cpu`.
 
 Cost of `:cpu`: 12 minutes of a CPU core for each of the six (.16 s a step, measured).

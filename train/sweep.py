@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 from absl import app, flags
 
 from train import cells as cells_lib
@@ -97,6 +98,15 @@ def in_turn(cells: Sequence[Cell], worker: int, workers: int) -> list[Cell]:
   return [*cells[begin:], *cells[:begin]]
 
 
+def check_backend(workers: int) -> None:
+  """Raises a UserError where several workers would share one accelerator."""
+  if (backend := jax.default_backend()) != "cpu":
+    raise UserError(
+      f"--workers must be 1 where jax uses an accelerator ({backend}), got {workers}; "
+      "JAX_PLATFORMS=cpu leaves it out."
+    )
+
+
 def run(cells: Sequence[Cell], workdir: Path, *, retry: bool = False) -> bool:
   """Trains all cells that are not finished; one that breaks does not stop the others.
 
@@ -161,6 +171,7 @@ def _main(argv: list[str]) -> bool:
     print(cells_lib.status_table(named))
     return True
   if _WORKER.value is not None:
+    check_backend(_WORKERS.value)
     turns = in_turn(chosen, _WORKER.value, _WORKERS.value)
     return run(turns, workdir, retry=_RETRY.value)
   split_cores(_WORKERS.value)  # fail early

@@ -5,9 +5,9 @@ recipe is that of `table2_cifar10.py`; masks move every 100 steps until 3/4 of t
 training, at first .3 of their weights.
 
 Command: python -m train.sweep --config configs/sweeps/appendix_i_dynamic.py:cpu
-Variants: `:cpu` trains ResNet-20 from 2 seeds for 3 epochs at batch 32 (4218 steps); its
-rate starts at .05 and falls by a cosine, so that what grows late can still be trained.
-`:smoke` trains static masks and RigL from EOI for 2 epochs of 512 images.
+Variants: `:cpu` trains ResNet-20 from 2 seeds for 3 epochs at batch 32 (4218 steps);
+its rate starts at .05 and falls by a cosine, so that what grows late can still be
+trained. `:smoke` trains static masks and RigL from EOI for 2 epochs of 512 images.
 Cost: 70 minutes of 2 CPU cores for `:cpu` with `--workers=2` (.16 s a step on one core,
 measured); all of it is for an accelerator.
 """

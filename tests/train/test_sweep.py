@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from train import cells, figures, grid, report, sweep, workers
@@ -202,6 +203,13 @@ def test_workers_stop_together_and_go_on_together(file, loaded, undisturbed, tmp
   assert (tmp_path / "table.md").read_text() == (undisturbed / "table.md").read_text()
   began = starts(tmp_path)
   assert len(began) == 6 and sum(began.values()) <= 6 + 2
+
+
+def test_workers_are_refused_on_an_accelerator(monkeypatch):
+  sweep.check_backend(2)
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  with pytest.raises(UserError, match=r"--workers must be 1 .*\(gpu\), got 2"):
+    sweep.check_backend(2)
 
 
 def test_workers_share_cores_and_cells(loaded):
