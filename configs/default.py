@@ -77,6 +77,9 @@ def get_config(variant: str = "") -> ConfigDict:
   config.dynamic.every = 100  # steps
   config.dynamic.until = 0.75  # part of the training after which masks stay
   config.dynamic.scope = "layer"  # counts of each layer are kept; global: the total
+  config.dynamic.mean_decay = (
+    0.0  # of the mean of gradients that RigL looks at; 0: no mean
+  )
   config.dynamic.skip_step = False  # leave out the step where masks move, as published
   config.dynamic.isometry_steps = 0  # towards isometry of the kernels, after each move
   config.dynamic.isometry_scale = 0.0  # the gain to reach; 0: each kernel keeps its own

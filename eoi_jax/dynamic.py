@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from eoi_jax import dynamic_rules
+from eoi_jax import checks, dynamic_rules
 from eoi_jax import kernels as kernels_lib
 from eoi_jax.dynamic_change import Change, Restore, Step, change_if
 from eoi_jax.dynamic_newcomers import withhold_wild
@@ -28,6 +29,7 @@ class DynamicSparsityState(NamedTuple):
     count: number of updates so far, int32.
     num_grown: tree like `masks`: number of weights grown so far, int32 `[layers]`.
     key_data: data of the PRNG key, None without one.
+    mean: tree like `masks`: running mean of the dense gradients, float32; None without.
   """
 
   inner_state: Any
@@ -35,6 +37,7 @@ class DynamicSparsityState(NamedTuple):
   count: jax.Array
   num_grown: Any
   key_data: Any
+  mean: Any = None
 
 
 def dynamic_sparsity(
@@ -46,6 +49,7 @@ def dynamic_sparsity(
   grow: str | Rule = "gradient",
   scope: str = "layer",
   regrow: bool = True,
+  mean_decay: float = 0.0,
   skip_step: bool = False,
   restore: Restore | None = None,
   key: jax.Array | None = None,
@@ -76,6 +80,9 @@ def dynamic_sparsity(
     scope: "layer": every layer keeps its count exactly. "global": all masked weights
       compete, the total is kept exactly, and each layer keeps its best live weight.
     regrow: whether a weight that was just dropped may come back, as published.
+    mean_decay: of the running mean of the dense gradients that both rules see, in
+      `[0, 1)`; 0 shows them the last gradients alone. The mean starts at zero and takes
+      the memory of the masked leaves; growth by it is that of sparse momentum.
     skip_step: whether the optimizer's step is left out where masks change, as
       published.
     restore: `(params, masks) -> params`, done after growth: `restore_isometry`, say.
@@ -102,13 +109,15 @@ def dynamic_sparsity(
     ([True, False, False, True], [2.0, 0.0, 0.0, 0.0])
 
   Reference: Mocanu et al., 2018, Nature Communications 9, 2383; Evci et al., 2020,
-  arXiv:1911.11134.
+  arXiv:1911.11134; sparse momentum: Dettmers and Zettlemoyer, 2019, arXiv:1907.04840.
   """
   if not isinstance(inner, optax.GradientTransformation):
     raise ValueError(f"`inner` must be an optax.GradientTransformation, got {inner!r}.")
   for name, value in (("schedule", schedule), ("restore", restore)):
     if not callable(value) and (name, value) != ("restore", None):
       raise ValueError(f"`{name}` must be a function, got {value!r}.")
+  if not 0 <= checks.number("mean_decay", mean_decay) < 1:
+    raise ValueError(f"`mean_decay` must be in [0, 1), got {mean_decay}.")
   inner = optax.with_extra_args_support(inner)
   rules = dynamic_rules.make_rules(drop, grow, scope, regrow, has_key=key is not None)
   impl = None if key is None else jax.random.key_impl(key)
@@ -122,6 +131,7 @@ def dynamic_sparsity(
       count=jnp.zeros((), jnp.int32),
       num_grown=kernels_lib.fill_tree(params, _zero_counts(params, used, is_stacked)),
       key_data=None if key is None else jax.random.key_data(key),
+      mean=_zero_mean(params, used) if mean_decay else None,
     )
 
   def update_fn(updates, state, params=None, **extra_args):
@@ -134,10 +144,13 @@ def dynamic_sparsity(
     )
     was_due = (state.count > 0) & (jnp.asarray(schedule(state.count)) > 0)
     stepped = withhold_wild(was_due, stepped, params, state.masks)
-    step = Step(stepped, inner_state, updates, params, state, count, fraction)
+    mean, seen = state.mean, updates
+    if mean_decay:
+      mean, seen = _blend(mean_decay, mean, updates)
+    step = Step(stepped, inner_state, seen, params, state, count, fraction)
     updates, inner_state, masks, num_grown = change_if(change, fraction > 0, step)
     return updates, DynamicSparsityState(
-      inner_state, masks, count, num_grown, state.key_data
+      inner_state, masks, count, num_grown, state.key_data, mean
     )
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -152,6 +165,28 @@ def _zero_counts(params: Any, masks: Any, is_stacked: LeafPredicate) -> dict[str
       layers = len(mask) if is_stacked(name, leaves[name]) else 1
       counts[name] = jnp.zeros(layers, jnp.int32)
   return counts
+
+
+def _zero_mean(params: Any, masks: Any) -> Any:
+  """Zeros for each masked weight."""
+  zeros = {
+    name: jnp.zeros(mask.shape, jnp.float32)
+    for name, mask in kernels_lib.named_leaves(masks).items()
+    if mask is not None
+  }
+  return kernels_lib.fill_tree(params, zeros)
+
+
+def _blend(decay: float, mean: Any, updates: Any) -> tuple[Any, Any]:
+  """The mean after one more gradient, and the gradients with it in their place."""
+  gradients, means = map(kernels_lib.named_leaves, (updates, mean))
+  blended = {
+    name: decay * old + (1 - decay) * gradients[name].astype(old.dtype)
+    for name, old in means.items()
+    if old is not None and not kernels_lib.is_leaf(gradients[name])
+  }
+  fill = functools.partial(kernels_lib.fill_tree, values=blended, keep=True)
+  return fill(mean), fill(updates)
 
 
 def current_masks(opt_state: Any) -> Any:

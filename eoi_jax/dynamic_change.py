@@ -46,7 +46,7 @@ class Step(NamedTuple):
   Attributes:
     updates: what the optimizer would do; live weights move only.
     inner_state: its state after that.
-    dense: the dense gradients.
+    dense: the dense gradients, or their running mean.
     params: the parameters before the update.
     state: `DynamicSparsityState` before the update.
     count: number of updates, this one included.

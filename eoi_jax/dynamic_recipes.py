@@ -72,6 +72,7 @@ def rigl(
   every: int = 100,
   until: float = 0.75,
   scope: str = "layer",
+  mean_decay: float = 0.0,
   skip_step: bool = False,
   restore: Restore | None = None,
   is_stacked: LeafPredicate = kernels_lib.never_stacked,
@@ -86,6 +87,8 @@ def rigl(
     every: steps from one change of the masks to the next.
     until: fraction of the training after which masks stay.
     scope: "layer" or "global", as in `dynamic_sparsity`.
+    mean_decay: of the running mean of gradients that growth looks at, in `[0, 1)`; 0
+      looks at those of one batch alone, as published.
     skip_step: whether the optimizer's step is left out where masks change, as
       published.
     restore: `(params, masks) -> params`, done after growth: `restore_isometry`, say.
@@ -103,6 +106,7 @@ def rigl(
     schedule=schedule,
     grow="gradient",
     scope=scope,
+    mean_decay=mean_decay,
     skip_step=skip_step,
     restore=restore,
     is_stacked=is_stacked,

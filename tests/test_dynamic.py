@@ -103,6 +103,22 @@ def test_the_drop_sees_the_weights_that_the_step_leaves():
   assert state.masks["kernel"].tolist() == [[T, T, F], [F, F, T]]
 
 
+def test_growth_may_look_at_the_mean_of_gradients():
+  """The last gradient prefers the last weight, the mean of three the one before."""
+  turns = jnp.float32([[0, 8, 0], [0, 8, 0], [0, 0, 9]])
+  make = functools.partial(dynamic_sparsity, optax.sgd(0.0), MASKS, schedule=in_step(3))
+  for mean_decay, want in ((0.0, [F, F, T]), (0.5, [F, F, T]), (0.8, [F, T, F])):
+    tx = make(mean_decay=mean_decay)
+    state = tx.init(PARAMS)
+    for row in turns:
+      updates = {"kernel": jnp.stack([jnp.zeros(3), row]), "bias": None}
+      _, state = tx.update(updates, state, {**PARAMS, "bias": None})
+    assert state.masks["kernel"][1].tolist() == want
+  # 8 (.2 * .8^2 + .2 * .8) = 2.304 and .2 * 9
+  np.testing.assert_allclose(state.mean["kernel"][1], [0, 2.304, 1.8], rtol=1e-6)
+  assert state.mean["bias"] is None and make().init(PARAMS).mean is None
+
+
 MOMENTS = {
   "sgd": (lambda: optax.sgd(0.1, 0.9), {"trace": 0.0}),
   "adam": (lambda: optax.adam(0.1), {"mu": 0.0, "nu": 0.0}),
@@ -209,6 +225,9 @@ def run(tx, params, goal, num_steps=60):
 
 
 RECIPES = {
+  "rigl of a mean": lambda masks, key, **options: rigl(
+    optax.adamw(0.02), masks, num_steps=60, every=7, mean_decay=0.8, **options
+  ),
   "rigl": lambda masks, key, **options: rigl(
     optax.adamw(0.02), masks, num_steps=60, every=7, **options
   ),
@@ -454,6 +473,10 @@ WRONG = {
   "masks": (
     lambda: rigl(optax.sgd(0.1), {"kernel": AFTER}, num_steps=9).init(PARAMS),
     ("masks", "bias"),
+  ),
+  "mean_decay": (
+    lambda: rigl(optax.sgd(0.1), MASKS, num_steps=9, mean_decay=1),
+    ("mean_decay", "1"),
   ),
   "steps": (lambda: restore_isometry(PARAMS, MASKS, num_steps=-1), ("num_steps",)),
   "scale": (lambda: restore_isometry(PARAMS, MASKS, scale=0.0), ("scale",)),

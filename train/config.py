@@ -139,6 +139,7 @@ FIELDS: dict[str, Check] = {
   "dynamic.every": _integer(1, MANY),
   "dynamic.until": _number(0, 1),
   "dynamic.scope": _choice("layer", "global"),
+  "dynamic.mean_decay": _number(0, 1, open_high=True),
   "dynamic.skip_step": _boolean,
   "dynamic.isometry_steps": _integer(0, MANY),
   "dynamic.isometry_scale": _number(0),

@@ -24,6 +24,7 @@ class DynamicSettings(NamedTuple):
   every: int = 100
   until: float = 0.75
   scope: str = "layer"
+  mean_decay: float = 0.0
   skip_step: bool = False
   isometry_steps: int = 0
   isometry_scale: float = 0.0
@@ -82,7 +83,7 @@ def keep_sparse(
   if settings.method == "set":
     assert key is not None
     return eoi_jax.set_evolution(tx, masks, key=key, **options)
-  return eoi_jax.rigl(tx, masks, **options)
+  return eoi_jax.rigl(tx, masks, mean_decay=settings.mean_decay, **options)
 
 
 def count_grown(opt_state: Any) -> dict[str, jax.Array]:

@@ -70,6 +70,7 @@ def test_every_option_reaches_the_program(tmp_path):
     "dynamic.method": "rigl",
     "dynamic.every": 4,
     "dynamic.scope": "global",
+    "dynamic.mean_decay": 0.9,
     "dynamic.skip_step": True,
     "dynamic.isometry_steps": 2,
     "num_epochs": 1,
@@ -100,7 +101,13 @@ def test_the_comparison_of_appendix_i():
 
 @pytest.mark.parametrize(
   ("field", "value"),
-  [("method", "magnitude"), ("fraction", 1.5), ("every", 0), ("scope", "network")],
+  [
+    ("method", "magnitude"),
+    ("fraction", 1.5),
+    ("every", 0),
+    ("scope", "network"),
+    ("mean_decay", 1),
+  ],
 )
 def test_wrong_fields(field, value):
   config = small(**{f"dynamic.{field}": value})
