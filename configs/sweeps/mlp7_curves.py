@@ -9,8 +9,8 @@ Command: python -m train.sweep --config configs/sweeps/mlp7_curves.py:cpu
 Variants: `:cpu` has density .05, 3 seeds and 5 epochs, and so a rate of .1, at which
 the dense linear network diverges; `:smoke` trains one activation for 2 epochs of 2000
 images.
-Cost: 10 minutes of 2 CPU cores for `:cpu` with `--workers=2`, `:smoke` a minute; 9 hours
-for all (an estimate).
+Cost: 10 minutes of 2 CPU cores for `:cpu` with `--workers=2`, a minute for `:smoke`;
+all takes 9 hours, an estimate.
 """
 
 from configs import default, mnist_mlp7_curves
