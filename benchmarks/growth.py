@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import cifar10_dynamic
-from eoi_jax.kernels import named_leaves
+from eoi_jax._kernels import named_leaves
 from train.datasets import Split
 from train.feed import Feed
 from train.plan import Plan, make_plan, start_state

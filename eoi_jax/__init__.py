@@ -7,41 +7,30 @@ Reference: Nowak et al., "Sparser, Better, Deeper, Stronger: Improving Static Sp
 Training with Exact Orthogonal Initialization", 2024, arXiv:2406.01755.
 """
 
-from eoi_jax.allocation import budgets, densities_from_budgets, erk, uniform
-from eoi_jax.collapse import Collapse, find_collapse
-from eoi_jax.connectivity import (
-  Components,
-  connected_components,
-  effective_density,
-  effective_masks,
+from eoi_jax.givens.density import expected_density, rotations_for_density
+from eoi_jax.givens.factorization import rotated_identity, rotations_from_orthogonal
+from eoi_jax.givens.orthogonal import orthogonality_error, sparse_orthogonal
+from eoi_jax.givens.patterns import pattern_fill
+from eoi_jax.givens.rotations import Rotations, apply_rotations, sample_rotations
+from eoi_jax.initializers.dense import (
+  conv_orthogonal,
+  delta_orthogonal,
+  dense_orthogonal,
 )
-from eoi_jax.criticality import (
-  chi_1,
-  correlation_length,
-  critical_point,
-  critical_variance,
-  variance_fixed_point,
+from eoi_jax.initializers.eoi import eoi_init
+from eoi_jax.initializers.isometry import IsometryResult, approximate_isometry
+from eoi_jax.initializers.sao import sao_degrees, sao_orthogonal
+from eoi_jax.initializers.sparsify import sparsify
+from eoi_jax.masks.allocation import budgets, densities_from_budgets, erk, uniform
+from eoi_jax.masks.saliency import (
+  global_masks,
+  grasp_scores,
+  magnitude_scores,
+  random_scores,
+  snip_scores,
 )
-from eoi_jax.dense import conv_orthogonal, delta_orthogonal, dense_orthogonal
-from eoi_jax.density import expected_density, rotations_for_density
-from eoi_jax.diagnostics import gram_errors
-from eoi_jax.dynamic import DynamicSparsityState, current_masks, dynamic_sparsity
-from eoi_jax.dynamic_isometry import restore_isometry
-from eoi_jax.dynamic_recipes import rigl, set_evolution
-from eoi_jax.dynamic_rules import evolve_masks
-from eoi_jax.dynamic_schedule import drop_schedule
-from eoi_jax.factorization import rotated_identity, rotations_from_orthogonal
-from eoi_jax.guided import pattern_fill
-from eoi_jax.initializers import eoi_init
-from eoi_jax.isometry import IsometryResult, approximate_isometry
-from eoi_jax.jacobian import (
-  JacobianExtremes,
-  SpectrumSummary,
-  jacobian_extremes,
-  jacobian_singular_values,
-  spectrum_summary,
-)
-from eoi_jax.masks import (
+from eoi_jax.masks.synflow import synflow_masks, synflow_scores
+from eoi_jax.masks.trees import (
   DeadUnits,
   MaskCount,
   apply_masks,
@@ -51,21 +40,36 @@ from eoi_jax.masks import (
   mask_densities,
   random_masks,
 )
-from eoi_jax.meters import LayerProfile, layer_profiles, new_meter, watch
-from eoi_jax.orthogonal import orthogonality_error, sparse_orthogonal
-from eoi_jax.profiles import SignalProfile, gradient_norms, signal_profile
-from eoi_jax.rotations import Rotations, apply_rotations, sample_rotations
-from eoi_jax.saliency import (
-  global_masks,
-  grasp_scores,
-  magnitude_scores,
-  random_scores,
-  snip_scores,
+from eoi_jax.optim.dynamic import DynamicSparsityState, current_masks, dynamic_sparsity
+from eoi_jax.optim.recipes import rigl, set_evolution
+from eoi_jax.optim.restore import restore_isometry
+from eoi_jax.optim.rules import evolve_masks
+from eoi_jax.optim.schedule import drop_schedule
+from eoi_jax.optim.static import StaticSparsityState, static_sparsity
+from eoi_jax.signal.collapse import Collapse, find_collapse
+from eoi_jax.signal.connectivity import (
+  Components,
+  connected_components,
+  effective_density,
+  effective_masks,
 )
-from eoi_jax.sao import sao_degrees, sao_orthogonal
-from eoi_jax.sparsify import sparsify
-from eoi_jax.synflow import synflow_masks, synflow_scores
-from eoi_jax.transforms import StaticSparsityState, static_sparsity
+from eoi_jax.signal.gram import gram_errors
+from eoi_jax.signal.jacobian import (
+  JacobianExtremes,
+  SpectrumSummary,
+  jacobian_extremes,
+  jacobian_singular_values,
+  spectrum_summary,
+)
+from eoi_jax.signal.mean_field import (
+  chi_1,
+  correlation_length,
+  critical_point,
+  critical_variance,
+  variance_fixed_point,
+)
+from eoi_jax.signal.meters import LayerProfile, layer_profiles, new_meter, watch
+from eoi_jax.signal.profiles import SignalProfile, gradient_norms, signal_profile
 
 __version__ = "0.1.0"
 

@@ -9,7 +9,8 @@ import optax
 import pytest
 from flax import linen, nnx
 
-from eoi_jax import count_masks, kernels, random_masks, uniform
+from eoi_jax import _kernels as kernels
+from eoi_jax import count_masks, random_masks, uniform
 
 
 class Layer(NamedTuple):

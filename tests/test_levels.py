@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eoi_jax import Rotations, apply_rotations, sample_rotations, schedules
-from eoi_jax import levels as levels_lib
+from eoi_jax import Rotations, apply_rotations, sample_rotations
+from eoi_jax.givens import _candidates as schedules
+from eoi_jax.givens import _levels as levels_lib
 
 
 @pytest.mark.parametrize("num_columns, num_rotations", [(2, 5), (33, 150), (64, 300)])

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eoi_jax import orthogonality_error, sampling, sparse_orthogonal
+from eoi_jax import orthogonality_error, sparse_orthogonal
+from eoi_jax.givens import _sampler as sampling
 
 
 @pytest.fixture

@@ -7,13 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eoi_jax import (
-  apply_rotations,
-  dead_units,
-  expected_density,
-  schedules,
-  sparse_orthogonal,
-)
+from eoi_jax import apply_rotations, dead_units, expected_density, sparse_orthogonal
+from eoi_jax.givens import _candidates as schedules
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 import eoi_jax
-from eoi_jax.kernels import LeafPredicate, never_stacked
+from eoi_jax._kernels import LeafPredicate, never_stacked
 
 METHODS = ("static", "set", "rigl")
 

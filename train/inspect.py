@@ -14,7 +14,7 @@ import numpy as np
 from absl import app, flags
 from absl import logging as absl_logging
 
-from eoi_jax import kernels
+from eoi_jax import _kernels as kernels
 from train import config as config_lib
 from train.command import exit_with, parse
 from train.data import DATASETS

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from eoi_jax.kernels import named_leaves
+from eoi_jax._kernels import named_leaves
 from train import figures, mesh, summaries
 from train.checkpoints import Checkpoints
 from train.dynamic import count_grown

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import optax
 
-from eoi_jax.kernels import LeafPredicate, never_stacked
+from eoi_jax._kernels import LeafPredicate, never_stacked
 from train.dynamic import STATIC, DynamicSettings, keep_sparse
 
 

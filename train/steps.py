@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from eoi_jax import apply_masks
-from eoi_jax.kernels import named_leaves
+from eoi_jax._kernels import named_leaves
 from train.augment import crop_and_flip
 from train.datasets import DatasetSpec, Split
 from train.mesh import place_batch, place_state

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eoi_jax.kernels import named_leaves
+from eoi_jax._kernels import named_leaves
 from train.errors import UserError
 from train.state import TrainState
 from train.steps import count_weights

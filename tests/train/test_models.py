@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import eoi_jax
-from eoi_jax import kernels
+from eoi_jax import _kernels as kernels
 from train.models import (
   CNN,
   MLP,

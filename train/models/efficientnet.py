@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
-from eoi_jax import kernels
+from eoi_jax import _kernels as kernels
 from train.models.activations import ACTIVATIONS
 from train.models.convolution import convolution
 from train.models.network import Network, is_rest

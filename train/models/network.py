@@ -4,7 +4,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from eoi_jax import kernels
+from eoi_jax import _kernels as kernels
 
 
 def is_rest(name: str, leaf: Any) -> bool:

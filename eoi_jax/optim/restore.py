@@ -1,0 +1,172 @@
+"""Takes kernels back towards isometry on the masks that they have.
+
+    f(C) = ||C C^T - scale^2 I||_F^2,   C = W * mask, on the smaller Gram side
+
+by conjugate gradients with an exact line search: along any direction f is a quartic.
+Training bends singular values, and a change of masks cuts some: a few steps undo most
+of both, from where the weights are.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from eoi_jax import _blocks as blocks_lib
+from eoi_jax import _checks as checks
+from eoi_jax import _kernels as kernels_lib
+from eoi_jax._blocks import GroupCount
+from eoi_jax._kernels import LeafPredicate
+from eoi_jax.masks.trees import check_masks
+
+_BISECTIONS = 30
+
+
+def restore_isometry(
+  params: Any,
+  masks: Any,
+  *,
+  scale: float | None = 1.0,
+  num_steps: int = 10,
+  is_kernel: LeafPredicate = kernels_lib.is_kernel,
+  is_stacked: LeafPredicate = kernels_lib.never_stacked,
+  num_groups: GroupCount = blocks_lib.depthwise_groups,
+  is_patches: LeafPredicate = blocks_lib.never_patches,
+) -> Any:
+  """Lowers the Gram error of every masked kernel; the masks stay.
+
+  The error is that of `approximate_isometry`, with a convolution as the matrix
+  `(taps * in, out)`; here the weights move on from where they are.
+
+  Args:
+    params: tree of arrays.
+    masks: tree like `params`: bool leaves, True = trained; None = dense leaf, which
+      is left as it is.
+    scale: gain that the kernels should have; None: of each its own, the root mean
+      square of its singular values.
+    num_steps: steps of conjugate gradients, two products of matrices each.
+    is_kernel: `(name, leaf) -> bool`, which leaves are kernels.
+    is_stacked: `(name, leaf) -> bool`, which kernels have a leading axis of layers.
+    num_groups: `(name, leaf) -> int`, groups of a convolution, as in `sparsify`.
+    is_patches: `(name, leaf) -> bool`, which convolutions have stride = window.
+
+  Returns:
+    Tree like `params`: no kernel's error is higher than before, weights off the masks
+    are zero.
+
+  Raises:
+    ValueError: if the masks do not fit, or an option is out of range.
+
+  Example:
+    >>> params = {"kernel": jax.random.normal(jax.random.key(0), (16, 16)) / 4}
+    >>> masks = {"kernel": jax.random.bernoulli(jax.random.key(1), 0.5, (16, 16))}
+    >>> kernel = restore_isometry(params, masks)["kernel"]
+    >>> bool(jnp.abs(kernel.T @ kernel - jnp.eye(16)).max() < 0.3)
+    True
+  """
+  num_steps = checks.integer("num_steps", num_steps, 0)
+  if scale is not None and checks.number("scale", scale) <= 0:
+    raise ValueError(f"`scale` must be positive, got {scale}.")
+  mask_of = {n: m for n, m in check_masks(params, masks).items() if m is not None}
+  kernels = kernels_lib.find_kernels(params, is_kernel=is_kernel, is_stacked=is_stacked)
+  layouts = blocks_lib.find_layouts(
+    {name: k for name, k in kernels.items() if name in mask_of},
+    num_groups=num_groups,
+    is_patches=is_patches,
+  )
+  moved = {}
+  for name, layout in layouts.items():
+    weights = blocks_lib.split(layout, layout.kernel.leaf)
+    live = blocks_lib.split(layout, mask_of[name])
+    moved[name] = blocks_lib.join(layout, _restore(weights, live, scale, num_steps))
+  return kernels_lib.fill_tree(params, moved, keep=True)
+
+
+@functools.partial(jax.jit, static_argnames="num_steps")
+def _restore(kernels, masks, scale: float | None, num_steps: int) -> jax.Array:
+  """Treats a stack of kernels `[n, *window, in, out]`."""
+  dtype = checks.compute_dtype(kernels.dtype)
+  matrices, live = (a.reshape(len(a), -1, a.shape[-1]) for a in (kernels, masks))
+  is_wide = matrices.shape[1] <= matrices.shape[2]
+  if not is_wide:
+    matrices, live = (jnp.swapaxes(a, 1, 2) for a in (matrices, live))
+  matrices = jnp.where(live, matrices.astype(dtype), jnp.zeros((), dtype))
+  target = None if scale is None else jnp.asarray(scale, dtype)
+  descend = functools.partial(_descend, scale=target, num_steps=num_steps)
+  result = jax.vmap(descend)(matrices, live)
+  result = result if is_wide else jnp.swapaxes(result, 1, 2)
+  return result.reshape(kernels.shape).astype(kernels.dtype)
+
+
+class _Carry(NamedTuple):
+  weights: jax.Array
+  gradient: jax.Array
+  direction: jax.Array
+
+
+def _descend(weights, live, *, scale, num_steps: int) -> jax.Array:
+  """Conjugate gradients (Polak and Ribiere) on one matrix with its rows short."""
+  if scale is None:
+    scale = jnp.sqrt(jnp.sum(jnp.square(weights)) / weights.shape[0])
+  unit = jnp.where(scale > 0, scale, 1)
+  start = weights / unit
+  gradient = _gradient(start, live)
+
+  def step(_, carry):
+    weights, gradient, direction = carry
+    weights = weights + _line_search(weights, direction) * direction
+    new = _gradient(weights, live)
+    before = jnp.vdot(gradient, gradient)
+    ratio = jnp.vdot(new, new - gradient) / jnp.where(before > 0, before, 1)
+    direction = jnp.maximum(ratio, 0) * direction - new
+    uphill = jnp.vdot(direction, new) >= 0
+    return _Carry(weights, new, jnp.where(uphill, -new, direction))
+
+  first = _Carry(start, gradient, -gradient)
+  last = jax.lax.fori_loop(0, num_steps, step, first).weights
+  return jnp.where(_error(last) < _error(start), unit * last, weights)
+
+
+def _residual(weights: jax.Array) -> jax.Array:
+  gram = jnp.matmul(weights, weights.T)
+  return gram - jnp.eye(len(gram), dtype=gram.dtype)
+
+
+def _error(weights: jax.Array) -> jax.Array:
+  return jnp.sum(jnp.square(_residual(weights)))
+
+
+def _gradient(weights: jax.Array, live: jax.Array) -> jax.Array:
+  """A quarter of the gradient of the squared norm."""
+  gradient = jnp.matmul(_residual(weights), weights)
+  return jnp.where(live, gradient, jnp.zeros((), gradient.dtype))
+
+
+def _line_search(weights: jax.Array, direction: jax.Array) -> jax.Array:
+  """A minimum of `f(C + t D) = ||R + t P + t^2 Q||^2` at `t >= 0`, by its slope.
+
+  The slope is a cubic, below zero at 0 and above zero beyond the bound of its roots.
+  """
+  cross = jnp.matmul(weights, direction.T)
+  r, p, q = _residual(weights), cross + cross.T, jnp.matmul(direction, direction.T)
+  slope = (
+    jnp.vdot(r, p),
+    jnp.vdot(p, p) + 2 * jnp.vdot(r, q),
+    3 * jnp.vdot(p, q),
+    2 * jnp.vdot(q, q),
+  )
+  top = jnp.where(slope[3] > 0, slope[3], 1)
+  roots = jnp.abs(jnp.stack(slope[:3]) / top) ** jnp.array([1 / 3, 1 / 2, 1], top.dtype)
+  bound = 2 * jnp.max(roots)  # Fujiwara's, on all roots of a polynomial
+
+  def halve(_, ends):
+    low, high = ends
+    t = (low + high) / 2
+    below = slope[0] + t * (slope[1] + t * (slope[2] + t * slope[3])) < 0
+    return jnp.where(below, t, low), jnp.where(below, high, t)
+
+  low, high = jax.lax.fori_loop(0, _BISECTIONS, halve, (jnp.zeros_like(bound), bound))
+  return jnp.where(slope[3] > 0, (low + high) / 2, 0)
