@@ -56,10 +56,10 @@ def eoi_init(
   in both cases at least the floor `1 / max(in, out)`, if the kernel's budget
   `round(density * size)` reaches that far.
 
-  An initializer sees a shape and nothing else. It reads rank 2 as `(in, out)`; rank 3
-  with a window of odd size up to 11, and ranks 4 and 5 with such a window (or a square
-  one), as a convolution of one group. It refuses other shapes, and windows over one
-  input channel: say `axes` and `groups`. It cannot see that a convolution is grouped:
+  An initializer sees a shape and nothing else. It reads rank 2 as `(in, out)`; ranks 4
+  and 5 with a window of sizes up to 11, and rank 3 if that size is odd, too, as a
+  convolution of one group. It refuses other shapes, and windows over one input
+  channel: say `axes` and `groups`. It cannot see that a convolution is grouped:
   pass `groups=feature_group_count`. Flax flattens the kernels of DenseGeneral and of
   attention before it calls an initializer; those of Einsum need `axes`.
 
@@ -137,13 +137,14 @@ def _read_shape(shape: tuple[int, ...], axes: str | None, groups: int | None) ->
       f"got {shape}."
     )
   if axes is None:
-    square = len(window) > 1 and len(set(window)) == 1 and window[0] <= 11
-    if rank > 5 or not (is_window(window) or square):
+    if rank > 5 or not (
+      is_window(window) if rank == 3 else max(window, default=1) <= 11
+    ):
       raise ValueError(
-        f"`axes` must say what the axes of shape {shape} are, since it is no kernel "
-        "(in, out) and no convolution (*window, in, out) with a window of odd sizes up "
-        "to 11: one letter an axis (i input, o output, w window, s stack), such as "
-        f'`eoi_init(density, axes="{"i" + "o" * (rank - 1)}")`.'
+        f"`axes` must say what the axes of `shape` {shape} are, since it is no kernel "
+        "(in, out) and no convolution (*window, in, out) with a window of sizes up to "
+        "11 (odd, if it has one axis): one letter an axis (i input, o output, w window, "
+        f's stack), such as `eoi_init(density, axes="{"i" + "o" * (rank - 1)}")`.'
       )
     if groups is None and math.prod(window) > 1 and shape[-2] == 1 < shape[-1]:
       raise ValueError(

@@ -125,7 +125,7 @@ def sparsify(
       dtype=dtype,
       keys=_keys.block_keys(key_values, kernels),
       mask_keys=_keys.block_keys(key_masks, kernels),
-      budgets=None if None in budgets else np.concatenate(budgets),
+      budgets=None if any(b is None for b in budgets) else np.concatenate(budgets),
       masks=given and _join([k.to_blocks(on_host(given[k.name][1])) for k in kernels]),
     )
     new, live = map(on_host, run(stack, scale, **options))
