@@ -90,7 +90,7 @@ def block_keys(data: Any, kernels: Sequence[Kernel]) -> Any:
 
   Without groups they are those of the layers; else the group is folded in.
   """
-  keys, groups = layer_keys(data, kernels), kernels[0].layout.groups
+  keys, groups = layer_keys(data, kernels), kernels[0].groups
   if groups == 1:
     return keys
   number = np.arange(1, groups + 1, dtype=np.uint32)

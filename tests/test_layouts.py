@@ -93,11 +93,18 @@ def test_shapes_without_doubt(tree, names):
   ],
 )
 def test_doubt_names_the_leaf_and_shows_the_line(tree, words, value_error):
-  for function in (kernel_layouts, find_kernels):
-    with value_error("`layouts`", "in doubt", "kernel_layouts(params, {", *words):
-      function(tree)
+  with value_error("`layouts`", "in doubt", "kernel_layouts(params, {", *words):
+    kernel_layouts(tree)
   with value_error("in doubt", words[0]):
     eoi_jax.sparsify(KEY, tree, DENSITY)
+
+
+def test_groups_are_asked_for_only_where_they_matter(value_error):
+  tree = {"kernel": shapes(3, 3, 1, 32)}
+  masks = eoi_jax.random_masks(KEY, tree, eoi_jax.erk(tree, 0.5))
+  assert masks["kernel"].sum() == 144
+  with value_error("'kernel'", "groups=32"):
+    eoi_jax.allocate(tree, 0.5, floors="lift")
 
 
 def test_no_kernel_at_all_is_an_error(value_error):
@@ -246,7 +253,7 @@ LINEN = {
   "grouped": (nn.Conv(8, (3, 3), feature_group_count=4), (1, 5, 5, 8), 1),
   "depthwise": (nn.Conv(8, (3, 3), feature_group_count=8), (1, 5, 5, 8), 1),
   "gray": (nn.Conv(8, (3, 3)), (1, 5, 5, 1), 1),
-  "patches": (nn.Conv(32, (4, 4), strides=4, padding="VALID"), (1, 8, 8, 3), 1),
+  "patches": (nn.Conv(64, (4, 4), strides=4, padding="VALID"), (1, 8, 8, 3), 1),
   "transposed": (nn.ConvTranspose(8, (3, 3), (2, 2)), (1, 5, 5, 4), 1),
   "lstm": (nn.RNN(nn.LSTMCell(8)), (1, 5, 4), 8),
   "gru": (nn.RNN(nn.GRUCell(8)), (1, 5, 4), 6),

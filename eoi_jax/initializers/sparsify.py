@@ -113,7 +113,7 @@ def sparsify(
   stacks: dict[Any, list[str]] = {}
   for name, (kernel, _) in counts.items():
     _check_dtype(kernel)
-    kind = (kernel.block_shape, kernel.leaf.dtype, kernel.layout.groups)
+    kind = (kernel.block_shape, kernel.leaf.dtype, kernel.groups)
     stacks.setdefault(kind, []).append(name)
   values, masks = {}, {}
   for (shape, dtype, _), names in stacks.items():
@@ -163,7 +163,7 @@ def _block_counts(kernel: Kernel, counts: np.ndarray | None) -> np.ndarray | Non
   """
   if counts is None:
     return None
-  groups = kernel.layout.groups
+  groups = kernel.groups
   shares = (counts[:, None] + groups - 1 - np.arange(groups)) // groups
   return shares.ravel()
 

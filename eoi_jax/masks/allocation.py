@@ -218,13 +218,15 @@ def _highest(found, density: float) -> dict[str, np.ndarray]:
 def _counts(layers: list[Kernel], wanted, density: float, floors: str) -> np.ndarray:
   """Whole numbers of weights of all layers, of sum `round(density * total)`."""
   sizes = np.array([kernel.layer_size for kernel in layers], np.int64)
-  least = np.array(
-    [min(kernel.block_shape[-2:]) * kernel.layout.groups for kernel in layers], np.int64
-  )
+  least = np.ones_like(sizes)
+  if floors != "ignore":
+    least[:] = [min(kernel.block_shape[-2:]) * kernel.groups for kernel in layers]
   low = least if floors == "lift" else np.ones_like(least)
-  low = np.where(wanted >= sizes, sizes, low)
+  dense = np.where(wanted >= sizes, sizes, low)
+  total = round(density * float(sizes.sum()))
+  low = dense if dense.sum() <= total else low
   wanted = np.maximum(wanted, 1e-6)  # of a layer that the rule gives nothing
-  counts = _round_to(wanted, low, sizes, round(density * float(sizes.sum())))
+  counts = _round_to(wanted, low, sizes, total)
   below = np.flatnonzero(counts < least)
   if floors == "error" and below.size:
     index = int(below[0])
