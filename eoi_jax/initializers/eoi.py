@@ -144,7 +144,7 @@ def _read_shape(shape: tuple[int, ...], axes: str | None, groups: int | None) ->
         f"`axes` must say what the axes of `shape` {shape} are, since it is no kernel "
         "(in, out) and no convolution (*window, in, out) with a window of sizes up to "
         "11 (odd, if it has one axis): one letter an axis (i input, o output, w "
-        f'window, s stack), such as `eoi_init(density, axes="{"i" + "o" * (rank - 1)}")`.'
+        f'window, s stack): `eoi_init(density, axes="{"i" + "o" * (rank - 1)}")`.'
       )
     if groups is None and math.prod(window) > 1 and shape[-2] == 1 < shape[-1]:
       raise ValueError(

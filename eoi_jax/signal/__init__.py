@@ -1,4 +1,9 @@
-"""How signals pass through a network: spectra, criticality, profiles, connectivity."""
+"""Signal propagation: does a network preserve signals and gradients over its depth?
+
+`jacobian_singular_values` measures a network as a whole, `layer_profiles` and
+`signal_profile` every layer, `gram_errors` the kernels; `critical_point` says which
+gains a deep network needs.
+"""
 
 from eoi_jax.signal.collapse import Collapse, find_collapse
 from eoi_jax.signal.connectivity import (
@@ -22,14 +27,19 @@ from eoi_jax.signal.mean_field import (
   critical_variance,
   variance_fixed_point,
 )
-from eoi_jax.signal.meters import LayerProfile, layer_profiles, new_meter, watch
-from eoi_jax.signal.profiles import SignalProfile, gradient_norms, signal_profile
+from eoi_jax.signal.profiles import (
+  SignalProfile,
+  gradient_norms,
+  layer_profiles,
+  record_signal,
+  signal_meter,
+  signal_profile,
+)
 
 __all__ = [
   "Collapse",
   "Components",
   "JacobianExtremes",
-  "LayerProfile",
   "SignalProfile",
   "SpectrumSummary",
   "chi_1",
@@ -45,9 +55,9 @@ __all__ = [
   "jacobian_extremes",
   "jacobian_singular_values",
   "layer_profiles",
-  "new_meter",
+  "record_signal",
+  "signal_meter",
   "signal_profile",
   "spectrum_summary",
   "variance_fixed_point",
-  "watch",
 ]
