@@ -379,8 +379,10 @@ def _at_all_taps(stack: Stack, support: Any) -> Any:
 
 
 def on_host(array: Any) -> Any:
-  """A NumPy array; a traced one as it is."""
-  return array if isinstance(array, jax.core.Tracer) else np.asarray(array)
+  """A NumPy array; None and a traced array as they are."""
+  if array is None or isinstance(array, jax.core.Tracer):
+    return array
+  return np.asarray(array)
 
 
 def _where(masks: Any, values: Any) -> Any:
