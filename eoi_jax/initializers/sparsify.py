@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax import _checks, _keys, _trees
-from eoi_jax.initializers.starts import STARTS, Stack, on_host
+from eoi_jax.initializers._starts import STARTS, Stack, on_host
 from eoi_jax.layouts import Kernel, Layouts
 from eoi_jax.masks.trees import (
   check_masks,
