@@ -8,10 +8,15 @@ Training with Exact Orthogonal Initialization", 2024, arXiv:2406.01755.
 """
 
 from eoi_jax.givens.density import expected_density, rotations_for_density
-from eoi_jax.givens.factorization import rotated_identity, rotations_from_orthogonal
 from eoi_jax.givens.orthogonal import orthogonality_error, sparse_orthogonal
 from eoi_jax.givens.patterns import pattern_fill
-from eoi_jax.givens.rotations import Rotations, apply_rotations, sample_rotations
+from eoi_jax.givens.rotations import (
+  Rotations,
+  apply_rotations,
+  rotated_identity,
+  rotations_from_orthogonal,
+  sample_rotations,
+)
 from eoi_jax.initializers.dense import (
   conv_orthogonal,
   delta_orthogonal,

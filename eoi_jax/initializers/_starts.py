@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax import _checks as checks
-from eoi_jax.givens import _candidates as schedules
-from eoi_jax.givens import _sampler as sampling
+from eoi_jax.givens import _plan as schedules
+from eoi_jax.givens import orthogonal as sampling
 from eoi_jax.givens import patterns as guided
 from eoi_jax.givens.rotations import Angle
 from eoi_jax.initializers import dense, isometry, sao

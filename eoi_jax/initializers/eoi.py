@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from eoi_jax import _checks as checks
-from eoi_jax.givens import _candidates as schedules
-from eoi_jax.givens import _sampler as sampling
+from eoi_jax.givens import _plan as schedules
 from eoi_jax.givens import orthogonal
+from eoi_jax.givens import orthogonal as sampling
 from eoi_jax.givens import rotations as rotations_lib
 
 Initializer = Callable[..., jax.Array]
