@@ -220,7 +220,7 @@ def sample_many(
     if isinstance(result, tuple):
       shape, matrix = result
       matrix = np.asarray(matrix)[: max(shape), : min(shape)]
-      matrix = matrix if shape[0] >= shape[1] else matrix.T
+      matrix = matrix if shape[0] > shape[1] else matrix.T
       results[place] = np.ascontiguousarray(matrix)
   return results
 
