@@ -19,7 +19,34 @@ import numpy as np
 from eoi_jax.layouts import Kernel
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-_PARITY = 0x1BD11BDA
+
+
+def check_key(key: Any) -> jax.Array:
+  """Returns one typed PRNG key or raises ValueError.
+
+  Args:
+    key: a typed key of any implementation, or legacy uint32 key data.
+
+  Returns:
+    Typed key of shape `()`.
+
+  Raises:
+    ValueError: if `key` is anything else: an int, a stream of NNX, several keys.
+  """
+  if isinstance(key, jax.Array | np.ndarray):
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+      if key.ndim == 0:
+        return key
+    elif key.dtype == np.uint32 and key.shape in ((2,), (4,)):
+      impl = "threefry2x32" if key.size == 2 else "rbg"
+      return jax.random.wrap_key_data(jnp.asarray(key), impl=impl)
+    got = f"an array of shape {key.shape} and dtype {key.dtype}"
+  else:
+    got = repr(key) if isinstance(key, int | float | str) else type(key).__name__
+  hint = "; of an NNX stream pass `rngs.params()`" if callable(key) else ""
+  raise ValueError(
+    f"`key` must be one PRNG key such as `jax.random.key(0)`, got {got}{hint}."
+  )
 
 
 def key_data(key: Any) -> Any:
@@ -34,30 +61,13 @@ def key_data(key: Any) -> Any:
   Raises:
     ValueError: if `key` is not one PRNG key.
   """
-  dtype = getattr(key, "dtype", None)
-  if dtype is None or jnp.ndim(key) > 1:
-    raise ValueError(f"`key` must be one PRNG key, {_hint(key)}")
-  if jnp.issubdtype(dtype, jax.dtypes.prng_key):
-    if jnp.ndim(key) != 0:
-      raise ValueError(f"`key` must be one PRNG key, {_hint(key)}")
-    data = jax.random.key_data(key)
-  elif dtype == jnp.uint32 and key.shape in ((2,), (4,)):
-    data = key
-  else:
-    raise ValueError(f"`key` must be one PRNG key, {_hint(key)}")
+  data = jax.random.key_data(check_key(key))
   if not isinstance(data, jax.core.Tracer):
     data = np.asarray(data)
-  if data.shape[-1] == 4:
-    data = _stack(*_threefry(*(data[..., n] for n in range(4))))
-  return data
-
-
-def _hint(key: Any) -> str:
-  if callable(key):
-    return "got a stream of keys: draw one from it, `rngs.params()`."
-  shape = getattr(key, "shape", None)
-  got = repr(key) if shape is None else f"{key.dtype} of shape {shape}"
-  return f"such as `jax.random.key(0)`, got {got}."
+  words = data[:2]
+  for place in range(2, data.shape[0]):
+    words = fold_in(words, data[place])
+  return words
 
 
 def as_key(key: Any) -> jax.Array:
@@ -70,7 +80,26 @@ def fold_in(data: Any, word: Any) -> Any:
   if not isinstance(word, jax.core.Tracer):
     word = np.asarray(word, np.uint32)
   zero = np.zeros(np.shape(word), np.uint32)
-  return _stack(*_threefry(data[..., 0], data[..., 1], zero, word))
+  pair = _threefry(data[..., 0], data[..., 1], zero, word)
+  return (jnp if isinstance(pair[0], jax.Array) else np).stack(pair, axis=-1)
+
+
+def random_bits(data: Any, counters: jax.Array) -> jax.Array:
+  """Random uint32 of each counter: `jax.random.bits` where counters are places.
+
+  Written out, it compiles three times faster than `jax.random.bits` on a CPU (.1 s
+  instead of .3 s), and the number at a place does not depend on the array's shape.
+
+  Args:
+    data: threefry key data, uint32 `[2]`.
+    counters: uint32 of any shape.
+
+  Returns:
+    uint32 of the shape of `counters`.
+  """
+  first, second = _threefry(data[0], data[1], jnp.zeros_like(counters), counters)
+  # Without the barrier every use of the bits would compute them again.
+  return jax.lax.optimization_barrier(first ^ second)
 
 
 def layer_keys(data: Any, kernels: Sequence[Kernel]) -> Any:
@@ -97,27 +126,18 @@ def block_keys(data: Any, kernels: Sequence[Kernel]) -> Any:
   return fold_in(keys[:, None], number[None, :]).reshape(-1, 2)
 
 
-def _stack(first: Any, second: Any) -> Any:
-  traced = isinstance(first, jax.core.Tracer)
-  return (jnp if traced else np).stack([first, second], axis=-1)
-
-
 def _threefry(key_0: Any, key_1: Any, x: Any, y: Any) -> tuple[Any, Any]:
   """Threefry-2x32 with 20 rounds, on uint32 NumPy or JAX arrays.
 
   Reference: Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3".
   """
   with np.errstate(over="ignore"):
-    shape = np.broadcast_shapes(*(np.shape(a) for a in (key_0, key_1, x, y)))
-    xp = jnp if isinstance(key_0, jax.core.Tracer) else np
-    key_0, key_1, x, y = (xp.broadcast_to(a, shape) for a in (key_0, key_1, x, y))
-    keys = (key_0, key_1, key_0 ^ key_1 ^ np.uint32(_PARITY))
+    keys = (key_0, key_1, key_0 ^ key_1 ^ np.uint32(0x1BD11BDA))
     x, y = x + keys[0], y + keys[1]
     for step in range(5):
       for rotation in _ROTATIONS[step % 2]:
         x = x + y
-        y = (y << np.uint32(rotation)) | (y >> np.uint32(32 - rotation))
-        y = x ^ y
+        y = x ^ ((y << np.uint32(rotation)) | (y >> np.uint32(32 - rotation)))
       x = x + keys[(step + 1) % 3]
       y = y + keys[(step + 2) % 3] + np.uint32(step + 1)
   return x, y

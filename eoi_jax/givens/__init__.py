@@ -1,10 +1,15 @@
-"""Random Givens rotations, their expected density, sparse orthogonal matrices."""
+"""Random Givens rotations, and the sparse orthogonal matrices that they make."""
 
 from eoi_jax.givens.density import expected_density, rotations_for_density
-from eoi_jax.givens.factorization import rotated_identity, rotations_from_orthogonal
 from eoi_jax.givens.orthogonal import orthogonality_error, sparse_orthogonal
 from eoi_jax.givens.patterns import pattern_fill
-from eoi_jax.givens.rotations import Rotations, apply_rotations, sample_rotations
+from eoi_jax.givens.rotations import (
+  Rotations,
+  apply_rotations,
+  rotated_identity,
+  rotations_from_orthogonal,
+  sample_rotations,
+)
 
 __all__ = [
   "Rotations",

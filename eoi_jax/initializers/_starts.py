@@ -19,6 +19,7 @@ import numpy as np
 
 from eoi_jax import _checks
 from eoi_jax.givens import patterns
+from eoi_jax.givens.orthogonal import sample_many
 from eoi_jax.givens.rotations import Angle
 from eoi_jax.initializers import dense, eoi, isometry, sao
 from eoi_jax.masks.trees import fill
@@ -30,6 +31,8 @@ REFERENCES = {
 }
 # What `eoi_in_mask` may do where no isometry fits: one of fewer units, or other starts.
 FALLBACKS = ("partial", "ai", "base")
+# Blocks of one shape from which on a program of their own pays for its compilation.
+_MANY = 16
 
 
 class Stack(NamedTuple):
@@ -301,14 +304,18 @@ def _by_budget(stack: Stack, budget_of: Callable[[float], int]) -> np.ndarray:
 def _sample(stack: Stack, budgets: np.ndarray, scale: float, options, shape) -> Any:
   """Sparse orthogonal kernels `[n, *shape]` of given numbers of nonzeros.
 
-  A compiled program serves budgets up to a largest one. Those are few, and which one
-  a block gets depends on its own budget alone, so that its values do, too.
+  A few blocks share compiled programs with those of other shapes. Many have one of
+  their own, for budgets up to a largest one: those are few, and which one a block gets
+  depends on its own budget alone, so that its values do, too.
   """
-  static = {
-    "shape": shape,
-    "dtype": _checks.compute_dtype(stack.dtype),
-    "options": tuple(sorted(options.items())),
-  }
+  dtype = _checks.compute_dtype(stack.dtype)
+  shared = shape == stack.matrix_shape and options["schedule"] == "iid"
+  traced = isinstance(stack.keys, jax.core.Tracer)
+  if shared and not traced and len(budgets) < _MANY:
+    shapes = [shape] * len(budgets)
+    drawn = np.stack(sample_many(stack.keys, shapes, budgets, dtype, **options))
+    return (scale * drawn).astype(stack.dtype)
+  static = {"shape": shape, "dtype": dtype, "options": tuple(sorted(options.items()))}
 
   def sample(rows, largest):
     drawn = _draw(

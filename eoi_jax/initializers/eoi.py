@@ -11,9 +11,8 @@ import jax.core
 import jax.numpy as jnp
 
 from eoi_jax import _checks, _keys
-from eoi_jax.givens._candidates import check_schedule
-from eoi_jax.givens._sampler import sample_to_budget
-from eoi_jax.givens.orthogonal import check_dtype
+from eoi_jax.givens._plan import check_schedule
+from eoi_jax.givens.orthogonal import check_dtype, sample_to_budget
 from eoi_jax.givens.rotations import Angle
 from eoi_jax.layouts import Kernel, Layout, check_fit, is_window
 
