@@ -1,1 +1,20 @@
-"""givens."""
+"""Random Givens rotations, their expected density, sparse orthogonal matrices."""
+
+from eoi_jax.givens.density import expected_density, rotations_for_density
+from eoi_jax.givens.factorization import rotated_identity, rotations_from_orthogonal
+from eoi_jax.givens.orthogonal import orthogonality_error, sparse_orthogonal
+from eoi_jax.givens.patterns import pattern_fill
+from eoi_jax.givens.rotations import Rotations, apply_rotations, sample_rotations
+
+__all__ = [
+  "Rotations",
+  "apply_rotations",
+  "expected_density",
+  "orthogonality_error",
+  "pattern_fill",
+  "rotated_identity",
+  "rotations_for_density",
+  "rotations_from_orthogonal",
+  "sample_rotations",
+  "sparse_orthogonal",
+]

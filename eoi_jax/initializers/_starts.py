@@ -1,7 +1,8 @@
-"""The starts, each a function of a stack of blocks of one shape.
+"""The starts of `sparsify`, each a function of a stack of blocks of one shape.
 
-A start takes a `Stack` and returns `(values, masks)`: arrays `[n, *shape]`, with masks
-None where the blocks are dense. `sparsify` finds the blocks and puts them back.
+A start takes a `Stack` and options and returns `(values, masks)`: arrays `[n, *shape]`,
+with masks None where the blocks are dense. Masks and what is put together from samples
+are NumPy arrays outside of `jax.jit`, and traced arrays under it.
 """
 
 from __future__ import annotations
@@ -16,14 +17,11 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from eoi_jax import _checks as checks
-from eoi_jax.givens import _candidates as schedules
-from eoi_jax.givens import _sampler as sampling
-from eoi_jax.givens import patterns as guided
+from eoi_jax import _checks
+from eoi_jax.givens import patterns
 from eoi_jax.givens.rotations import Angle
-from eoi_jax.initializers import dense, isometry, sao
-from eoi_jax.initializers import eoi as initializers
-from eoi_jax.masks import trees as masks_lib
+from eoi_jax.initializers import dense, eoi, isometry, sao
+from eoi_jax.masks.trees import fill
 
 REFERENCES = {
   "orthogonal": dense.dense_orthogonal,
@@ -41,49 +39,92 @@ class Stack(NamedTuple):
     names: name of the leaf of each block.
     shape: `(in, out)` or `(*window, in, out)`.
     dtype: dtype of the leaves.
-    keys: PRNG keys `[n]` of the values.
-    mask_keys: PRNG keys `[n]` of the masks.
-    budgets: trained weights of each block, int32 `[n]`; None if masks are traced.
+    keys: key data of the values, uint32 `[n, 2]`.
+    mask_keys: key data of the masks, uint32 `[n, 2]`.
+    budgets: trained weights of each block, int `[n]`; None if masks are traced.
     masks: bool `[n, *shape]`, True = trained; None if only densities are given.
   """
 
   names: tuple[str, ...]
   shape: tuple[int, ...]
   dtype: Any
-  keys: jax.Array
-  mask_keys: jax.Array
+  keys: Any
+  mask_keys: Any
   budgets: np.ndarray | None
-  masks: jax.Array | None
+  masks: Any
 
   @property
   def matrix_shape(self) -> tuple[int, int]:
     """`(in, out)`."""
     return (self.shape[-2], self.shape[-1])
 
+  def known_budgets(self) -> np.ndarray:
+    """The budgets, for a start that draws masks of its own."""
+    if self.budgets is None:
+      raise ValueError(
+        "masks must be concrete arrays for a start that draws new ones; call "
+        "`sparsify` outside of `jax.jit`."
+      )
+    return self.budgets
 
-Blocks = tuple[jax.Array, jax.Array | None]
+  def known_masks(self) -> Any:
+    """The given masks, or uniformly random ones."""
+    if self.masks is not None:
+      return self.masks
+    nothing = np.zeros((len(self.names), *self.shape), bool)
+    return fill(self.mask_keys, nothing, self.known_budgets())
+
+  def rows(self, rows: np.ndarray) -> Stack:
+    """Some of the blocks."""
+    return self._replace(
+      names=tuple(self.names[n] for n in rows),
+      keys=self.keys[rows],
+      mask_keys=self.mask_keys[rows],
+      budgets=None if self.budgets is None else self.budgets[rows],
+      masks=None if self.masks is None else self.masks[rows],
+    )
 
 
-def orthogonal(stack: Stack, scale: float) -> Blocks:
-  """Dense, orthogonal as a matrix `(taps * in, out)`."""
-  return _reference(stack, scale, "orthogonal"), None
+Blocks = tuple[Any, Any]
 
 
-def delta_orthogonal(stack: Stack, scale: float) -> Blocks:
-  """Dense, orthogonal at the centre tap."""
-  return _reference(stack, scale, "delta_orthogonal"), None
+def dense_blocks(stack: Stack, scale: float, *, kind: str) -> Blocks:
+  """Dense blocks. A channel on its own is a unit vector: every tap takes part."""
+  if kind not in REFERENCES:
+    raise ValueError(f"`reference` must be one of {tuple(REFERENCES)}, got {kind!r}.")
+  kind = "orthogonal" if stack.matrix_shape == (1, 1) else kind
+  dtype = jnp.dtype(stack.dtype)
+  return _dense(
+    stack.keys, scale=scale, kind=kind, shape=stack.shape, dtype=dtype
+  ), None
 
 
-def conv_orthogonal(stack: Stack, scale: float) -> Blocks:
-  """Dense, orthogonal as a convolution, weights at every tap."""
-  return _reference(stack, scale, "conv_orthogonal"), None
+@functools.partial(jax.jit, static_argnames=("scale", "kind", "shape", "dtype"))
+def _dense(keys, *, scale: float, kind: str, shape, dtype) -> jax.Array:
+  init = REFERENCES[kind](scale)
+  return _each(lambda key: init(key, shape, dtype), keys)
+
+
+def _each(draw: Callable[[jax.Array], jax.Array], keys: jax.Array) -> jax.Array:
+  """Draws for every key; one after the other on a CPU.
+
+  There a batched QR decomposition waits for threads of the pool that it runs in, and
+  a program with several of them can wait forever.
+  """
+
+  def draw_one(data):
+    return draw(jax.random.wrap_key_data(data, impl="threefry2x32"))
+
+  if jax.default_backend() == "cpu":
+    return jax.lax.map(draw_one, keys)
+  return jax.vmap(draw_one)(keys)
 
 
 def base(stack: Stack, scale: float, *, reference: str = "delta_orthogonal") -> Blocks:
   """A dense reference times the mask."""
-  masks = _masks(stack)
-  values = _reference(stack, scale, reference)
-  return jnp.where(masks, values, jnp.zeros((), values.dtype)), masks
+  masks = stack.known_masks()
+  values = on_host(dense_blocks(stack, scale, kind=reference)[0])
+  return _where(masks, values), masks
 
 
 def ai(
@@ -96,9 +137,9 @@ def ai(
   step_size: float | None = None,
 ) -> Blocks:
   """Approximate isometry on the mask, from a dense reference."""
-  masks = _masks(stack)
+  masks = stack.known_masks()
   result = isometry.approximate_isometry(
-    _reference(stack, scale, reference),
+    dense_blocks(stack, scale, kind=reference)[0],
     masks,
     scale=scale,
     method=method,
@@ -108,23 +149,28 @@ def ai(
   return result.kernels, masks
 
 
-def eoi(
+def eoi_start(
   stack: Stack,
   scale: float,
   *,
+  taps: str = "center",
   center: str = "plain",
   angle: Angle = None,
   schedule: str = "iid",
   cover: bool = False,
 ) -> Blocks:
   """Exact orthogonal matrices of the budgets, and trainable zeros up to them."""
-  budgets = _budgets(stack)
-  inner = np.array(
-    [_center_budget(stack, n, center) for n in range(len(budgets))], np.int32
+  eoi.check_options(taps, center, schedule)
+  budgets = stack.known_budgets()
+  inner = _by_budget(
+    stack, lambda density: eoi.kernel_budget(stack.shape, density, taps, center)
   )
   options = {"angle": angle, "schedule": schedule, "cover": cover}
-  values = _delta(stack, _sample(stack, inner, scale, options))
-  return values, masks_lib.fill(stack.mask_keys, values != 0, budgets)
+  if taps == "all" and math.prod(stack.shape[:-2]) > 1:
+    values = _sample(stack, inner, scale, options, stack.shape)
+  else:
+    values = _delta(stack, _sample(stack, inner, scale, options, stack.matrix_shape))
+  return values, fill(stack.mask_keys, values != 0, budgets)
 
 
 def eoi_in_mask(
@@ -133,15 +179,14 @@ def eoi_in_mask(
   """An exact isometry inside the mask; the rest of the mask starts at zero."""
   if fallback not in (None, *FALLBACKS):
     raise ValueError(f"`fallback` must be None or in {FALLBACKS}, got {fallback!r}.")
-  masks = _masks(stack)
+  masks = stack.known_masks()
   if isinstance(masks, jax.core.Tracer):
-    _budgets(stack._replace(budgets=None))
-  center = initializers.center_tap(stack.shape[:-2])
-  patterns = np.asarray(masks[(slice(None), *center)])
-  dtype = checks.compute_dtype(stack.dtype)
+    stack._replace(budgets=None).known_budgets()
+  center = eoi.center_tap(stack.shape[:-2])
+  dtype = _checks.compute_dtype(stack.dtype)
   matrices, failed = [], []
-  for n, pattern in enumerate(patterns):
-    problem = guided.matching_error(guided.match_lines(pattern), pattern.shape)
+  for n, pattern in enumerate(np.asarray(masks)[(slice(None), *center)]):
+    problem = patterns.matching_error(patterns.match_lines(pattern), pattern.shape)
     if problem and fallback is None:
       raise ValueError(
         f"kernel {stack.names[n]!r}: no exact isometry on this mask: {problem} Option "
@@ -149,31 +194,26 @@ def eoi_in_mask(
       )
     if problem:
       failed.append(n)
-    matrix = _isometry_in(stack.keys[n], pattern, dtype, angle)
-    matrices.append(matrix)
-  values = _delta(stack, (scale * jnp.stack(matrices)).astype(stack.dtype))
+    key = jax.random.wrap_key_data(jnp.asarray(stack.keys[n]), impl="threefry2x32")
+    matrices.append(_isometry_in(key, pattern, dtype, angle))
+  values = _delta(stack, (scale * np.stack(matrices)).astype(stack.dtype))
   if failed and fallback != "partial":
-    rows = np.array(failed)
-    part = stack._replace(
-      names=tuple(stack.names[n] for n in failed),
-      keys=stack.keys[rows],
-      mask_keys=stack.mask_keys[rows],
-      masks=masks[rows],
-    )
+    part = stack.rows(np.array(failed))
     start = ai(part, scale, method="adam") if fallback == "ai" else base(part, scale)
-    values = values.at[rows].set(start[0])
+    values[failed] = on_host(start[0])
   return values, masks
 
 
-def _isometry_in(key, pattern: np.ndarray, dtype, angle: Angle) -> jax.Array:
+def _isometry_in(key, pattern: np.ndarray, dtype, angle: Angle) -> np.ndarray:
   """An isometry of the lines that can be matched inside the pattern; others zero."""
   tall = pattern.shape[0] > pattern.shape[1]
   wide = pattern.T if tall else pattern
-  lines = np.flatnonzero(guided.match_lines(pattern) >= 0)
-  matrix = jnp.zeros(wide.shape, dtype)
+  lines = np.flatnonzero(patterns.match_lines(pattern) >= 0)
+  matrix = np.zeros(wide.shape, dtype)
   if lines.size:
-    inner = guided.sample_in_pattern(key, wide[lines], wide.size, dtype, angle=angle)
-    matrix = matrix.at[lines].set(inner)
+    matrix[lines] = patterns.sample_in_pattern(
+      key, wide[lines], wide.size, dtype, angle=angle
+    )
   return matrix.T if tall else matrix
 
 
@@ -190,23 +230,20 @@ def eoi_structured(
   Dense kernels and convolutions of three or fewer channels are dense orthogonal.
   """
   if len(stack.shape) == 2 or stack.shape[-2] <= 3:
-    return delta_orthogonal(stack, scale)
+    return dense_blocks(stack, scale, kind="delta_orthogonal")
   taps = math.prod(stack.shape[:-2])
-  lowest = min(stack.shape[-2:])
-  inner = np.round(_budgets(stack) / taps).astype(np.int32)
+  inner = np.round(stack.known_budgets() / taps).astype(np.int64)
   for name, budget in zip(stack.names, inner, strict=True):
-    if budget < lowest:
+    if budget < min(stack.matrix_shape):
       raise ValueError(
-        f"kernel {name!r}: density must be at least {1 / max(stack.shape[-2:]):.4g} "
+        f"kernel {name!r}: density must be at least {1 / max(stack.matrix_shape):.4g} "
         f"for shape {stack.shape} under start 'eoi_structured', got "
-        f"{budget / math.prod(stack.shape[-2:]):.4g}."
+        f"{budget / math.prod(stack.matrix_shape):.4g}; "
+        '`allocate(..., floors="lift")` lifts such layers.'
       )
   options = {"angle": angle, "schedule": schedule, "cover": cover}
-  matrices = _sample(stack, inner, scale, options)
-  support = (matrices != 0).reshape(
-    -1, *(1,) * (len(stack.shape) - 2), *stack.shape[-2:]
-  )
-  return _delta(stack, matrices), jnp.broadcast_to(support, (len(inner), *stack.shape))
+  matrices = _sample(stack, inner, scale, options, stack.matrix_shape)
+  return _delta(stack, matrices), _at_all_taps(stack, matrices != 0)
 
 
 def sao_start(
@@ -219,7 +256,7 @@ def sao_start(
   """
   *window, rows, cols = stack.shape
   if (rows <= 3 or min(rows, cols) == 1) if window else rows != cols:
-    return delta_orthogonal(stack, scale)
+    return dense_blocks(stack, scale, kind="delta_orthogonal")
   degrees = np.array([_degree(stack, n, degree, relu) for n in range(len(stack.names))])
 
   def sample(rows_of, value):
@@ -229,16 +266,14 @@ def sao_start(
     )
 
   matrices = _by_value(degrees, sample).astype(stack.dtype)
-  support = (matrices != 0).reshape(-1, *(1,) * len(window), rows, cols)
-  masks = jnp.broadcast_to(support, (len(degrees), *stack.shape))
-  return _delta(stack, matrices), masks
+  return _delta(stack, matrices), _at_all_taps(stack, matrices != 0)
 
 
 def _degree(stack: Stack, index: int, degree: int | None, relu: bool) -> int:
   """Degree of one block, from its budget if none is asked for."""
   if degree is None:
     size = math.prod(stack.shape)
-    exact = _budgets(stack)[index] * max(stack.shape[-2:]) / size
+    exact = stack.known_budgets()[index] * max(stack.matrix_shape) / size
     degree = int(exact) if exact == int(exact) else exact
   try:
     return sao.check_degree(stack.matrix_shape, degree, relu=relu)
@@ -246,118 +281,128 @@ def _degree(stack: Stack, index: int, degree: int | None, relu: bool) -> int:
     raise ValueError(f"kernel {stack.names[index]!r}: {error}") from None
 
 
-def _reference(stack: Stack, scale: float, kind: str) -> jax.Array:
-  """Dense blocks. A channel on its own is a unit vector: every tap takes part."""
-  if kind not in REFERENCES:
-    raise ValueError(f"`reference` must be one of {tuple(REFERENCES)}, got {kind!r}.")
-  kind = "orthogonal" if stack.shape[-2:] == (1, 1) else kind
-  return _dense(stack.keys, scale, kind, stack.shape, jnp.dtype(stack.dtype))
+def _by_budget(stack: Stack, budget_of: Callable[[float], int]) -> np.ndarray:
+  """Nonzeros of each block, from its density; errors name the leaf."""
+  budgets, size = stack.known_budgets(), math.prod(stack.shape)
+  inner: dict[int, int] = {}
+  for name, budget in zip(stack.names, budgets.tolist(), strict=True):
+    if budget in inner:
+      continue
+    try:
+      inner[budget] = budget_of(budget / size)
+    except ValueError as error:
+      hint = ' `allocate(..., floors="lift")` lifts layers to their floor.'
+      if stack.matrix_shape == (1, 1):
+        hint = " One weight for each channel, or None in its place to keep it dense."
+      raise ValueError(f"kernel {name!r}: {error}{hint}") from None
+  return np.array([inner[budget] for budget in budgets.tolist()], np.int64)
 
 
-@functools.partial(jax.jit, static_argnames=("scale", "kind", "shape", "dtype"))
-def _dense(keys, scale: float, kind: str, shape, dtype) -> jax.Array:
-  init = REFERENCES[kind](scale)
-  return _each(lambda key: init(key, shape, dtype), keys)
-
-
-def _each(draw: Callable[[jax.Array], jax.Array], keys: jax.Array) -> jax.Array:
-  """Draws for every key; one after the other on a CPU.
-
-  There a batched QR decomposition waits for threads of the pool that it runs in, and
-  a program with several of them can wait forever.
-  """
-  if jax.default_backend() == "cpu":
-    return jax.lax.map(draw, keys)
-  return jax.vmap(draw)(keys)
-
-
-def _masks(stack: Stack) -> jax.Array:
-  """The given masks, or uniformly random ones."""
-  if stack.masks is not None:
-    return stack.masks
-  nothing = jnp.zeros((len(stack.names), *stack.shape), bool)
-  return masks_lib.fill(stack.mask_keys, nothing, _budgets(stack))
-
-
-def _budgets(stack: Stack) -> np.ndarray:
-  if stack.budgets is None:
-    raise ValueError(
-      "masks must be concrete arrays for a start that draws new ones; call `sparsify` "
-      "outside of `jax.jit`."
-    )
-  return stack.budgets
-
-
-def _center_budget(stack: Stack, index: int, center: str) -> int:
-  """Nonzeros of one block, at the centre tap of a convolution."""
-  density = float(_budgets(stack)[index]) / math.prod(stack.shape)
-  try:
-    return initializers.center_budget(stack.shape, density, center=center)
-  except ValueError as error:
-    hint = ""
-    if stack.shape[-2:] == (1, 1):
-      hint = " One weight for each channel, or None in its place to keep it dense."
-    raise ValueError(f"kernel {stack.names[index]!r}: {error}{hint}") from None
-
-
-def _sample(stack: Stack, budgets: np.ndarray, scale: float, options) -> jax.Array:
-  """Sparse orthogonal matrices `[n, in, out]` of given numbers of nonzeros.
+def _sample(stack: Stack, budgets: np.ndarray, scale: float, options, shape) -> Any:
+  """Sparse orthogonal kernels `[n, *shape]` of given numbers of nonzeros.
 
   A compiled program serves budgets up to a largest one. Those are few, and which one
-  a block gets depends on its own budget alone, so that its matrix does, too.
+  a block gets depends on its own budget alone, so that its values do, too.
   """
-  schedules.check_schedule(options["schedule"])
-  shape = stack.matrix_shape
-  dtype = checks.compute_dtype(stack.dtype)
+  static = {
+    "shape": shape,
+    "dtype": _checks.compute_dtype(stack.dtype),
+    "options": tuple(sorted(options.items())),
+  }
 
   def sample(rows, largest):
-    draw = jax.vmap(
-      lambda key, budget: sampling.sample_to_budget(
-        key, shape, budget, dtype, max_budget=largest, **options
-      )
+    drawn = _draw(
+      stack.keys[rows], budgets[rows].astype(np.int32), largest=largest, **static
     )
-    return draw(stack.keys[rows], jnp.asarray(budgets[rows]))
+    return (scale * on_host(drawn)).astype(stack.dtype)
 
   largest = np.array([_rung(shape, int(budget)) for budget in budgets])
-  return (scale * _by_value(largest, sample)).astype(stack.dtype)
+  return _by_value(largest, sample)
 
 
-def _rung(shape: tuple[int, int], budget: int) -> int:
+@functools.partial(jax.jit, static_argnames=("shape", "largest", "dtype", "options"))
+def _draw(keys, budgets, *, shape, largest: int, dtype, options) -> jax.Array:
+  def draw(data, budget):
+    key = jax.random.wrap_key_data(data, impl="threefry2x32")
+    return eoi.sample_kernel(
+      key, shape, budget, dtype, max_budget=largest, **dict(options)
+    )
+
+  return jax.vmap(draw)(keys, budgets)
+
+
+def _rung(shape: tuple[int, ...], budget: int) -> int:
   """The next of a few budgets, whose densities are evenly spaced in their logits.
 
   The rotations that a density takes grow with its logit: the next budget costs at
   most half a rotation more for each column.
   """
-  size = math.prod(shape)
-  if budget <= min(shape) or 2 * budget * max(shape) >= size * (2 * max(shape) - 1):
-    return min(shape) if budget <= min(shape) else size
+  size, lowest, sides = math.prod(shape), min(shape[-2:]), max(shape[-2:])
+  if budget <= lowest or 2 * budget * sides >= size * (2 * sides - 1):
+    return lowest if budget <= lowest else size
   logit = math.ceil(math.log(budget / (size - budget)))
   return min(size, math.ceil(size / (1 + math.exp(-logit))))
 
 
-def _by_value(values: np.ndarray, sample: Callable[..., jax.Array]) -> jax.Array:
+def _by_value(values: np.ndarray, sample: Callable[..., Any]) -> Any:
   """Concatenates `sample(rows, value)` of equal values, in the order of the rows."""
   rows = [np.flatnonzero(values == value) for value in np.unique(values)]
-  parts = [sample(r, int(values[r[0]])) for r in rows]
+  parts = [on_host(sample(r, int(values[r[0]]))) for r in rows]
   if len(parts) == 1:
     return parts[0]
-  return jnp.concatenate(parts)[np.argsort(np.concatenate(rows))]
+  order = np.argsort(np.concatenate(rows))
+  if isinstance(parts[0], jax.core.Tracer):
+    return jnp.concatenate(parts)[order]
+  return np.concatenate(parts)[order]
 
 
-def _delta(stack: Stack, matrices: jax.Array) -> jax.Array:
+def _delta(stack: Stack, matrices: Any) -> Any:
   """Kernels with the matrices at their centre taps."""
   window = stack.shape[:-2]
-  return jax.vmap(lambda matrix: initializers.delta_kernel(matrix, window))(matrices)
+  if not window:
+    return matrices
+  place = (slice(None), *eoi.center_tap(window))
+  shape = (len(matrices), *stack.shape)
+  if isinstance(matrices, jax.core.Tracer):
+    return jnp.zeros(shape, matrices.dtype).at[place].set(matrices)
+  kernels = np.zeros(shape, matrices.dtype)
+  kernels[place] = matrices
+  return kernels
 
 
-STARTS: dict[str, Callable[..., Blocks]] = {
-  "eoi": eoi,
-  "eoi_in_mask": eoi_in_mask,
-  "eoi_structured": eoi_structured,
-  "base": base,
-  "ai": ai,
-  "sao": sao_start,
-  "orthogonal": orthogonal,
-  "delta_orthogonal": delta_orthogonal,
-  "conv_orthogonal": conv_orthogonal,
+def _at_all_taps(stack: Stack, support: Any) -> Any:
+  """Masks of the support of matrices, at every tap."""
+  window = stack.shape[:-2]
+  xp = jnp if isinstance(support, jax.core.Tracer) else np
+  support = support.reshape(-1, *(1,) * len(window), *stack.matrix_shape)
+  return xp.broadcast_to(support, (len(support), *stack.shape))
+
+
+def on_host(array: Any) -> Any:
+  """A NumPy array; None and a traced array as they are."""
+  if array is None or isinstance(array, jax.core.Tracer):
+    return array
+  return np.asarray(array)
+
+
+def _where(masks: Any, values: Any) -> Any:
+  """The values on the masks, zero elsewhere."""
+  if isinstance(masks, jax.core.Tracer) or isinstance(values, jax.core.Tracer):
+    return jnp.where(masks, values, jnp.zeros((), values.dtype))
+  return np.where(masks, values, np.zeros((), values.dtype))
+
+
+def _kind(kind: str) -> Callable[..., Blocks]:
+  return functools.partial(dense_blocks, kind=kind)
+
+
+# Of each start: the function, and the names of its options.
+STARTS: dict[str, tuple[Callable[..., Blocks], tuple[str, ...]]] = {
+  "eoi": (eoi_start, ("taps", "center", "angle", "schedule", "cover")),
+  "eoi_in_mask": (eoi_in_mask, ("angle", "fallback")),
+  "eoi_structured": (eoi_structured, ("angle", "schedule", "cover")),
+  "base": (base, ("reference",)),
+  "ai": (ai, ("reference", "method", "num_steps", "step_size")),
+  "sao": (sao_start, ("degree", "relu")),
+  **{kind: (_kind(kind), ()) for kind in REFERENCES},
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,15 +10,16 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from eoi_jax import _blocks as blocks_lib
-from eoi_jax import _checks as checks
-from eoi_jax import _kernels as kernels_lib
-from eoi_jax._blocks import GroupCount, Layout
-from eoi_jax._kernels import Kernel, LeafPredicate
-from eoi_jax.initializers import _starts as starts_lib
-from eoi_jax.masks import trees as masks_lib
-
-STARTS = tuple(starts_lib.STARTS)
+from eoi_jax import _checks, _keys, _trees
+from eoi_jax.initializers._starts import STARTS, Stack, on_host
+from eoi_jax.layouts import Kernel, Layouts
+from eoi_jax.masks.trees import (
+  check_masks,
+  given_kernels,
+  kernel_counts,
+  live_counts,
+  place_like,
+)
 
 
 def sparsify(
@@ -30,17 +30,14 @@ def sparsify(
   start: str = "eoi",
   scale: float = 1.0,
   options: Mapping[str, Any] | None = None,
-  is_kernel: LeafPredicate = kernels_lib.is_kernel,
-  is_stacked: LeafPredicate = kernels_lib.never_stacked,
-  num_groups: GroupCount = blocks_lib.depthwise_groups,
-  is_patches: LeafPredicate = blocks_lib.never_patches,
+  layouts: Layouts | None = None,
 ) -> tuple[Any, Any]:
   """Gives every kernel of a tree a sparse start and its mask.
 
   The starts, with their options:
 
     - "eoi": exact orthogonal initialization. Of masks only the number of trained
-      weights per layer is kept, the support is drawn anew. `center`, `angle`,
+      weights per layer is kept, the support is drawn anew. `taps`, `center`, `angle`,
       `schedule`, `cover` as in `eoi_init`.
     - "eoi_in_mask": an exact isometry on the given mask itself (or a random one), at
       the centre tap of convolutions; the rest of the mask starts at zero. A mask that
@@ -60,11 +57,10 @@ def sparsify(
     - "orthogonal", "delta_orthogonal", "conv_orthogonal": dense; the density is not
       used.
 
-  Kernels of one shape, of any leaves, are started together in one compiled call.
-  Convolutions are read as stride 1. Grouped ones are started group by group:
-  depthwise kernels keep every channel isometric. Where stride = window the whole
-  window is one matrix, if `is_patches` says so. A leaf that is not named like a
-  kernel, such as an embedding, stays dense unless `is_kernel` takes it.
+  Blocks of one shape, of any leaves, are started together in one compiled call; masks
+  are drawn on the host. Convolutions are read as stride 1, but where stride = window
+  (the layout then has no window: the whole patch is one matrix). Grouped ones are
+  started group by group: depthwise kernels keep every channel isometric.
 
   Args:
     key: a PRNG key; it is consumed. What a layer gets depends on the key, its name
@@ -76,13 +72,8 @@ def sparsify(
     start: name of the start.
     scale: gain `sigma_w` of the kernels.
     options: options of the start by name.
-    is_kernel: `(name, leaf) -> bool`, which leaves are kernels.
-    is_stacked: `(name, leaf) -> bool`, which kernels have a leading axis of layers.
-    num_groups: `(name, leaf) -> int`, groups of a convolution, whose kernel is
-      `(*window, in / groups, out)`; `leaf` has the shape of one layer. By default a
-      window over one input channel is depthwise, anything else is not grouped.
-    is_patches: `(name, leaf) -> bool`, which convolutions have stride = window and
-      "VALID" padding.
+    layouts: how leaves are read; None = by shape (`kernel_layouts`), where a leaf in
+      doubt is an error. A leaf that is given None in a tree needs no layout.
 
   Returns:
     `(params, masks)`: the kernels in their start, zero off the mask; and the masks, a
@@ -90,8 +81,9 @@ def sparsify(
     "base" and "ai" every layer has exactly `round(density * size)` trained weights.
 
   Raises:
-    ValueError: if `start` or an option is unknown, structures differ, or a density is
-      out of the range of its kernel; the leaf is named.
+    ValueError: if `start` or an option is unknown, structures differ, a leaf is in
+      doubt or not of a real floating dtype of at least 16 bits, or a density is out of
+      the range of its kernel; the leaf is named.
 
   Example:
     >>> dense = {"kernel": jnp.ones((16, 16)), "bias": jnp.zeros(16)}
@@ -101,100 +93,92 @@ def sparsify(
 
   Reference: Nowak et al., 2024, arXiv:2406.01755, section 5.
   """
-  run, options = _check_start(start, options)
-  scale = checks.number("scale", scale)
-  kernels = kernels_lib.find_kernels(params, is_kernel=is_kernel, is_stacked=is_stacked)
-  given = _given_masks(kernels, params, densities_or_masks)
-  if given is None:
-    counts = _counts(kernels, params, densities_or_masks)
-  else:
-    counts = {
-      n: None
-      if isinstance(m, jax.core.Tracer)
-      else masks_lib.live_counts(kernels[n], m)
-      for n, m in given.items()
-    }
-  kernels = {name: kernel for name, kernel in kernels.items() if name in counts}
-  layouts = blocks_lib.find_layouts(
-    kernels, num_groups=num_groups, is_patches=is_patches
-  )
-  values, masks = {}, {}
-  for stack, members in _stacks(key, layouts, counts, given):
-    new, live = run(stack, scale, **options)
-    first = 0
-    for layout in members:
-      name, rows = layout.kernel.name, slice(first, first + layout.num_blocks)
-      values[name] = blocks_lib.join(layout, new[rows])
-      masks[name] = None if live is None else blocks_lib.join(layout, live[rows])
-      first += layout.num_blocks
-  return (
-    kernels_lib.fill_tree(params, values, keep=True),
-    kernels_lib.fill_tree(params, masks),
-  )
-
-
-def _check_start(start: str, options: Mapping[str, Any] | None):
-  """The function of a start and its options, known by name."""
   if start not in STARTS:
-    raise ValueError(f"`start` must be one of {STARTS}, got {start!r}.")
-  run = starts_lib.STARTS[start]
-  parameters = inspect.signature(run).parameters.values()
-  known = tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
-  for name in options or {}:
+    raise ValueError(f"`start` must be one of {tuple(STARTS)}, got {start!r}.")
+  run, known = STARTS[start]
+  options = dict(options or {})
+  for name in options:
     if name not in known:
       raise ValueError(
         f"`options` of start {start!r} must be among {known}, got {name!r}."
       )
-  return run, dict(options or {})
-
-
-def _given_masks(kernels: dict[str, Kernel], params: Any, tree: Any):
-  """Masks by name, or None if the tree holds densities."""
-  leaves = jax.tree.leaves(tree)
-  if not leaves or not all(jnp.asarray(x).dtype == jnp.bool_ for x in leaves):
-    return None
-  masks = masks_lib.check_masks(params, tree)
-  for name, mask in masks.items():
-    if mask is not None and name not in kernels:
-      raise ValueError(f"`masks` must be None for {name!r}, which is no kernel.")
-  return {name: mask for name, mask in masks.items() if mask is not None}
-
-
-def _counts(kernels: dict[str, Kernel], params: Any, densities: Any):
-  """Trained weights of every layer of every kernel that is given a density."""
-  by_name = kernels_lib.kernel_densities(kernels, params, densities)
-  return {n: masks_lib.layer_counts(kernels[n], d) for n, d in by_name.items()}
-
-
-def _stacks(key, layouts: dict[str, Layout], counts, masks):
-  """Stacks of equal blocks, each with the layouts that they come from, in order."""
-  key_values, key_masks = jax.random.split(key)
-  groups: dict[Any, list[Layout]] = {}
-  for layout in layouts.values():
-    groups.setdefault((layout.shape, layout.kernel.leaf.dtype), []).append(layout)
-  for (shape, dtype), members in groups.items():
-    names = [layout.kernel.name for layout in members]
-    budgets = [
-      blocks_lib.block_counts(layout, counts[n])
-      for n, layout in zip(names, members, strict=True)
-      if counts[n] is not None
-    ]
-    live = None
-    if masks is not None:
-      live = jnp.concatenate(
-        [blocks_lib.split(m, masks[n]) for n, m in zip(names, members, strict=True)]
-      )
-    yield (
-      starts_lib.Stack(
-        names=tuple(
-          n for n, m in zip(names, members, strict=True) for _ in range(m.num_blocks)
-        ),
-        shape=shape,
-        dtype=dtype,
-        keys=blocks_lib.block_keys(key_values, members),
-        mask_keys=blocks_lib.block_keys(key_masks, members),
-        budgets=np.concatenate(budgets) if len(budgets) == len(names) else None,
-        masks=live,
-      ),
-      members,
+  scale = _checks.number("scale", scale)
+  given = _given_masks(params, densities_or_masks, layouts)
+  if given is None:
+    counts = kernel_counts(params, densities_or_masks, layouts)
+  else:
+    counts = {n: (k, _known_counts(k, mask)) for n, (k, mask) in given.items()}
+  data = _keys.key_data(key)
+  key_values, key_masks = _keys.fold_in(data, 0), _keys.fold_in(data, 1)
+  stacks: dict[Any, list[str]] = {}
+  for name, (kernel, _) in counts.items():
+    _check_dtype(kernel)
+    kind = (kernel.block_shape, kernel.leaf.dtype, kernel.groups)
+    stacks.setdefault(kind, []).append(name)
+  values, masks = {}, {}
+  for (shape, dtype, _), names in stacks.items():
+    kernels = [counts[name][0] for name in names]
+    budgets = [_block_counts(*counts[name]) for name in names]
+    stack = Stack(
+      names=tuple(k.name for k in kernels for _ in range(k.num_blocks)),
+      shape=shape,
+      dtype=dtype,
+      keys=_keys.block_keys(key_values, kernels),
+      mask_keys=_keys.block_keys(key_masks, kernels),
+      budgets=None if any(b is None for b in budgets) else np.concatenate(budgets),
+      masks=given and _join([k.to_blocks(on_host(given[k.name][1])) for k in kernels]),
     )
+    new, live = map(on_host, run(stack, scale, **options))
+    ends = np.cumsum([kernel.num_blocks for kernel in kernels]).tolist()
+    for kernel, end in zip(kernels, ends, strict=True):
+      rows = slice(end - kernel.num_blocks, end)
+      values[kernel.name] = kernel.from_blocks(new[rows])
+      if live is not None:
+        masks[kernel.name] = kernel.from_blocks(live[rows])
+  kernels = [kernel for kernel, _ in counts.values()]
+  return (
+    _trees.fill_tree(params, place_like(values, kernels), keep=True),
+    _trees.fill_tree(params, place_like(masks, kernels)),
+  )
+
+
+def _given_masks(params: Any, tree: Any, layouts) -> dict[str, Any] | None:
+  """Kernels and their masks by name, or None if the tree holds densities."""
+  leaves = jax.tree.leaves(tree)
+  if not leaves or not all(jnp.result_type(x) == jnp.bool_ for x in leaves):
+    return None
+  check_masks(params, tree)
+  return given_kernels(params, tree, layouts, "masks")
+
+
+def _known_counts(kernel: Kernel, mask: Any) -> np.ndarray | None:
+  return None if isinstance(mask, jax.core.Tracer) else live_counts(kernel, mask)
+
+
+def _block_counts(kernel: Kernel, counts: np.ndarray | None) -> np.ndarray | None:
+  """Shares the trained weights of each layer out to its groups, evenly.
+
+  Returns:
+    Integers `[num_blocks]`; groups of a layer differ by at most one.
+  """
+  if counts is None:
+    return None
+  groups = kernel.groups
+  shares = (counts[:, None] + groups - 1 - np.arange(groups)) // groups
+  return shares.ravel()
+
+
+def _check_dtype(kernel: Kernel) -> None:
+  dtype = jnp.dtype(kernel.leaf.dtype)
+  if not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize < 2:
+    raise ValueError(
+      f"kernel {kernel.name!r} must have a real floating dtype of at least 16 bits, "
+      f"got {dtype}."
+    )
+
+
+def _join(parts: list[Any]) -> Any:
+  if len(parts) == 1:
+    return parts[0]
+  traced = any(isinstance(part, jax.core.Tracer) for part in parts)
+  return (jnp if traced else np).concatenate(parts)
