@@ -41,6 +41,7 @@ _HALVINGS = 32
 _MAX_DEPTH, _MAX_CELLS = 48, 4096
 # Relative change by halving at which a cell is done, and that all cells may leave.
 _TOLERANCE, _UNRESOLVED = 1e-14, 1e-5
+_NEGLIGIBLE = 1e-16  # of an integrand at the ends, where the density is 2e-32
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
 _PADDING = 64  # cells evaluated at once: one compiled shape
 
@@ -316,10 +317,12 @@ def _gaussian_mean(name: str, function: Callable, activation: Activation, q: flo
     left, right, coarse = left[rest], right[rest], fine[rest]
     if not rest.any() or len(left) > _MAX_CELLS:
       break
-  # Halving goes on for ever at a pole; the ends carry weight if the tails diverge.
+  # Halving goes on for ever at a pole. The ends carry weight if the function grows
+  # faster than the density decays, and not only where the mean itself is tiny.
   ends = integrand(np.outer([-_REACH, _REACH], np.ones_like(_NODES))).max()
   total, unresolved = total + coarse.sum(), change[rest[::2]].sum()
-  if not math.isfinite(total) or max(unresolved, ends) > _UNRESOLVED * total:
+  largest = max(unresolved, ends if ends > _NEGLIGIBLE else 0.0)
+  if not math.isfinite(total) or largest > _UNRESOLVED * total:
     raise ValueError(
       f"`activation` must have a finite mean {name} at Gaussian inputs of variance "
       f"{q:g}: the integral diverges or the function is not finite."
