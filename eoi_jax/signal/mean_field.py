@@ -144,7 +144,8 @@ def variance_fixed_point(
     (above 1e12).
 
   Raises:
-    ValueError: if an argument is out of range.
+    ValueError: if an argument is out of range, or the mean square of the activation
+      diverges at a variance on the way.
 
   Example:
     >>> q_star = variance_fixed_point(jax.nn.relu, 1.0, 0.5)
