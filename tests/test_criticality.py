@@ -125,6 +125,18 @@ def test_correlation_length_diverges_at_the_critical_point():
   assert correlation_length(jax.nn.relu, 1.5, 0.1) == 0.0
 
 
+def test_a_slope_that_vanishes_at_small_variances():
+  """relu(x - 1) of a weak signal is 0: the signal is lost in the first layer."""
+
+  def activation(x):
+    return jax.nn.relu(x - 1)
+
+  assert chi_1(activation, 1e-12, sigma_w=1.0) == 0.0
+  assert correlation_length(activation, 1.0, 0.0) == 0.0
+  q_star = critical_variance(activation, 2.0)
+  assert 4 * stats.norm.sf(q_star**-0.5) == pytest.approx(1, rel=1e-9)
+
+
 def _power(exponent):
   return lambda x: jnp.abs(x) ** exponent
 
@@ -187,7 +199,6 @@ def test_off_the_critical_line_the_gradient_is_lost():
     (lambda: critical_point(jnp.tanh, math.nan), ["`q_star`", "finite"]),
     (lambda: critical_point(jnp.sign, 1.0), ["`activation`", "slope"]),
     (lambda: correlation_length(jnp.sign, 1.0, 0.1), ["`activation`", "slope"]),
-    (lambda: chi_1(jnp.ones_like, 1.0, sigma_w=1.0), ["`activation`", "slope"]),
     (lambda: critical_point(jnp.log, 1.0), ["`activation`", "finite"]),
     (lambda: critical_point(lambda x: jnp.exp(x**2), 1.0), ["mean square", "diverges"]),
     (lambda: critical_point(lambda x: jnp.exp(1j * x), 1.0), ["real", "complex128"]),

@@ -136,9 +136,8 @@ def _jacobian(function, flat):
 def _flatten(apply_fn, params, sample):
   """The network on one sample as a function of its joined floating-point inputs.
 
-  Returns:
-    `(function, flat)`: `function` maps a vector like `flat`, float32 at least, to the
-    flattened outputs in the same dtype. Inside, inputs have their own dtypes.
+  Returns the function and its argument, a vector of float32 at least; the flattened
+  outputs have the same dtype. Inside, inputs have their own dtypes.
   """
   leaves, treedef = jax.tree.flatten(sample)
   floats = [leaf for leaf in leaves if is_float(leaf.dtype)]
@@ -261,19 +260,11 @@ def _extremes(key, apply_fn, params, inputs, sizes):
 def _bidiagonalize(key, to_large, to_small, small, count):
   """Lower bidiagonal matrix of a linear map on a Krylov space.
 
-  Golub and Kahan's iteration with full reorthogonalization. Where the space ends early
-  (a repeated singular value, say), a random direction orthogonal to it goes on.
-
-  Args:
-    key: a PRNG key; it is consumed.
-    to_large: the transposed map, from the smaller side.
-    to_small: the map, from the larger side.
-    small: array `[n]` of the smaller side's size and dtype; its values do not matter.
-    count: number of iterations, at most `n`.
-
-  Returns:
-    Float array `[count, count]`. Its singular values are within those of the map, and
-    equal to them if `count` is `n`.
+  Golub and Kahan's iteration with full reorthogonalization, `count` times, starting
+  from the smaller side, whose size and dtype `small` `[n]` has. Where the space ends
+  early (a repeated singular value, say), a random direction orthogonal to it goes on.
+  The result `[count, count]` has all singular values of the map if `count` is `n`,
+  else values within their range.
   """
   large = jax.eval_shape(to_large, small)
   keys = jax.random.split(key, 2 * count + 1)

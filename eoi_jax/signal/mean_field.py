@@ -41,6 +41,7 @@ _HALVINGS = 32
 _MAX_DEPTH, _MAX_CELLS = 48, 4096
 # Relative change by halving at which a cell is done, and that all cells may leave.
 _TOLERANCE, _UNRESOLVED = 1e-14, 1e-5
+_NEGLIGIBLE = 1e-16  # of an integrand at the ends, where the density is 2e-32
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
 _PADDING = 64  # cells evaluated at once: one compiled shape
 
@@ -69,7 +70,8 @@ def critical_point(activation: Activation, q_star: float) -> tuple[float, float]
     (True, 0.0)
   """
   q_star = checks.positive("q_star", q_star)
-  square, slope = _mean_square(activation, q_star), _mean_slope(activation, q_star)
+  square = _mean_square(activation, q_star)
+  slope = _check_slope(_mean_slope(activation, q_star), q_star)
   variance = q_star - square / slope
   if variance < -_ROUNDING * q_star:
     raise ValueError(
@@ -104,7 +106,8 @@ def critical_variance(activation: Activation, sigma_w: float) -> float:
   sigma_w = checks.positive("sigma_w", sigma_w)
 
   def excess(log_q):
-    return math.log(chi_1(activation, math.exp(log_q), sigma_w=sigma_w))
+    # A slope may be 0 to rounding at small variances: that of relu(x - 1), say.
+    return math.log(max(chi_1(activation, math.exp(log_q), sigma_w=sigma_w), 1e-300))
 
   grid = np.linspace(math.log(_SMALLEST), math.log(_LARGEST), 25).tolist()
   values = [excess(log_q) for log_q in grid]
@@ -141,7 +144,8 @@ def variance_fixed_point(
     (above 1e12).
 
   Raises:
-    ValueError: if an argument is out of range.
+    ValueError: if an argument is out of range, or the mean square of the activation
+      diverges at a variance on the way.
 
   Example:
     >>> q_star = variance_fixed_point(jax.nn.relu, 1.0, 0.5)
@@ -181,8 +185,8 @@ def chi_1(activation: Activation, q_star: float, *, sigma_w: float) -> float:
     `chi_1`, a Python float.
 
   Raises:
-    ValueError: if an argument is out of range, or the slope of the activation is 0 or
-      its mean square diverges.
+    ValueError: if an argument is out of range, or the mean squared derivative of
+      the activation diverges.
 
   Example:
     >>> round(chi_1(jax.nn.relu, 1.0, sigma_w=1.0), 9)
@@ -207,11 +211,12 @@ def correlation_length(activation: Activation, sigma_w: float, sigma_b: float) -
     sigma_b: deviation of the biases, at least 0.
 
   Returns:
-    The length in layers, `inf` on the critical line; 0 if the signal blows up.
+    The length in layers, `inf` on the critical line; 0 if the signal blows up, or dies
+    out where the activation has no slope.
 
   Raises:
-    ValueError: if an argument is out of range, or the slope of the activation is 0 or
-      its mean square diverges.
+    ValueError: if an argument is out of range, or the slope of the activation is 0 at
+      `q_star > 0` (a step), or its mean square diverges.
 
   Example:
     >>> round(correlation_length(jax.nn.relu, 1.0, 0.5), 6)  # 1 / log(2)
@@ -221,7 +226,10 @@ def correlation_length(activation: Activation, sigma_w: float, sigma_b: float) -
   q_star = variance_fixed_point(activation, sigma_w, sigma_b)
   if q_star == math.inf:
     return 0.0
-  rate = abs(math.log(chi_1(activation, q_star or _SMALLEST, sigma_w=sigma_w)))
+  chi = chi_1(activation, q_star or _SMALLEST, sigma_w=sigma_w)
+  if q_star == 0.0 and chi == 0.0:
+    return 0.0
+  rate = abs(math.log(_check_slope(chi, q_star)))
   return math.inf if rate < _CRITICAL else 1 / rate
 
 
@@ -246,14 +254,17 @@ def _mean_square(activation: Activation, q: float) -> float:
 
 
 def _mean_slope(activation: Activation, q: float) -> float:
-  """`E[f'(sqrt(q) z)^2]`, positive."""
-  mean = _gaussian_mean("squared derivative", _slope, activation, q)
-  if not mean > 0:
-    raise ValueError(
-      f"`activation` must have a slope at Gaussian inputs of variance {q:g}: its mean "
-      "squared derivative is 0."
-    )
-  return mean
+  """`E[f'(sqrt(q) z)^2]`."""
+  return _gaussian_mean("squared derivative", _slope, activation, q)
+
+
+def _check_slope(slope: float, q: float) -> float:
+  if slope > 0:
+    return slope
+  raise ValueError(
+    f"`activation` must have a slope at Gaussian inputs of variance {q:g}: its mean "
+    "squared derivative is 0."
+  )
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -307,10 +318,12 @@ def _gaussian_mean(name: str, function: Callable, activation: Activation, q: flo
     left, right, coarse = left[rest], right[rest], fine[rest]
     if not rest.any() or len(left) > _MAX_CELLS:
       break
-  # Halving goes on for ever at a pole; the ends carry weight if the tails diverge.
+  # Halving goes on for ever at a pole. The ends carry weight if the function grows
+  # faster than the density decays, and not only where the mean itself is tiny.
   ends = integrand(np.outer([-_REACH, _REACH], np.ones_like(_NODES))).max()
   total, unresolved = total + coarse.sum(), change[rest[::2]].sum()
-  if not math.isfinite(total) or max(unresolved, ends) > _UNRESOLVED * total:
+  largest = max(unresolved, ends if ends > _NEGLIGIBLE else 0.0)
+  if not math.isfinite(total) or largest > _UNRESOLVED * total:
     raise ValueError(
       f"`activation` must have a finite mean {name} at Gaussian inputs of variance "
       f"{q:g}: the integral diverges or the function is not finite."
