@@ -273,7 +273,7 @@ def plan(
   end = jnp.min(jnp.where(pending, place, num))
   limit = budget - matrix.lo
 
-  def bisect(bit, count):  # compiles in half the time of a cumulative sum
+  def bisect(bit, count):  # a cumulative sum compiles to a longer program
     longer = count + jnp.left_shift(1, num.bit_length() - 1 - bit)
     total = jnp.sum(jnp.where(place < longer, added, 0), dtype=jnp.int32)
     return jnp.where((longer <= end) & (total <= limit), longer, count)

@@ -72,7 +72,7 @@ def rotations_for_density(num_columns: int, density: float) -> int:
   Returns:
     The smallest `t` with `expected_density(num_columns, t) >= density` (in float64).
     It is exact up to 2048 columns and 2^14 rotations. Beyond, the limit of many columns
-    is within one rotation: it agrees at 4096, 8192 and 16384 columns.
+    gives the same number at every density tried, with 4096, 8192 and 16384 columns.
 
   Raises:
     ValueError: if `num_columns < 1` or `density` is not in `(0, 1]`.
