@@ -20,19 +20,26 @@ the budget is known before any arithmetic.
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from eoi_jax import _checks as checks
 from eoi_jax import _keys as keys_lib
-from eoi_jax.givens import density as density_lib
-from eoi_jax.givens.rotations import Angle, Rotations, draw_angles, draw_rotations
+
+Angle = float | Callable[[jax.Array, tuple[int, ...]], jax.Array] | None
 
 SCHEDULES = ("iid", "matching")
 _WORD = 32
+# Quadrature of the limit over W = exp(u): the trapezoid rule converges geometrically.
+_LOG_W = np.arange(-90.0, 5.0, 0.25)
+_W = np.exp(_LOG_W)
+_WEIGHT = 0.25 * _W * np.exp(-_W)
 
 
 def check_schedule(schedule: str) -> str:
@@ -40,6 +47,20 @@ def check_schedule(schedule: str) -> str:
   if schedule not in SCHEDULES:
     raise ValueError(f"`schedule` must be one of {SCHEDULES}, got {schedule!r}.")
   return schedule
+
+
+class Rotations(NamedTuple):
+  """A sequence of `T` Givens rotations of columns, applied in order.
+
+  Attributes:
+    i: first column of each plane, int32 `[T]`, with `i < j`.
+    j: second column of each plane, int32 `[T]`.
+    angle: angle of each rotation in radians, float `[T]`.
+  """
+
+  i: jax.Array
+  j: jax.Array
+  angle: jax.Array
 
 
 class Matrix(NamedTuple):
@@ -129,7 +150,7 @@ def num_candidates(lo: int, hi: int, budget: int, schedule: str) -> int:
   # The number needed scatters by about 0.6 N / sqrt(lo) around the mean; close to
   # density 1 the last missing cells take exponentially distributed times. Measured
   # over thousands of draws, with a margin of more than five deviations.
-  mean = density_lib.limit_rotations(hi, density)
+  mean = limit_rotations(hi, density)
   spread = 3.2 / math.sqrt(lo) + 8.0 / (1.0 + (1.0 - density) * lo)
   quantum = -(-hi // 4)
   return -(-math.ceil(mean + hi * spread) // quantum) * quantum
@@ -146,6 +167,112 @@ def max_depth(
   if schedule == "matching":
     return covering + num_rotations // (hi // 2) if hi > 1 else 0
   return covering + min(num_rotations, math.ceil(8.8 * num_rotations / hi) + 12)
+
+
+@functools.lru_cache(maxsize=4096)
+def limit_rotations(num_columns: int, density: float) -> float:
+  """Rotations that reach a density, in the limit of many columns.
+
+  `1 - d = E[1 / (1 + a W)]` with `W` exponential and `a = exp(2 t / N) / N`, to first
+  order in `1 / N`: a rotation multiplies by `1 + 2 / N`, not `exp(2 / N)`, and starts
+  with one nonzero instead of a share of it.
+
+  Args:
+    num_columns: number `N >= 2` of columns.
+    density: target in `(0, 1]`; 1 counts as the last float64 below it.
+
+  Returns:
+    Number of rotations, at least 0, not rounded.
+  """
+  if density <= 1 / num_columns:
+    return 0.0
+  missing = max(1.0 - density, 2.0**-54)
+  low, high = -math.log(num_columns) - 1.0, 45.0
+  for _ in range(50):
+    middle = (low + high) / 2
+    above = float(_WEIGHT @ (1 / (1 + math.exp(middle) * _W))) > missing
+    low, high = (middle, high) if above else (low, middle)
+  growth = math.log(num_columns) + low
+  return max(0.0, (num_columns - 1) / 2 * growth - 1.0 - density / 2)
+
+
+def draw_rotations(
+  words: jax.Array, place: jax.Array, num_columns: int | jax.Array, angle: Angle
+) -> Rotations:
+  """The rotations of `sample_rotations` at some places of its sequence.
+
+  Args:
+    words: threefry key data, uint32 `[2]`.
+    place: int32 `[T]`.
+    num_columns: an int or int32 scalar.
+    angle: as `check_angle` returns it.
+
+  Returns:
+    `Rotations` with fields `[T]`.
+  """
+  counters = jnp.arange(3, dtype=jnp.uint32)[:, None]
+  bits = keys_lib.random_bits(words, counters + 3 * place.astype(jnp.uint32)[None, :])
+  if angle is None:
+    angles = _angle_from_bits(bits[2])
+  else:
+    # Far from the counters that the bits above come from.
+    angles = draw_angles(keys_lib.fold_in(words, 2**31 - 1), place.shape, angle)
+  first = _scale_bits(bits[0], num_columns)
+  other = _scale_bits(bits[1], num_columns - 1)
+  other = jnp.where(other >= first, other + 1, other)
+  return Rotations(jnp.minimum(first, other), jnp.maximum(first, other), angles)
+
+
+def _scale_bits(bits: jax.Array, bound: int | jax.Array) -> jax.Array:
+  """Integers `floor(bits * bound / 2**32)` in `[0, bound)`, int32, from uint32 bits.
+
+  No value is likelier than another by more than `bound / 2**32` of itself.
+  """
+  bits_high, bits_low = bits >> 16, bits & 0xFFFF
+  bound = jnp.asarray(bound, jnp.uint32)
+  high, low = bound >> 16, bound & 0xFFFF
+  middle = bits_high * low + ((bits_low * low) >> 16)
+  carry = bits_low * high + (middle & 0xFFFF)
+  return (bits_high * high + (middle >> 16) + (carry >> 16)).astype(jnp.int32)
+
+
+def _angle_from_bits(bits: jax.Array) -> jax.Array:
+  """Angles on `[0, 2 pi)` from uint32 bits, in the default floating dtype."""
+  dtype = jnp.result_type(float)
+  return (bits >> 8).astype(dtype) * jnp.array(2 * math.pi / 2**24, dtype)
+
+
+def draw_angles(words: jax.Array, shape: tuple[int, ...], angle: Angle) -> jax.Array:
+  """Angles in radians of the given `shape`, by the rule of `sample_rotations`.
+
+  Args:
+    words: threefry key data, uint32 `[2]`; it is consumed.
+    shape: shape of the result.
+    angle: as `check_angle` returns it.
+
+  Returns:
+    Float array of `shape`.
+
+  Raises:
+    ValueError: if `angle` is a function that returns another shape.
+  """
+  if angle is None:
+    counters = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape)
+    return _angle_from_bits(keys_lib.random_bits(words, counters))
+  if callable(angle):
+    key = jax.random.wrap_key_data(words, impl="threefry2x32")
+    angles = jnp.asarray(angle(key, shape))
+    if angles.shape != shape:
+      raise ValueError(
+        f"`angle` must return an array of shape {shape}, got {angles.shape}."
+      )
+    return angles
+  return jnp.full(shape, angle)
+
+
+def check_angle(angle: Any) -> Angle:
+  """Returns `angle` as None, a function or a finite float, or raises ValueError."""
+  return angle if angle is None or callable(angle) else checks.number("angle", angle)
 
 
 def candidates(words: jax.Array, matrix: Matrix, settings: Settings) -> Rotations:
@@ -281,7 +408,9 @@ def plan(
   count = jax.lax.fori_loop(0, num.bit_length(), bisect, zero_int)
   kept = slots < count
   slots = jnp.where(kept, slots, num)
-  angle = jnp.append(rotations.angle, 0).astype(checks.compute_dtype(settings.dtype))
+  angle = jnp.append(rotations.angle, 0).astype(
+    jnp.promote_types(settings.dtype, jnp.float32)
+  )
   first = _take(i, slots)
   sin = _take(jnp.sin(angle), slots)
   used = jnp.max(jnp.where(kept.any(1), 1 + jnp.arange(depth, dtype=jnp.int32), 0))

@@ -14,13 +14,10 @@ import math
 import numpy as np
 
 from eoi_jax import _checks as checks
+from eoi_jax.givens._plan import limit_rotations
 
 # Columns and rotations up to which `rotations_for_density` runs the recurrence (.1 s).
 _EXACT_COLUMNS, _EXACT_ROTATIONS = 2048, 2**14
-# Quadrature of the limit over W = exp(u): the trapezoid rule converges geometrically.
-_LOG_W = np.arange(-90.0, 5.0, 0.25)
-_W = np.exp(_LOG_W)
-_WEIGHT = 0.25 * _W * np.exp(-_W)
 
 
 def expected_density(num_columns: int, num_rotations):
@@ -101,33 +98,6 @@ def _first_rotation(num_columns: int, density: float) -> int:
     if value >= density:
       return step
   raise AssertionError("the expected density converges to 1")
-
-
-@functools.lru_cache(maxsize=4096)
-def limit_rotations(num_columns: int, density: float) -> float:
-  """Rotations that reach a density, in the limit of many columns.
-
-  `1 - d = E[1 / (1 + a W)]` with `W` exponential and `a = exp(2 t / N) / N`, to first
-  order in `1 / N`: a rotation multiplies by `1 + 2 / N`, not `exp(2 / N)`, and starts
-  with one nonzero instead of a share of it.
-
-  Args:
-    num_columns: number `N >= 2` of columns.
-    density: target in `(0, 1]`; 1 counts as the last float64 below it.
-
-  Returns:
-    Number of rotations, at least 0, not rounded.
-  """
-  if density <= 1 / num_columns:
-    return 0.0
-  missing = max(1.0 - density, 2.0**-54)
-  low, high = -math.log(num_columns) - 1.0, 45.0
-  for _ in range(50):
-    middle = (low + high) / 2
-    above = float(_WEIGHT @ (1 / (1 + math.exp(middle) * _W))) > missing
-    low, high = (middle, high) if above else (low, middle)
-  growth = math.log(num_columns) + low
-  return max(0.0, (num_columns - 1) / 2 * growth - 1.0 - density / 2)
 
 
 def _evolve(num_columns: int):

@@ -16,7 +16,6 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from eoi_jax import _checks as checks
 from eoi_jax import _keys as keys_lib
 from eoi_jax.givens import _plan as plan_lib
 from eoi_jax.givens import _tuning as tuning
@@ -151,7 +150,7 @@ def _sample(key, budget, settings: plan_lib.Settings) -> jax.Array:
 
 
 def _plan_and_rotate(words, budget, *, matrix, settings, alone: bool) -> jax.Array:
-  wide = settings._replace(dtype=checks.compute_dtype(settings.dtype))
+  wide = settings._replace(dtype=jnp.promote_types(settings.dtype, jnp.float32))
   plan = plan_lib.plan(words, budget, matrix, settings, stop_early=tuning.in_cache())
   if settings.dtype == jnp.float16:
     return cast(tuning.rotated_identity(plan, wide, matrix.lo, alone), settings.dtype)
@@ -269,7 +268,7 @@ def orthogonality_error(matrix: jax.Array) -> jax.Array:
     )
   if not jnp.issubdtype(matrix.dtype, jnp.floating):
     raise ValueError(f"`matrix` must be floating point, got {matrix.dtype}.")
-  matrix = matrix.astype(checks.compute_dtype(matrix.dtype))
+  matrix = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
   if matrix.shape[0] < matrix.shape[1]:
     matrix = matrix.T
   gram = jnp.matmul(matrix.T, matrix, precision=jax.lax.Precision.HIGHEST)

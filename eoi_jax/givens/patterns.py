@@ -20,7 +20,7 @@ import numpy as np
 
 from eoi_jax import _checks as checks
 from eoi_jax import _keys as keys_lib
-from eoi_jax.givens.rotations import Angle, check_angle, draw_angles
+from eoi_jax.givens._plan import Angle, check_angle, draw_angles
 
 _NUM_PHASES = 4  # columns, rows, columns, rows
 

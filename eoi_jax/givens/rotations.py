@@ -5,10 +5,6 @@ Reference: Nowak et al., 2024, arXiv:2406.01755, section 4.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
-
 import jax
 import jax.core
 import jax.numpy as jnp
@@ -16,22 +12,7 @@ import numpy as np
 
 from eoi_jax import _checks as checks
 from eoi_jax import _keys as keys_lib
-
-Angle = float | Callable[[jax.Array, tuple[int, ...]], jax.Array] | None
-
-
-class Rotations(NamedTuple):
-  """A sequence of `T` Givens rotations of columns, applied in order.
-
-  Attributes:
-    i: first column of each plane, int32 `[T]`, with `i < j`.
-    j: second column of each plane, int32 `[T]`.
-    angle: angle of each rotation in radians, float `[T]`.
-  """
-
-  i: jax.Array
-  j: jax.Array
-  angle: jax.Array
+from eoi_jax.givens._plan import Angle, Rotations, check_angle, draw_rotations
 
 
 def sample_rotations(
@@ -68,85 +49,6 @@ def sample_rotations(
   place = jnp.arange(num_rotations, dtype=jnp.int32)
   words = keys_lib.key_data(key)
   return draw_rotations(words, place, num_columns, check_angle(angle))
-
-
-def draw_rotations(
-  words: jax.Array, place: jax.Array, num_columns: int | jax.Array, angle: Angle
-) -> Rotations:
-  """The rotations of `sample_rotations` at some places of its sequence.
-
-  Args:
-    words: threefry key data, uint32 `[2]`.
-    place: int32 `[T]`.
-    num_columns: an int or int32 scalar.
-    angle: as `check_angle` returns it.
-
-  Returns:
-    `Rotations` with fields `[T]`.
-  """
-  counters = jnp.arange(3, dtype=jnp.uint32)[:, None]
-  bits = keys_lib.random_bits(words, counters + 3 * place.astype(jnp.uint32)[None, :])
-  if angle is None:
-    angles = _angle_from_bits(bits[2])
-  else:
-    # Far from the counters that the bits above come from.
-    angles = draw_angles(keys_lib.fold_in(words, 2**31 - 1), place.shape, angle)
-  first = _scale_bits(bits[0], num_columns)
-  other = _scale_bits(bits[1], num_columns - 1)
-  other = jnp.where(other >= first, other + 1, other)
-  return Rotations(jnp.minimum(first, other), jnp.maximum(first, other), angles)
-
-
-def _scale_bits(bits: jax.Array, bound: int | jax.Array) -> jax.Array:
-  """Integers `floor(bits * bound / 2**32)` in `[0, bound)`, int32, from uint32 bits.
-
-  No value is likelier than another by more than `bound / 2**32` of itself.
-  """
-  bits_high, bits_low = bits >> 16, bits & 0xFFFF
-  bound = jnp.asarray(bound, jnp.uint32)
-  high, low = bound >> 16, bound & 0xFFFF
-  middle = bits_high * low + ((bits_low * low) >> 16)
-  carry = bits_low * high + (middle & 0xFFFF)
-  return (bits_high * high + (middle >> 16) + (carry >> 16)).astype(jnp.int32)
-
-
-def _angle_from_bits(bits: jax.Array) -> jax.Array:
-  """Angles on `[0, 2 pi)` from uint32 bits, in the default floating dtype."""
-  dtype = jnp.result_type(float)
-  return (bits >> 8).astype(dtype) * jnp.array(2 * math.pi / 2**24, dtype)
-
-
-def draw_angles(words: jax.Array, shape: tuple[int, ...], angle: Angle) -> jax.Array:
-  """Angles in radians of the given `shape`, by the rule of `sample_rotations`.
-
-  Args:
-    words: threefry key data, uint32 `[2]`; it is consumed.
-    shape: shape of the result.
-    angle: as `check_angle` returns it.
-
-  Returns:
-    Float array of `shape`.
-
-  Raises:
-    ValueError: if `angle` is a function that returns another shape.
-  """
-  if angle is None:
-    counters = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape)
-    return _angle_from_bits(keys_lib.random_bits(words, counters))
-  if callable(angle):
-    key = jax.random.wrap_key_data(words, impl="threefry2x32")
-    angles = jnp.asarray(angle(key, shape))
-    if angles.shape != shape:
-      raise ValueError(
-        f"`angle` must return an array of shape {shape}, got {angles.shape}."
-      )
-    return angles
-  return jnp.full(shape, angle)
-
-
-def check_angle(angle: Any) -> Angle:
-  """Returns `angle` as None, a function or a finite float, or raises ValueError."""
-  return angle if angle is None or callable(angle) else checks.number("angle", angle)
 
 
 def apply_rotations(matrix: jax.Array, rotations: Rotations) -> jax.Array:

@@ -11,10 +11,9 @@ import jax.core
 import jax.numpy as jnp
 
 from eoi_jax import _checks, _keys
-from eoi_jax.givens._plan import check_schedule
+from eoi_jax.givens._plan import Angle, check_schedule
 from eoi_jax.givens.orthogonal import check_dtype, sample_to_budget
-from eoi_jax.givens.rotations import Angle
-from eoi_jax.layouts import Kernel, Layout, check_fit, is_window
+from eoi_jax.layouts import Kernel, Layout, check_fit
 
 Initializer = Callable[..., jax.Array]
 
@@ -91,7 +90,7 @@ def eoi_init(
 
   Reference: Nowak et al., 2024, arXiv:2406.01755, sections 4 and 5, appendix F.
   """
-  density = _checks.density(density)
+  density, cover = _checks.density(density), bool(cover)
   scale = _checks.number("scale", scale)
   check_options(taps, center, schedule)
   if groups is not None:
@@ -100,60 +99,58 @@ def eoi_init(
     Layout(axes)  # checks the letters
 
   def init(key, shape, dtype=jnp.float32, out_sharding=None):
-    dtype = check_dtype(dtype)
-    kernel = _read_shape(tuple(shape), axes, groups)
-    block = kernel.block_shape
+    dtype, shape, key = check_dtype(dtype), tuple(shape), _keys.as_key(key)
+    kernel, block = None, shape
+    if axes is not None or groups is not None:
+      layout = Layout(axes or "w" * (len(shape) - 2) + "io", groups or 1)
+      check_fit("shape", shape, layout)
+      kernel = Kernel("shape", jax.ShapeDtypeStruct(shape, dtype), layout)
+      block = kernel.block_shape
+    else:
+      _check_without_doubt(shape)
     budget = kernel_budget(block, density, taps, center)
-    wide = _checks.compute_dtype(dtype)
-    options = {"angle": angle, "schedule": schedule, "cover": bool(cover)}
+    at_center = taps == "center" or math.prod(block[:-2]) == 1
+    sample_shape = block[-2:] if at_center else block
+    wide = jnp.promote_types(dtype, jnp.float32)
 
     def sample(key):
-      if taps == "all" and math.prod(block[:-2]) > 1:
-        return sample_kernel(key, block, budget, wide, **options)
-      matrix = sample_kernel(key, block[-2:], budget, wide, **options)
-      return delta_kernel(matrix, block[:-2])
+      drawn = sample_kernel(
+        key, sample_shape, budget, wide, angle=angle, schedule=schedule, cover=cover
+      )
+      drawn = (scale * drawn).astype(dtype)
+      return delta_kernel(drawn, block[:-2]) if at_center else drawn
 
-    key = _keys.as_key(key)
+    if kernel is None:
+      return place(sample(key), out_sharding)
     if kernel.num_blocks == 1:
       blocks = sample(key)[None]
     else:
       blocks = jax.vmap(sample)(jax.random.split(key, kernel.num_blocks))
-    return place(kernel.from_blocks((scale * blocks).astype(dtype)), out_sharding)
+    return place(kernel.from_blocks(blocks), out_sharding)
 
   return init
 
 
-def _read_shape(shape: tuple[int, ...], axes: str | None, groups: int | None) -> Kernel:
-  """The kernel that an initializer takes a shape for.
-
-  Raises:
-    ValueError: if that is in doubt.
-  """
+def _check_without_doubt(shape: tuple[int, ...]) -> None:
+  """Raises ValueError unless a shape is a matrix or a convolution of one group."""
   rank, window = len(shape), shape[:-2]
-  if rank < 2 or min(shape) < 1:
+  if not 2 <= rank <= 5 or min(shape) < 1:
     raise ValueError(
       "`shape` must be (in, out) or (*window, in, out) with a window of rank 1 to 3, "
       f"got {shape}."
     )
-  if axes is None:
-    if rank > 5 or not (
-      is_window(window) if rank == 3 else max(window, default=1) <= 11
-    ):
-      raise ValueError(
-        f"`axes` must say what the axes of `shape` {shape} are, since it is no kernel "
-        "(in, out) and no convolution (*window, in, out) with a window of sizes up to "
-        "11 (odd, if it has one axis): one letter an axis (i input, o output, w "
-        f'window, s stack): `eoi_init(density, axes="{"i" + "o" * (rank - 1)}")`.'
-      )
-    if groups is None and math.prod(window) > 1 and shape[-2] == 1 < shape[-1]:
-      raise ValueError(
-        f"`groups` must say whether shape {shape} is a depthwise convolution "
-        f"(`groups={shape[-1]}`) or one that sees a single channel (`groups=1`)."
-      )
-    axes = "w" * (rank - 2) + "io"
-  layout = Layout(axes, groups or 1)
-  check_fit("shape", shape, layout)
-  return Kernel("shape", jax.ShapeDtypeStruct(shape, jnp.float32), layout)
+  if max(window, default=1) > 11 or (rank == 3 and window[0] % 2 == 0):
+    raise ValueError(
+      f"`axes` must say what the axes of `shape` {shape} are, since it is no kernel "
+      "(in, out) and no convolution (*window, in, out) with a window of sizes up to "
+      "11 (odd, if it has one axis): one letter an axis (i input, o output, w "
+      f'window, s stack): `eoi_init(density, axes="{"i" + "o" * (rank - 1)}")`.'
+    )
+  if math.prod(window) > 1 and shape[-2] == 1 < shape[-1]:
+    raise ValueError(
+      f"`groups` must say whether `shape` {shape} is a depthwise convolution "
+      f"(`groups={shape[-1]}`) or one that sees a single channel (`groups=1`)."
+    )
 
 
 def check_options(taps: str, center: str, schedule: str) -> None:
