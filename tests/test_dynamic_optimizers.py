@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from eoi_jax import current_masks, drop_schedule, dynamic_sparsity, random_masks
+from eoi_jax import current_masks, random_masks
+from eoi_jax.optim import drop_schedule, dynamic_sparsity
 from tests.optimizers import COMBINATIONS, EXCEPTIONS, EXTRA_ARGS, OPTIMIZERS, build
 
 STEPS, EVERY = 300, 10
@@ -81,7 +82,7 @@ def check(inner, extra=None, *, leave_out_none=False):
   assert zeros.all()
   for leaf in jax.tree.leaves(params):
     assert np.isfinite(leaf).all()
-  assert int(state.count) == STEPS
+  assert int(state.num_updates) == STEPS
   assert sum(int(count.sum()) for count in jax.tree.leaves(state.num_grown)) > 10
   for layer in ("hidden", "out"):
     start, now = masks[layer]["kernel"], current_masks(state)[layer]["kernel"]
