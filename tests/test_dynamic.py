@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import eoi_jax
-from eoi_jax import Layout, kernel_layouts
+from eoi_jax import kernel_layouts
 from eoi_jax.optim import (
   current_masks,
   dynamic_sparsity,

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 _WHERE = {"mode": "promise_in_bounds", "unique_indices": True}
-_TOLERANCE = {2: 5e-2, 4: 1e-3, 8: 1e-6}  # relative to the largest, by size of dtype
+_TOLERANCE = 2e-5  # of the largest step of a leaf: decay by 1e-4 is seen
 
 
 class LiveWeights(NamedTuple):
@@ -118,9 +118,9 @@ def update(
     Updates like `params`, which take dead weights to zero, and the new state.
   """
   vectors = None if params is None else gather(live, params)
-  moves, inner_state = inner.update(
-    gather(live, updates), inner_state, vectors, **extra_args
-  )
+  slopes, vectors = jax.lax.optimization_barrier((gather(live, updates), vectors))
+  moves, inner_state = inner.update(slopes, inner_state, vectors, **extra_args)
+  moves = jax.lax.optimization_barrier(moves)
   if params is None:
     rest = jax.tree.map(jnp.zeros_like, updates)
   else:
@@ -165,7 +165,8 @@ def _try_out(inner: Any, abstract: Any, live: Any) -> None:
 
   def draw(leaf):
     shape = tuple(min(size, 4 if len(leaf.shape) > 1 else 8) for size in leaf.shape)
-    return jnp.asarray(rng.standard_normal(shape), leaf.dtype)
+    dtype = jnp.promote_types(leaf.dtype, jnp.float32)
+    return jnp.asarray(rng.standard_normal(shape), dtype)
 
   params = jax.tree.map(draw, abstract)
   masks = jax.tree.map(
@@ -188,6 +189,6 @@ def _try_out(inner: Any, abstract: Any, live: Any) -> None:
     got, vector_state = inner.update(gather(small, slopes), vector_state, vectors)
     pairs = zip(*map(jax.tree.leaves, (got, gather(small, moves))), strict=True)
     for x, y in pairs:
-      bound = _TOLERANCE[x.dtype.itemsize] * jnp.abs(y).max(initial=1e-30)
+      bound = _TOLERANCE * jnp.abs(y).max(initial=1e-30)
       if not bool(jnp.all(jnp.abs(x - y) <= bound.astype(x.dtype))):
         _refuse("it moves live weights otherwise when they are a vector")

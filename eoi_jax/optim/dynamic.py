@@ -23,7 +23,7 @@ from eoi_jax.optim.static import (
   is_none,
   keep_live,
   masked_update,
-  match_type,
+  match_axes,
 )
 
 _is_masked_node = functools.partial(type.__instancecheck__, optax.MaskedNode)
@@ -324,10 +324,10 @@ def _moving_masks(
     live = params if is_empty else keep_live(used, params)
     inner_state = inner.init(live)
     if not is_empty:
-      _check_state(inner_state, used)
+      _check_state(inner_state, params)
     kernels = masked_kernels(rules, used)
     num_grown = {
-      name: _zeros((kernels[name].num_layers if name in kernels else 1,), mask)
+      name: _zeros(kernels[name].num_layers if name in kernels else 1, mask)
       for name, mask in _trees.named_leaves(used).items()
       if mask is not None
     }
@@ -403,12 +403,10 @@ def _moving_masks(
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _zeros(shape: tuple[int, ...], mask: Any) -> jax.Array:
-  """int32 zeros that vary over the manual axes that the mask varies over."""
-  zeros = jnp.zeros(shape, jnp.int32)
-  if isinstance(mask, jax.ShapeDtypeStruct):
-    return zeros
-  return match_type(zeros, jnp.ravel(mask)[:0])
+def _zeros(num_layers: int, mask: Any) -> jax.Array:
+  """int32 zeros `[layers]` that vary over the manual axes that the mask varies over."""
+  zeros = jnp.zeros(num_layers, jnp.int32)
+  return zeros if isinstance(mask, jax.ShapeDtypeStruct) else match_axes(zeros, mask)
 
 
 @jax.custom_batching.custom_vmap
@@ -475,20 +473,19 @@ def _map_like(function: Any, like: Any, tree: Any, *others: Any) -> Any:
   )
 
 
-def _check_state(inner_state: Any, masks: Any) -> None:
+def _check_state(inner_state: Any, params: Any) -> None:
   """Refuses states whose moments cannot be told apart by parameter.
 
   Raises:
     ValueError: if the state holds one vector of all weights.
   """
-  sizes = [jnp.size(mask) for mask in jax.tree.leaves(masks)]
-  rest = _map_like(lambda mask, leaf: None, masks, inner_state)
-  for leaf in jax.tree.leaves(rest):
-    if jnp.ndim(leaf) == 1 and jnp.size(leaf) >= max(sum(sizes), 3):
-      raise ValueError(
-        "`inner` must keep its moments in trees like the parameters where masks change,"
-        f" got a vector of {jnp.size(leaf)} entries (`optax.flatten`?)."
-      )
+  total = sum(leaf.size for leaf in jax.tree.leaves(params))
+  rest = _map_like(lambda owner, leaf: None, params, inner_state)
+  if any(leaf.shape == (total,) and total > 2 for leaf in jax.tree.leaves(rest)):
+    raise ValueError(
+      "`inner` must keep its moments in trees like the parameters where masks change, "
+      f"got a vector of all {total} weights (`optax.flatten`?)."
+    )
 
 
 def _reset_moments(

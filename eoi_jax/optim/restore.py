@@ -19,6 +19,7 @@ from eoi_jax import _checks as checks
 from eoi_jax import _trees
 from eoi_jax.layouts import Layouts, find_kernels
 from eoi_jax.masks.trees import check_masks
+from eoi_jax.optim.static import gathered, match_type
 
 _BISECTIONS = 30
 
@@ -69,8 +70,10 @@ def restore_isometry(
   masked = _trees.fill_tree(params, {name: leaves[name] for name in mask_of})
   moved = {}
   for name, kernel in find_kernels(masked, layouts).items():
-    weights, live = map(kernel.to_blocks, (kernel.leaf, mask_of[name]))
-    moved[name] = kernel.from_blocks(_restore(weights, live, scale, num_steps))
+    leaf = jnp.asarray(kernel.leaf)
+    weights, live = (kernel.to_blocks(gathered(a)) for a in (leaf, mask_of[name]))
+    restored = kernel.from_blocks(_restore(weights, live, scale, num_steps))
+    moved[name] = match_type(restored, leaf)
   return _trees.fill_tree(params, moved, keep=True)
 
 

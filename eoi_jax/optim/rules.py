@@ -22,13 +22,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from eoi_jax import _keys, _trees
 from eoi_jax.layouts import Kernel, Layouts, find_kernels
 from eoi_jax.masks._topk import top_mask
 from eoi_jax.masks.trees import check_masks
-from eoi_jax.optim.static import is_none, match_type
+from eoi_jax.optim.static import gathered, is_none, match_type
 
 # `(key, weights, updates) -> scores` of one layer, all of its shape.
 Rule = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -216,7 +215,7 @@ def _rows(rules: Rules, key, name, kernel, mask, weights, slopes, fraction) -> t
   Weights of one row compete. Keys depend on the name and the layer alone.
   """
   view = kernel.to_layers if kernel else lambda array: array[None]
-  weights, slopes, live = [view(_gathered(a)) for a in (weights, slopes, mask)]
+  weights, slopes, live = [view(gathered(a)) for a in (weights, slopes, mask)]
   num_layers = len(live)
   keys = None
   if key is not None:
@@ -256,15 +255,6 @@ def _pruned(sizes: np.ndarray, first: float, last: Any, fraction) -> jax.Array:
   first, last = (np.rint(d * sizes).astype(np.int32) for d in (first, last))
   done = jnp.rint(fraction * (first - last).astype(np.float32)).astype(jnp.int32)
   return jnp.where(fraction >= 1, last, first - done)
-
-
-def _gathered(array: Any) -> jax.Array:
-  """The array without explicit sharding: a selection looks at all of it."""
-  array = jnp.asarray(array)
-  sharding = jax.typeof(array).sharding
-  if not any(sharding.spec):
-    return array
-  return jax.sharding.reshard(array, NamedSharding(sharding.mesh, PartitionSpec()))
 
 
 def _select_together(rules: Rules, rows: list[tuple], fraction) -> list[jax.Array]:

@@ -8,7 +8,9 @@ import operator
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from eoi_jax import _trees
@@ -85,7 +87,7 @@ def static_sparsity(
   inner = as_transformation(inner)
 
   def init_fn(params):
-    used = fit_masks(params, masks)
+    used = fit_masks(params, masks, copy=not compact)
     if not _trees.named_leaves(params):  # the placeholder of `optax.tree_map_params`
       return StaticSparsityState(inner.init(params), used)
     if not compact:
@@ -121,18 +123,19 @@ def as_transformation(inner: Any) -> optax.GradientTransformationExtraArgs:
   return optax.with_extra_args_support(optax.GradientTransformation(init, update))
 
 
-def fit_masks(params: Any, masks: Any) -> Any:
-  """Copies of the masks in the tree of `params`, checked.
+def fit_masks(params: Any, masks: Any, *, copy: bool = True) -> Any:
+  """Masks in the tree of `params`, checked.
 
   Args:
     params: tree of arrays or shape-dtype structs; masked nodes in it hide the masks at
       and below their place.
     masks: tree with the names of `params`: bool leaves or None; or a function of
       `params`.
+    copy: whether the masks are copied, with the sharding of their leaf and varying over
+      the same manual axes.
 
   Returns:
-    Tree like `params`, with bool leaves of the parameters' explicit sharding and
-    varying manual axes; None = dense leaf.
+    Tree like `params`, with bool leaves; None = dense leaf.
 
   Raises:
     ValueError: if names, shapes or dtypes do not fit; the leaf is named.
@@ -152,7 +155,7 @@ def fit_masks(params: Any, masks: Any) -> Any:
       if name not in hidden and not name.startswith(below)
     }
   fitted = {
-    name: _placed(mask, leaves[name])
+    name: _placed(mask, leaves[name]) if copy else mask
     for name, mask in check_masks(params, masks).items()
     if mask is not None
   }
@@ -163,8 +166,17 @@ def _placed(mask: Any, leaf: Any) -> Any:
   """A copy of a mask, laid out as its leaf is where types say how."""
   if isinstance(mask, jax.ShapeDtypeStruct):
     return mask
+  if _is_concrete(leaf) and leaf.committed and not isinstance(mask, jax.core.Tracer):
+    if not _is_concrete(mask) or mask.sharding != leaf.sharding:
+      return jax.device_put(mask, leaf.sharding, may_alias=False)
+  elif _is_concrete(mask) and mask.is_fully_addressable:
+    mask = np.asarray(mask)  # a constant of any program
   mask = _copy(mask)
   return mask if isinstance(leaf, jax.ShapeDtypeStruct) else match_type(mask, leaf)
+
+
+def _is_concrete(array: Any) -> bool:
+  return isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer)
 
 
 @jax.jit
@@ -174,13 +186,24 @@ def _copy(mask: Any) -> jax.Array:
 
 def match_type(array: jax.Array, like: Any) -> jax.Array:
   """Gives an array the explicit sharding and the varying manual axes of another."""
-  kind, own = jax.typeof(like), jax.typeof(array)
-  axes = tuple(kind.manual_axis_type.varying - own.manual_axis_type.varying)
-  if axes:
-    array = jax.lax.pcast(array, axes, to="varying")
-  if any(kind.sharding.spec):
-    array = jax.sharding.reshard(array, kind.sharding)
-  return array
+  array, sharding = match_axes(array, like), jax.typeof(like).sharding
+  return jax.sharding.reshard(array, sharding) if any(sharding.spec) else array
+
+
+def gathered(array: Any) -> jax.Array:
+  """The array without explicit sharding, for what looks at all of it."""
+  array = jnp.asarray(array)
+  sharding = jax.typeof(array).sharding
+  if not any(sharding.spec):
+    return array
+  return jax.sharding.reshard(array, jax.NamedSharding(sharding.mesh, jax.P()))
+
+
+def match_axes(array: jax.Array, like: Any) -> jax.Array:
+  """Lets an array vary over the manual axes (of `jax.shard_map`) of another."""
+  own, wanted = (jax.typeof(x).manual_axis_type.varying for x in (array, like))
+  axes = tuple(wanted - own)
+  return jax.lax.pcast(array, axes, to="varying") if axes else array
 
 
 def masked_update(
