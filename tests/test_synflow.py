@@ -201,9 +201,7 @@ def test_masks_of_a_deep_net_are_exact_and_leave_no_layer_dead(density):
   total = 300 * 16 * 16 + 48
   live = sum(c.live for c in eoi_jax.count_masks(masks).values())
   assert live == round(density * total)
-  found = eoi_jax.find_collapse(
-    _deep, params, masks, (1, 16), is_stacked=lambda name, leaf: "hidden" in name
-  )
+  found = find_collapse(_deep, params, masks, (1, 16), layouts=STACKED)
   assert found.message == ""
 
 

@@ -36,9 +36,9 @@ def top_mask(scores: jax.Array, count) -> jax.Array:
     enough = jnp.sum(bits >= higher, dtype=jnp.int32) >= count
     return jnp.where(enough, higher, threshold)
 
-  threshold = jax.lax.fori_loop(
-    jnp.int32(0), jnp.int32(num_bits), refine, jnp.zeros((), bits.dtype)
-  )
+  # Zero, but with the manual axes of the scores inside `shard_map`.
+  zero = jnp.max(bits, initial=0) & jnp.zeros((), bits.dtype)
+  threshold = jax.lax.fori_loop(jnp.int32(0), jnp.int32(num_bits), refine, zero)
   above = bits > threshold
   ties = bits == threshold
   rank = jnp.cumsum(ties.reshape(-1), dtype=jnp.int32).reshape(scores.shape)
