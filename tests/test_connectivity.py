@@ -1,22 +1,19 @@
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from eoi_jax import (
-  connected_components,
   count_masks,
-  effective_density,
-  effective_masks,
-  gradient_norms,
+  kernel_layouts,
   kernel_masks,
   random_masks,
-  signal_profile,
   sparse_orthogonal,
-  sparsify,
 )
+from eoi_jax.signal import connected_components, effective_density, effective_masks
 
 
 def tanh_net(params, x):
@@ -53,7 +50,7 @@ def test_effective_masks_of_a_chain(density):
   effective = effective_masks(tanh_net, params, masks, (1, 40))
   expected = _by_reachability([np.asarray(layer["kernel"]) for layer in masks])
   for found, wanted in zip(effective, expected, strict=True):
-    np.testing.assert_array_equal(found["kernel"], wanted)
+    chex.assert_trees_all_equal(found["kernel"], wanted)
     assert found["bias"] is None
   total = sum(count.total for count in count_masks(effective).values())
   live = sum(wanted.sum() for wanted in expected)
@@ -80,18 +77,14 @@ def test_effective_masks_of_a_deep_stack():
     "last": {"kernel": jnp.ones((16, 4))},
   }
 
-  def is_stacked(name, leaf):
-    del leaf
-    return name.startswith("hidden")
-
-  options = {"is_stacked": is_stacked}
-  _, masks = sparsify(jax.random.key(0), params, 0.25, **options)
+  options = {"layouts": kernel_layouts(params, {"hidden/kernel": "sio"})}
+  masks = random_masks(jax.random.key(0), params, 0.25, **options)
   masks["last"] = {"kernel": None}
   effective = effective_masks(_stacked_net, params, masks, (1, 16), **options)
   chain = [masks["first"]["kernel"], *masks["hidden"]["kernel"], np.ones((16, 4), bool)]
   expected = _by_reachability([np.asarray(mask) for mask in chain])
-  np.testing.assert_array_equal(effective["hidden"]["kernel"], np.stack(expected[1:-1]))
-  np.testing.assert_array_equal(effective["last"]["kernel"], expected[-1])
+  chex.assert_trees_all_equal(effective["hidden"]["kernel"], np.stack(expected[1:-1]))
+  chex.assert_trees_all_equal(effective["last"]["kernel"], expected[-1])
 
 
 def test_components():
@@ -117,60 +110,8 @@ def test_a_sparse_orthogonal_matrix_falls_into_blocks():
   assert counts[0] == 64 and 1 <= counts[1] < 16
   blocks = connected_components(sparse_orthogonal(jax.random.key(0), (64, 64), 0.2))
   sizes = np.bincount(blocks.inputs)
-  np.testing.assert_array_equal(sizes, np.bincount(blocks.outputs))  # square blocks
+  chex.assert_trees_all_equal(sizes, np.bincount(blocks.outputs))  # square blocks
   assert sizes[0] == sizes.max()
-
-
-def test_signal_profile_of_isometries_is_flat():
-  keys = jax.random.split(jax.random.key(0), 5)
-  kernels = jnp.stack([sparse_orthogonal(key, (64, 64), 0.2) for key in keys])
-  x = jax.random.normal(jax.random.key(1), (4, 64))
-  profile = signal_profile(jax.random.key(2), lambda w, x: x @ w, 2 * kernels, x)
-  np.testing.assert_allclose(profile.gain, 2, rtol=1e-5)
-  np.testing.assert_allclose(
-    profile.gradient_gain, 2.0 ** np.arange(5, 0, -1), rtol=1e-5
-  )
-  start = jnp.mean(jnp.square(x))
-  np.testing.assert_allclose(
-    profile.mean_square, start * 4.0 ** np.arange(1, 6), rtol=1e-5
-  )
-
-
-def test_gradient_norms():
-  params = _template(12, 12, 12, 12)
-  params, _ = sparsify(jax.random.key(0), params, 0.3)
-  for layer in params:
-    layer["bias"] = jnp.zeros_like(layer["bias"])
-  x = jax.random.normal(jax.random.key(1), (256, 12))
-  norms = gradient_norms(jax.random.key(2), _linear_net, params, x)
-  assert list(norms) == [f"{n}/kernel" for n in range(3)]
-  # An isometry hands on the inputs' and the gradient's norm: E |x|^2 E |u|^2 = 12.
-  for norm in norms.values():
-    np.testing.assert_allclose(norm, [12**0.5], rtol=0.15)
-
-
-def _linear_net(params, x):
-  for layer in params:
-    x = x @ layer["kernel"] + layer["bias"][None]
-  return x
-
-
-def test_gradient_norms_of_a_stack():
-  def is_stacked(name, leaf):
-    del name
-    return leaf.ndim == 3
-
-  params = {"kernel": jnp.stack([2 * jnp.eye(4)] * 3)}
-  norms = gradient_norms(
-    jax.random.key(0),
-    lambda p, x: jax.lax.scan(lambda x, w: (x @ w, None), x, p["kernel"])[0],
-    params,
-    jnp.ones((5, 4)),
-    is_stacked=is_stacked,
-  )["kernel"]
-  # The kernels are equal, and so is the product of the other two.
-  assert norms.shape == (3,) and norms[0] > 0
-  np.testing.assert_allclose(norms, np.full(3, norms[0]), rtol=1e-6)
 
 
 def test_errors(value_error):

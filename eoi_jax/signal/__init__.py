@@ -1,11 +1,12 @@
 """How signals pass through a network: spectra, criticality, profiles, connectivity."""
 
-from eoi_jax.signal.collapse import Collapse, find_collapse
 from eoi_jax.signal.connectivity import (
+  Collapse,
   Components,
   connected_components,
   effective_density,
   effective_masks,
+  find_collapse,
 )
 from eoi_jax.signal.gram import gram_errors
 from eoi_jax.signal.jacobian import (
