@@ -461,7 +461,9 @@ class _Evaluator:
 
   def sum(self, name, eqn, inputs):
     """Sums, maxima, selections and joins: arrays at one exponent."""
-    plain = [not isinstance(x, _Active) and _is_floating(x) for x in inputs]
+    plain = [
+      not isinstance(x, _Active) and _is_floating(x) and np.ndim(x) > 0 for x in inputs
+    ]
     masked = None
     if name in ("add", "select_n") and any(plain) and not self.reach:
       off = [self.cast(x) <= _MASKED for x, p in zip(inputs, plain, strict=True) if p]

@@ -70,7 +70,7 @@ def snip_scores(
 
   Raises:
     ValueError: if `params` has no kernel or one in doubt, labels do not fit or are out
-      of range, a score is not finite, or all scores of a layer are zero.
+      of range, a score is not finite, or all scores of a kernel are zero.
 
   Example:
     >>> params = {"kernel": jnp.array([[1.0, -2.0], [0.5, 0.0]])}
@@ -190,7 +190,7 @@ def magnitude_scores(params: Any, *, layouts: Layouts | None = None) -> Any:
 
   Raises:
     ValueError: if `params` has no kernel or one in doubt, a weight is not finite, or
-      all weights of a layer are zero.
+      all weights of a kernel are zero.
 
   Example:
     >>> magnitude_scores([jnp.array([[-2.0, 1.0]])])[0].tolist()
@@ -392,38 +392,27 @@ def _finish(
   for name, kernel in kernels.items():
     dtype = jnp.promote_types(jnp.result_type(kernel.leaf), jnp.float32)
     scores[name] = scores[name].astype(dtype)
-  if not _is_traced(scores):
-    tops = {
-      name: np.asarray(_layer_tops(kernels[name], s)) for name, s in scores.items()
-    }
-    _check_tops(function, kernels, tops)
+  tops = {name: jnp.max(jnp.abs(score)) for name, score in scores.items()}
+  if not _is_traced(tops):
+    _check_tops(function, tops)
   return _trees.fill_tree(params, scores)
 
 
-def _layer_tops(kernel: Kernel, scores: jax.Array) -> jax.Array:
-  """Largest absolute score of each layer, `[num_layers]`; nan if there is one."""
-  kept = kernel.layout.axes_of("s")
-  axes = tuple(axis for axis in range(scores.ndim) if axis not in kept)
-  return jnp.max(jnp.abs(scores), axis=axes)
-
-
-def _check_tops(function: str, kernels: dict[str, Kernel], tops: dict) -> None:
-  """Raises ValueError for scores that are not finite, or all zero in a layer."""
-  empty = []
+def _check_tops(function: str, tops: dict[str, Any]) -> None:
+  """Raises ValueError where the largest score of a leaf is zero or not finite."""
   for name, top in tops.items():
-    if not np.isfinite(top).all():
+    if not np.isfinite(top):
       raise ValueError(
         f"`{function}` must find finite scores, got nan or inf for {name!r}: check "
         "`params` and the inputs."
       )
-    empty += [_layer_name(kernels[name], n) for n in np.flatnonzero(np.ravel(top) == 0)]
+  empty = [name for name, top in tops.items() if top == 0]
   if empty:
     more = f" and {len(empty) - 8} more" if len(empty) > 8 else ""
     raise ValueError(
-      f"`{function}` must find a score that is not zero in every layer, got zeros only "
-      f"for {', '.join(map(repr, empty[:8]))}{more}: their weights are zero or have "
-      "no effect. Change `params` or the inputs, or keep those leaves dense (None in "
-      "`layouts`)."
+      f"`{function}` must find a score that is not zero for every kernel, got zeros only "
+      f"for {', '.join(map(repr, empty[:8]))}{more}: their weights are zero or have no "
+      "effect. Change `params` or the inputs, or keep them dense (None in `layouts`)."
     )
 
 

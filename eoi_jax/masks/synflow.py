@@ -18,7 +18,6 @@ from eoi_jax.masks.saliency import (
   _check_tops,
   _finish,
   _is_traced,
-  _layer_tops,
   _precision,
   _weights,
 )
@@ -65,7 +64,7 @@ def synflow_scores(
 
   Raises:
     ValueError: if `params` has no kernel or one in doubt, the logits do not depend on
-      the inputs, a score is not finite, or all scores of a layer are zero.
+      the inputs, a score is not finite, or all scores of a kernel are zero.
 
   Example:
     >>> params = {"kernel": jnp.array([[1.0, -2.0], [0.5, 0.1]])}
@@ -145,7 +144,7 @@ def synflow_masks(
     def prune_round(masks, count):
       alive = {n: jnp.where(m, weights[n], 0) for n, m in masks.items()}
       scores, _ = score(alive, params)
-      tops = {name: _layer_tops(kernels[name], s) for name, s in scores.items()}
+      tops = {name: jnp.max(s) for name, s in scores.items()}
       ranked = {n: jnp.where(masks[n], s, -1) for n, s in scores.items()}
       return top_masks(ranked, count), tops
 
@@ -156,8 +155,8 @@ def synflow_masks(
     masks, tops = prune(_cast(params, dtype))
   if not _is_traced(tops):
     tops = {name: np.asarray(top) for name, top in tops.items()}
-    _check_tops("synflow_masks", kernels, {name: top[0] for name, top in tops.items()})
-    if not np.all(sum(top.reshape(len(counts), -1).sum(1) for top in tops.values())):
+    _check_tops("synflow_masks", {name: top[0] for name, top in tops.items()})
+    if not np.all(sum(tops.values())):
       raise ValueError(
         f"`density` must leave a path from an input to an output, got {density} for "
         f"{total} weights; take a higher one, or more rounds than {num_rounds}."
