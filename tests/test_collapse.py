@@ -119,7 +119,8 @@ class Branches(nn.Module):
 
 def test_branches_norms_gates_and_pools():
   model = Branches()
-  params = model.init(jax.random.key(0), jnp.ones((1, 4, 4, 2)))["params"]
+  inputs = jax.ShapeDtypeStruct((1, 4, 4, 2), jnp.float32)
+  params = jax.eval_shape(model.init, jax.random.key(0), inputs)["params"]
 
   def apply_fn(params, inputs):
     return model.apply({"params": params}, inputs)

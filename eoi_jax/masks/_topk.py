@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,7 +56,8 @@ def top_masks(scores: dict[str, jax.Array], count) -> dict[str, jax.Array]:
   Returns:
     Bool arrays by name.
   """
-  dtype = functools.reduce(jnp.promote_types, [s.dtype for s in scores.values()])
+  with jax.numpy_dtype_promotion("standard"):
+    dtype = jnp.result_type(*scores.values())
   flat = [jnp.ravel(s).astype(dtype) for s in scores.values()]
   ends = np.cumsum([piece.size for piece in flat])[:-1]
   pieces = jnp.split(top_mask(jnp.concatenate(flat), count), ends)

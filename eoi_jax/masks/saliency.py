@@ -12,7 +12,6 @@ functions work under `jax.jit`; checks of values are skipped where values are tr
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -332,7 +331,7 @@ def _loss(apply_fn, params, batches, loss, temperature=1.0):
     if loss is not None:
       return loss(logits, labels)
     labels = jnp.asarray(labels)
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = logits.astype(_checks.compute_dtype(logits.dtype))
     if jnp.issubdtype(labels.dtype, jnp.integer):
       labels = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
     labels = labels.astype(logits.dtype)
@@ -371,7 +370,7 @@ def _multiply(left: dict, right: dict) -> dict:
   """Products by name, in float32 at least."""
 
   def multiply(a, b):
-    dtype = jnp.promote_types(a.dtype, jnp.float32)
+    dtype = _checks.compute_dtype(a.dtype)
     return a.astype(dtype) * b.astype(dtype)
 
   return {name: multiply(left[name], right[name]) for name in left}
@@ -379,7 +378,7 @@ def _multiply(left: dict, right: dict) -> dict:
 
 def _normalize(scores: dict[str, jax.Array], epsilon: float = 0.0) -> dict:
   """Divides by the absolute value of the sum over all kernels, plus `epsilon`."""
-  wide = functools.reduce(jnp.promote_types, [s.dtype for s in scores.values()])
+  wide = max((s.dtype for s in scores.values()), key=lambda dtype: dtype.itemsize)
   total = jnp.abs(sum(jnp.sum(s, dtype=wide) for s in scores.values())) + epsilon
   total = jnp.where(total > 0, total, jnp.ones_like(total))
   return {name: s / total.astype(s.dtype) for name, s in scores.items()}
@@ -390,7 +389,7 @@ def _finish(
 ) -> Any:
   """Tree of checked scores in float32, or the kernel's dtype if that is wider."""
   for name, kernel in kernels.items():
-    dtype = jnp.promote_types(jnp.result_type(kernel.leaf), jnp.float32)
+    dtype = _checks.compute_dtype(kernel.leaf.dtype)
     scores[name] = scores[name].astype(dtype)
   tops = {name: jnp.max(jnp.abs(score)) for name, score in scores.items()}
   if not _is_traced(tops):
@@ -410,7 +409,7 @@ def _check_tops(function: str, tops: dict[str, Any]) -> None:
   if empty:
     more = f" and {len(empty) - 8} more" if len(empty) > 8 else ""
     raise ValueError(
-      f"`{function}` must find a score that is not zero for every kernel, got zeros only "
+      f"`{function}` must find a nonzero score for every kernel, got zeros only "
       f"for {', '.join(map(repr, empty[:8]))}{more}: their weights are zero or have no "
       "effect. Change `params` or the inputs, or keep them dense (None in `layouts`)."
     )

@@ -38,7 +38,7 @@ def effective_masks(
   Args:
     apply_fn: `(params, inputs) -> outputs`, as for evaluation; of a tuple the first
       entry is taken.
-    params: tree of arrays; only shapes, dtypes and names matter.
+    params: tree of arrays or shape-dtype structs; values do not matter.
     masks: tree like `params`: bool leaves, True = trained; None = dense leaf.
     input_shape: shape of the inputs, with a batch of one; or what `apply_fn` takes, a
       tree of shapes, arrays or shape-dtype structs. Integers are tokens.
@@ -145,7 +145,7 @@ def find_collapse(
   Args:
     apply_fn: `(params, inputs) -> logits`, in evaluation mode; of a tuple the first
       entry is taken.
-    params: tree of arrays; only shapes, dtypes and names matter.
+    params: tree of arrays or shape-dtype structs; values do not matter.
     masks: tree like `params`: concrete bool leaves, True = trained; None = dense leaf.
     input_shape: as in `effective_masks`.
     layouts: as in `effective_masks`.
