@@ -16,7 +16,7 @@ import numpy as np
 
 from eoi_jax import _checks, _trees
 from eoi_jax.layouts import Kernel, Layouts, find_kernels
-from eoi_jax.masks._scoring import mark_highest
+from eoi_jax.masks._topk import mark_highest
 from eoi_jax.masks.trees import given_kernels, live_counts
 
 RULES = ("uniform", "erk")
