@@ -21,8 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from eoi_jax import _checks, _keys, _trees
-from eoi_jax.layouts import Kernel, Layouts, find_kernels
+from eoi_jax import _checks, _keys
+from eoi_jax.layouts import (
+  Kernel,
+  Layouts,
+  fill_tree,
+  find_kernels,
+  is_leaf,
+  named_leaves,
+)
 from eoi_jax.masks._topk import mark_highest, top_masks
 from eoi_jax.masks.trees import place_like
 
@@ -226,7 +233,7 @@ def random_scores(
   for name, kernel in find_kernels(params, layouts).items():
     first = _keys.as_key(_keys.layer_keys(data, [kernel])[0])
     scores[name] = jax.random.uniform(first, kernel.leaf.shape, jnp.float32)
-  return _trees.fill_tree(params, scores)
+  return fill_tree(params, scores)
 
 
 def global_masks(scores: Any, density: float) -> Any:
@@ -255,15 +262,13 @@ def global_masks(scores: Any, density: float) -> Any:
   """
   density = _checks.density(density)
   leaves = {
-    name: leaf
-    for name, leaf in _trees.named_leaves(scores).items()
-    if not _trees.is_leaf(leaf)
+    name: leaf for name, leaf in named_leaves(scores).items() if not is_leaf(leaf)
   }
   if not leaves:
     raise ValueError("`scores` must have at least one leaf that is not None.")
   count = round(density * sum(np.size(leaf) for leaf in leaves.values()))
   if _is_traced(leaves):
-    return _trees.fill_tree(scores, top_masks(leaves, count))
+    return fill_tree(scores, top_masks(leaves, count))
   arrays = {name: np.asarray(leaf, np.float64) for name, leaf in leaves.items()}
   for name, array in arrays.items():
     if np.isnan(array).any():
@@ -274,7 +279,7 @@ def global_masks(scores: Any, density: float) -> Any:
     )
   masks = mark_highest(arrays, count)
   kernels = [Kernel(name, leaf, None) for name, leaf in leaves.items()]
-  return _trees.fill_tree(scores, place_like(masks, kernels))
+  return fill_tree(scores, place_like(masks, kernels))
 
 
 @contextlib.contextmanager
@@ -303,7 +308,7 @@ def _cast(tree: Any, dtype: Any) -> Any:
 
 
 def _weights(params: Any, kernels: dict[str, Kernel]) -> dict[str, jax.Array]:
-  leaves = _trees.named_leaves(params)
+  leaves = named_leaves(params)
   return {name: leaves[name] for name in kernels}
 
 
@@ -325,7 +330,7 @@ def _loss(apply_fn, params, batches, loss, temperature=1.0):
 
   def loss_fn(weights, params, batch):
     inputs, labels = batch
-    logits = _first(apply_fn(_trees.fill_tree(params, weights, keep=True), inputs))
+    logits = _first(apply_fn(fill_tree(params, weights, keep=True), inputs))
     if temperature != 1.0:
       logits = jax.tree.map(lambda x: x / temperature, logits)
     if loss is not None:
@@ -394,7 +399,7 @@ def _finish(
   tops = {name: jnp.max(jnp.abs(score)) for name, score in scores.items()}
   if not _is_traced(tops):
     _check_tops(function, tops)
-  return _trees.fill_tree(params, scores)
+  return fill_tree(params, scores)
 
 
 def _check_tops(function: str, tops: dict[str, Any]) -> None:

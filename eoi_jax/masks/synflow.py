@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eoi_jax import _checks, _trees
-from eoi_jax.layouts import Kernel, Layouts, find_kernels
+from eoi_jax import _checks
+from eoi_jax.layouts import Kernel, Layouts, fill_tree, find_kernels
 from eoi_jax.masks._positive import positive_network
 from eoi_jax.masks._topk import top_masks
 from eoi_jax.masks.saliency import (
@@ -161,7 +161,7 @@ def synflow_masks(
         f"`density` must leave a path from an input to an output, got {density} for "
         f"{total} weights; take a higher one, or more rounds than {num_rounds}."
       )
-  return _trees.fill_tree(params, masks)
+  return fill_tree(params, masks)
 
 
 def _flow(
@@ -179,7 +179,7 @@ def _flow(
     positive = jax.tree.map(jnp.abs, params)
 
     def total(weights):
-      return network(_trees.fill_tree(positive, weights, keep=True))
+      return network(fill_tree(positive, weights, keep=True))
 
     gradient, exponent = jax.grad(total, has_aux=True)(weights)
     return {name: jnp.abs(w * gradient[name]) for name, w in weights.items()}, exponent

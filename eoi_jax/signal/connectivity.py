@@ -10,8 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eoi_jax import _trees
-from eoi_jax.layouts import Kernel, Layouts, find_kernels
+from eoi_jax.layouts import (
+  Kernel,
+  Layouts,
+  fill_tree,
+  find_kernels,
+  is_leaf,
+  match_leaves,
+  named_leaves,
+)
 from eoi_jax.masks._positive import positive_network
 from eoi_jax.masks.saliency import _layer_name
 from eoi_jax.masks.trees import check_masks, count_masks
@@ -64,15 +71,15 @@ def effective_masks(
   """
   kernels = find_kernels(params, layouts)
   effective, _ = _reach(apply_fn, params, masks, input_shape, kernels)
-  return _trees.fill_tree(params, effective)
+  return fill_tree(params, effective)
 
 
 def _reach(apply_fn, params, masks, input_shape, kernels):
   """Effective mask of each kernel, and whether any input reaches any output."""
   ones = {
     name: jnp.ones(jnp.shape(leaf), jnp.float32)
-    for name, leaf in _trees.named_leaves(params).items()
-    if not _trees.is_leaf(leaf) and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    for name, leaf in named_leaves(params).items()
+    if not is_leaf(leaf) and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
   }
   for name, mask in check_masks(params, masks).items():
     if mask is not None:
@@ -84,7 +91,7 @@ def _reach(apply_fn, params, masks, input_shape, kernels):
   @jax.jit
   def slopes(ones):
     def total(weights):
-      return network(_trees.fill_tree(params, ones | weights, keep=True))[0]
+      return network(fill_tree(params, ones | weights, keep=True))[0]
 
     weights = {name: ones[name] for name in kernels}
     reached, slopes = jax.value_and_grad(total)(weights)
@@ -170,7 +177,7 @@ def find_collapse(
   """
   kernels = find_kernels(params, layouts)
   effective, connected = _reach(apply_fn, params, masks, input_shape, kernels)
-  trained = _trees.match_leaves(params, masks, "masks")
+  trained = match_leaves(params, masks, "masks")
   empty: list[str] = []
   cut: list[str] = []
   for name, kernel in kernels.items():
@@ -188,7 +195,7 @@ def find_collapse(
 
 def _any_per_layer(kernel: Kernel, mask: Any) -> np.ndarray:
   """Whether each layer has a True entry, `[num_layers]`; None = all have."""
-  if _trees.is_leaf(mask):
+  if is_leaf(mask):
     return np.ones(kernel.num_layers, bool)
   return kernel.to_layers(np.asarray(mask)).reshape(kernel.num_layers, -1).any(axis=1)
 
