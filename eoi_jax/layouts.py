@@ -230,7 +230,7 @@ class Layouts(Mapping[str, Layout | None]):
     Raises:
       ValueError: if a pattern fits no leaf, or a layout does not fit its leaf.
     """
-    given = _apply_table(table, self._shapes)
+    given = apply_table(table, self._shapes)
     return Layouts(self._entries | given, self._shapes)
 
   def __repr__(self) -> str:
@@ -295,7 +295,7 @@ def kernel_layouts(
     name: leaf for name, leaf in named_leaves(params).items() if not is_leaf(leaf)
   }
   shapes = {name: jnp.shape(leaf) for name, leaf in leaves.items()}
-  layouts = complete(_apply_table(table or {}, shapes), leaves, convention)
+  layouts = complete(apply_table(table or {}, shapes), leaves, convention)
   for name, layout in layouts.items():
     if layout is not None and layout.groups is None:
       Kernel(name, leaves[name], layout).groups  # noqa: B018 (raises)
@@ -394,7 +394,7 @@ def _in_doubt(doubts: dict[str, str], leaves: Mapping[str, Any]) -> str:
   )
 
 
-def _apply_table(
+def apply_table(
   table: Mapping[str, str | Layout | None], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Layout | None]:
   """Layouts of the names that the patterns of a table fit."""
