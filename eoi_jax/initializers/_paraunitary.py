@@ -146,7 +146,9 @@ def _sample(key, budget, settings: _Settings) -> jax.Array:
   )
   rotations = 0
   if hi > 1 and largest[-1] > lo:
-    dense = min(hi * hi, math.ceil(1.25 * hi * largest[0] / lo))
+    # Rounds of matchings have one to spare; the rest of "iid" scatters.
+    spare = 1.0 if settings.schedule == "matching" else 1.25
+    dense = min(hi * hi, math.ceil(spare * hi * largest[0] / lo))
     rotations = candidates.num_candidates(hi, hi, dense, settings.schedule)
   target = (budgets[0] / lo * hi).astype(jnp.int32)
   for key, taps, total in zip(keys[1:], groups, budgets[1:], strict=True):
@@ -263,7 +265,8 @@ def _delay_and_rotate(
   else:
     right = jnp.eye(hi, dtype=left.dtype)
   rows = right.at[pick(right_order)].get(mode="fill", fill_value=0)
-  return jnp.einsum("tmr,tmo->tro", columns, rows, precision=jax.lax.Precision.HIGHEST)
+  columns = jnp.swapaxes(columns, 1, 2)
+  return jnp.matmul(columns, rows, precision=jax.lax.Precision.HIGHEST)
 
 
 def _row_nonzeros(grouped, rotations, target) -> jax.Array:
