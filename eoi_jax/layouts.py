@@ -28,9 +28,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-
-from eoi_jax import _trees
+import optax
 
 # Names of leaves that are kernels, and of leaves of rank 2 or more that are none.
 _KERNELS = ("kernel", "weight", "w")
@@ -38,6 +38,8 @@ _OTHERS = ("bias", "b", "scale", "offset", "gamma", "beta", "mean", "var")
 # Sizes that a window may have where only the shape tells.
 _WINDOWS = (1, 3, 5, 7, 9, 11)
 _CONVENTIONS = {"hwio": lambda w: "w" * w + "io", "oihw": lambda w: "oi" + "w" * w}
+# Attributes that wrap an array (of an NNX variable, say): no part of its name.
+_WRAPPERS = ("value", "raw_value")
 _LETTERS = "i input, o output, w window, s stack of layers or experts"
 
 
@@ -50,7 +52,8 @@ class Layout:
       stack; at least one `i` and one `o`.
     groups: matrices that lie side by side along the outputs: the groups of a
       convolution, whose inputs are those of one group, or merged projections that
-      share their inputs (3 for query, key and value in one kernel).
+      share their inputs (3 for query, key and value in one kernel). None = unknown:
+      an error where it matters.
     strides: strides of a convolution, one for each `w`; () for 1.
     padding: padding of a convolution, "SAME", "CIRCULAR" or "VALID"; None if unknown.
 
@@ -60,7 +63,7 @@ class Layout:
   """
 
   axes: str
-  groups: int = 1
+  groups: int | None = 1
   strides: tuple[int, ...] = ()
   padding: str | None = None
 
@@ -71,7 +74,8 @@ class Layout:
         f"`axes` must have one letter an axis ({_LETTERS}), at least one i and one o "
         f"and at most three w, got {self.axes!r}."
       )
-    if not isinstance(self.groups, int) or self.groups < 1:
+    groups = 1 if self.groups is None else self.groups
+    if not isinstance(groups, int) or groups < 1:
       raise ValueError(f"`groups` must be a positive integer, got {self.groups!r}.")
 
   def axes_of(self, letter: str) -> tuple[int, ...]:
@@ -85,7 +89,7 @@ class Layout:
 
   def __str__(self) -> str:
     """The letters, and the groups if there are several."""
-    return self.axes + (f" groups={self.groups}" if self.groups > 1 else "")
+    return self.axes + (f" groups={self.groups}" if self.groups != 1 else "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,15 +135,26 @@ class Kernel:
     return math.prod(self.layer_shape)
 
   @property
+  def groups(self) -> int:
+    """Number of groups of the layout.
+
+    Raises:
+      ValueError: if the shape alone does not tell.
+    """
+    if self.layout.groups is None:
+      raise ValueError(_in_doubt({self.name: _grouped(self)}, {self.name: self.leaf}))
+    return self.layout.groups
+
+  @property
   def num_blocks(self) -> int:
     """Number of blocks in the leaf, over all layers."""
-    return self.num_layers * self.layout.groups
+    return self.num_layers * self.groups
 
   @property
   def block_shape(self) -> tuple[int, ...]:
     """`(*window, in, out / groups)` of one block."""
     *front, out = self.layer_shape
-    return (*front, out // self.layout.groups)
+    return (*front, out // self.groups)
 
   @functools.cached_property
   def _order(self) -> tuple[int, ...]:
@@ -161,17 +176,17 @@ class Kernel:
     Layer by layer, group by group.
     """
     layers = self.to_layers(array)
-    if self.layout.groups > 1:
+    if self.groups > 1:
       *front, out = layers.shape
-      layers = layers.reshape(*front, self.layout.groups, out // self.layout.groups)
+      layers = layers.reshape(*front, self.groups, out // self.groups)
       rank = layers.ndim
       layers = layers.transpose(0, rank - 2, *range(1, rank - 2), rank - 1)
     return layers.reshape(self.num_blocks, *self.block_shape)
 
   def from_blocks(self, blocks: Any) -> Any:
     """The array of the leaf's shape that `to_blocks` gives these blocks for."""
-    if self.layout.groups > 1:
-      blocks = blocks.reshape(self.num_layers, self.layout.groups, *self.block_shape)
+    if self.groups > 1:
+      blocks = blocks.reshape(self.num_layers, self.groups, *self.block_shape)
       rank = blocks.ndim
       blocks = blocks.transpose(0, *range(2, rank - 1), 1, rank - 1)
     return self.from_layers(blocks)
@@ -277,12 +292,14 @@ def kernel_layouts(
       f"`convention` must be None or one of {tuple(_CONVENTIONS)}, got {convention!r}."
     )
   leaves = {
-    name: leaf
-    for name, leaf in _trees.named_leaves(params).items()
-    if not _trees.is_leaf(leaf)
+    name: leaf for name, leaf in named_leaves(params).items() if not is_leaf(leaf)
   }
   shapes = {name: jnp.shape(leaf) for name, leaf in leaves.items()}
-  return complete(_apply_table(table or {}, shapes), leaves, convention)
+  layouts = complete(_apply_table(table or {}, shapes), leaves, convention)
+  for name, layout in layouts.items():
+    if layout is not None and layout.groups is None:
+      Kernel(name, leaves[name], layout).groups  # noqa: B018 (raises)
+  return layouts
 
 
 def complete(
@@ -296,7 +313,7 @@ def complete(
     convention: as in `kernel_layouts`.
 
   Returns:
-    `Layouts` in the order of `leaves`.
+    `Layouts` in the order of `leaves`; groups are None of a window over one channel.
 
   Raises:
     ValueError: if leaves are in doubt.
@@ -339,9 +356,13 @@ def _by_shape(name: str, leaf: Any, convention) -> tuple[Layout | None, str | No
     return None, suggestion
   window = [shape[axis] for axis in layout.axes_of("w")]
   if math.prod(window) > 1 and shape[layout.axes.index("i")] == 1:
-    outputs = shape[layout.axes.index("o")]
-    return None, f'Layout("{layout.axes}", groups={outputs})'
+    layout = dataclasses.replace(layout, groups=None)
   return layout, None
+
+
+def _grouped(kernel: Kernel) -> str:
+  """What to write for a window over one channel, if it is depthwise."""
+  return f'Layout("{kernel.layout.axes}", groups={kernel.layer_shape[-1]})'
 
 
 def is_window(sizes: tuple[int, ...]) -> bool:
@@ -404,7 +425,7 @@ def check_fit(name: str, shape: tuple[int, ...], layout: Layout) -> None:
       f"least one element, got shape {tuple(shape)}."
     )
   outputs = math.prod(shape[axis] for axis in layout.axes_of("o"))
-  if outputs % layout.groups:
+  if outputs % (layout.groups or 1):
     raise ValueError(
       f"`groups` must divide the {outputs} outputs of {name!r}, got {layout.groups}."
     )
@@ -416,7 +437,8 @@ def find_kernels(params: Any, layouts: Layouts | None = None) -> dict[str, Kerne
   Args:
     params: tree of arrays or shape-dtype structs: parameters, or masks of them. The
       variables of a Linen model, `{"params": ..., ...}`, will do for its layouts.
-    layouts: layouts of its leaves; None = `kernel_layouts(params)`.
+    layouts: layouts of its leaves; None = by shape, as `kernel_layouts(params)`, but
+      that groups are asked for only where they matter.
 
   Returns:
     Dict from name to `Kernel`; leaves that are left out (None) are absent.
@@ -426,17 +448,18 @@ def find_kernels(params: Any, layouts: Layouts | None = None) -> dict[str, Kerne
       or a layout does not fit its leaf.
   """
   if layouts is None:
-    layouts = kernel_layouts(params)
+    leaves = named_leaves(params)
+    layouts = complete({}, {n: x for n, x in leaves.items() if not is_leaf(x)})
   elif not isinstance(layouts, Layouts):
     raise ValueError(
       "`layouts` must be None or made by `kernel_layouts`, `linen_layouts` or "
       f"`nnx_layouts`, got {type(layouts).__name__}."
     )
-  leaves = _trees.named_leaves(params)
+  leaves = named_leaves(params)
   is_variables = isinstance(params, Mapping) and "params" in params
   kernels = {}
   for name, leaf in leaves.items():
-    if _trees.is_leaf(leaf):
+    if is_leaf(leaf):
       continue
     known = name
     if is_variables and name not in layouts:
@@ -459,3 +482,82 @@ def find_kernels(params: Any, layouts: Layouts | None = None) -> dict[str, Kerne
       '`layouts=kernel_layouts(params, {"...": "io"})`.'
     )
   return kernels
+
+
+# Trees by name.
+
+
+def is_leaf(node: Any) -> bool:
+  """None and optax's masked nodes stand where a leaf is left out."""
+  return node is None or isinstance(node, optax.MaskedNode)
+
+
+def leaf_name(path: tuple[Any, ...]) -> str:
+  """Name of a leaf: the keys of its path joined by "/", without wrappers."""
+  while path and getattr(path[-1], "name", None) in _WRAPPERS:
+    path = path[:-1]
+  return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+  """Leaves of a tree by name, in order, with None where a leaf is left out.
+
+  Raises:
+    ValueError: if two leaves have one name.
+  """
+  leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+  named = {leaf_name(path): leaf for path, leaf in leaves}
+  if len(named) < len(leaves):
+    names = [leaf_name(path) for path, _ in leaves]
+    twice = next(name for name in names if names.count(name) > 1)
+    raise ValueError(
+      f"leaves must differ in their joined path, got two of the name {twice!r}: keys "
+      'must not contain "/".'
+    )
+  return named
+
+
+def fill_tree(params: Any, values: dict[str, Any], *, keep: bool = False) -> Any:
+  """Tree like `params` with `values` at the named leaves.
+
+  Args:
+    params: the tree that gives the structure.
+    values: new leaves by name.
+    keep: whether other leaves keep their value; None replaces them otherwise.
+
+  Returns:
+    A tree of the structure of `params`.
+  """
+  paths, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_leaf)
+  leaves = [values.get(leaf_name(path), leaf if keep else None) for path, leaf in paths]
+  return jax.tree.unflatten(treedef, leaves)
+
+
+def match_leaves(params: Any, other: Any, argument: str) -> dict[str, Any]:
+  """Leaves of `other` by name, checked to have the names of `params`.
+
+  Args:
+    params: the tree that gives the structure.
+    other: tree with the same names, None where a leaf has no counterpart. Its
+      containers may be others: a dict of the names of an NNX state, say.
+    argument: name of `other` for the error.
+
+  Returns:
+    Dict from the names of `params` to leaves of `other`.
+
+  Raises:
+    ValueError: if the names differ; the first odd leaf is named.
+  """
+  expected, found = named_leaves(params), named_leaves(other)
+  for name in expected:
+    if name not in found:
+      raise ValueError(
+        f"`{argument}` must have the structure of `params`: leaf {name!r} is missing."
+      )
+  for name in found:
+    if name not in expected:
+      raise ValueError(
+        f"`{argument}` must have the structure of `params`: leaf {name!r} is not in "
+        "`params`."
+      )
+  return found
