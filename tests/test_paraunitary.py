@@ -51,20 +51,18 @@ def nonzeros(kernels):
   return np.count_nonzero(kernels, axis=tuple(range(2, kernels.ndim)))
 
 
-SHAPES = [
-  (3, 3, 16, 24),
-  (3, 3, 24, 16),
-  (2, 4, 12, 12),
-  (3, 3, 3, 16),
-  (5, 12, 8),
-  (2, 3, 2, 8, 14),
-  (3, 3, 1, 9),
-  (1, 1, 6, 6),
+CASES = [
+  ((3, 3, 16, 24), "matching"),
+  ((3, 3, 24, 16), "iid"),
+  ((2, 4, 12, 12), "matching"),
+  ((3, 3, 3, 16), "iid"),
+  ((5, 12, 8), "matching"),
+  ((2, 3, 2, 8, 14), "iid"),
+  ((1, 1, 6, 6), "matching"),
 ]
 
 
-@pytest.mark.parametrize("schedule", ["matching", "iid"])
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("shape", "schedule"), CASES)
 def test_kernels_are_isometric_within_their_budget(shape, schedule):
   budgets = np.array(budgets_of(shape))
   kernels = sample_many(shape, budgets, schedule=schedule)
@@ -78,14 +76,21 @@ def test_kernels_are_isometric_within_their_budget(shape, schedule):
   assert ((budgets - counts).mean(axis=0) <= lines + 1).all()
 
 
-@pytest.mark.parametrize("schedule", ["matching", "iid"])
-@pytest.mark.parametrize("window", [(3, 3), (2, 2), (7,)])
-def test_taps_get_even_shares(window, schedule):
-  shape = (*window, 64, 64)
-  budgets = [round(density * math.prod(shape)) for density in (0.01, 0.05, 0.1, 0.3)]
-  kernels = sample_many(shape, budgets[1:], schedule=schedule)
+@pytest.mark.parametrize(
+  ("shape", "schedule"),
+  [
+    ((3, 3, 64, 64), "matching"),
+    ((3, 3, 64, 64), "iid"),
+    ((3, 3, 96, 64), "iid"),
+    ((5, 5, 64, 64), "matching"),
+    ((4, 64, 128), "matching"),
+  ],
+)
+def test_taps_get_even_shares(shape, schedule):
+  budgets = [round(density * math.prod(shape)) for density in (0.02, 0.05, 0.1, 0.3)]
+  kernels = sample_many(shape, budgets, schedule=schedule)
   counts = nonzeros(kernels)
-  assert (counts > 0.94 * np.array(budgets[1:])).all()
+  assert (counts > 0.93 * np.array(budgets)).all()
   taps = np.count_nonzero(kernels, axis=(-2, -1)).reshape(*counts.shape, -1)
   shares = taps * taps.shape[-1] / counts[..., None]
   assert shares.min() > 0.5 and shares.max() < 2
@@ -116,8 +121,7 @@ def test_values_do_not_depend_on_the_transformation():
   shape, budget = (3, 3, 8, 12), 200
   keys = jax.random.split(jax.random.key(3), 3)
   want = jnp.stack([all_taps(key, shape, budget) for key in keys])
-  with jax.disable_jit(False):
-    jitted = jax.jit(lambda key: all_taps(key, shape, budget))
+  jitted = jax.jit(lambda key: all_taps(key, shape, budget))
   mapped = jax.vmap(lambda key: all_taps(key, shape, budget))(keys)
   chex.assert_trees_all_close(jnp.stack([jitted(key) for key in keys]), want, atol=1e-6)
   chex.assert_trees_all_close(mapped, want, atol=1e-6)
