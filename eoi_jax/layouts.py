@@ -350,7 +350,7 @@ def _by_shape(name: str, leaf: Any, convention) -> tuple[Layout | None, str | No
     layout = Layout(_CONVENTIONS[convention](rank - 2))
   elif rank == 2:
     layout = Layout("io")
-  elif rank in (4, 5) and is_window(shape[:-2]) and not is_window(shape[2:]):
+  elif rank in (4, 5) and _is_window(shape[:-2]) and not _is_window(shape[2:]):
     layout = Layout("w" * (rank - 2) + "io")
   else:
     return None, suggestion
@@ -365,7 +365,7 @@ def _grouped(kernel: Kernel) -> str:
   return f'Layout("{kernel.layout.axes}", groups={kernel.layer_shape[-1]})'
 
 
-def is_window(sizes: tuple[int, ...]) -> bool:
+def _is_window(sizes: tuple[int, ...]) -> bool:
   """Whether sizes look like those of a window: odd, and at most 11."""
   return all(size in _WINDOWS for size in sizes)
 
