@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from train.data import DATASETS, Split, hold_out, load_dataset
-from train.errors import UserError
+from train.core.console import UserError
+from train.data.datasets import DATASETS, Split
+from train.data.load import hold_out, load_dataset
 
 SIZES = {"mnist": (54000, 6000, 10000), "cifar10": (45000, 5000, 10000)}
 

@@ -15,12 +15,12 @@ from tests.train.small import (
   small,
   stop_after,
 )
-from train.data import Split
-from train.errors import UserError
-from train.loop import train_and_evaluate
-from train.optimizers import OptimizerSettings, create_schedule
-from train.plan import make_plan, start_state
-from train.steps import epoch_order, evaluate, train_chunk, train_step
+from train.core.console import UserError
+from train.core.loop import train_and_evaluate
+from train.core.optimizers import OptimizerSettings, create_schedule
+from train.core.plan import make_plan, start_state
+from train.core.steps import epoch_order, evaluate, train_chunk, train_step
+from train.data.datasets import Split
 
 pytestmark = pytest.mark.usefixtures("module_promotion")
 

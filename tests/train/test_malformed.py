@@ -4,7 +4,8 @@ import jax
 import pytest
 from absl import flags
 
-from train import command, run
+from train import run
+from train.core import command
 
 QUICK = "--config=configs/quickstart.py"
 ALONE = [QUICK, "--config.compare.field=", "--config.compare.choices=()"]

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from train import report, runs, tables
-from train.errors import UserError
+from train import report
+from train.core.console import UserError
+from train.sweeps import tables
 
 SCHEMES = ("base", "eoi", "dense")
 
@@ -111,9 +112,9 @@ def test_files_and_figures(workdir):
 
 
 def test_curves_take_every_seed(workdir):
-  loss = runs.curves_of([runs.read_run(workdir / "a")])["loss"]
+  loss = tables.curves_of([tables.read_run(workdir / "a")])["loss"]
   assert loss == {"epoch": [1.0, 2.0], "mean": [2.0, 1.0], "std": [1.0, 0.5]}
-  data = runs.accuracy_over_density([str(workdir / "a"), str(workdir / "b")])
+  data = tables.accuracy_over_density([str(workdir / "a"), str(workdir / "b")])
   (curve,) = data.values()
   assert curve["runs"] == [6] and curve["mean"] == [pytest.approx(0.7)]
 

@@ -7,11 +7,11 @@ import pytest
 
 import eoi_jax
 from configs import mnist_schemes, quickstart
-from train import compare
-from train import config as config_lib
-from train.errors import UserError
-from train.plan import make_plan, start_state
-from train.schemes import balanced_rows
+from train.core import config as config_lib
+from train.core import loop
+from train.core.console import UserError
+from train.core.plan import make_plan, start_state
+from train.core.start import balanced_rows
 
 pytestmark = pytest.mark.usefixtures("module_promotion")
 
@@ -146,7 +146,7 @@ def test_two_fields_are_compared_together(tmp_path, capsys):
       "optimizer.learning_rate": 0.05,
     }
   )
-  summaries = compare.run(config, tmp_path)
+  summaries = loop.train_or_compare(config, tmp_path)
   assert list(summaries) == ["snip eoi", "uniform sao"]
   assert summaries["snip eoi"]["test_accuracy"] > 0.3
   assert (tmp_path / "snip+eoi" / "summary.json").is_file()

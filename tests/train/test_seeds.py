@@ -11,10 +11,10 @@ from tests.train.small import (
   small,
   stop_after,
 )
-from train.errors import UserError
-from train.loop import train_and_evaluate
-from train.plan import make_plan, start_state
-from train.seeds import take_seed
+from train.core.console import UserError
+from train.core.loop import train_and_evaluate
+from train.core.plan import make_plan, start_state
+from train.core.state import take_seed
 
 pytestmark = pytest.mark.usefixtures("module_promotion")
 

@@ -11,10 +11,12 @@ import time
 import jax
 import pytest
 
-from train import cells, figures, grid, report, sweep, workers
-from train.errors import UserError
-from train.preemption import EXIT_STATUS
-from train.workdir import claim_workdir
+from train import report, sweep
+from train.core import figures
+from train.core.console import UserError
+from train.core.mesh import EXIT_STATUS
+from train.core.workdir import claim_workdir
+from train.sweeps import cells, grid
 
 pytestmark = pytest.mark.usefixtures("module_promotion")
 
@@ -185,7 +187,7 @@ def test_killed_and_started_again_the_table_is_the_same(
 
 
 def test_workers_stop_together_and_go_on_together(file, loaded, undisturbed, tmp_path):
-  if len(workers.split_cores(1)[0]) < 2:
+  if len(cells.split_cores(1)[0]) < 2:
     pytest.skip("there is one core only")
   line = command(f"--config={file}", f"--workdir={tmp_path}", "--workers=2")
   with subprocess.Popen(
@@ -213,12 +215,12 @@ def test_workers_are_refused_on_an_accelerator(monkeypatch):
 
 
 def test_workers_share_cores_and_cells(loaded):
-  (everything,) = workers.split_cores(1)
-  parts = workers.split_cores(len(everything))
+  (everything,) = cells.split_cores(1)
+  parts = cells.split_cores(len(everything))
   assert set.union(*parts) == everything and sum(map(len, parts)) == len(everything)
   for count in (0, len(everything) + 1):
     with pytest.raises(UserError, match=f"--workers must be .* got {count}"):
-      workers.split_cores(count)
+      cells.split_cores(count)
   chosen = sweep.share(loaded.cells, 0, 1)
   first, second = (sweep.in_turn(chosen, n, 2) for n in (0, 1))
   half = len(chosen) // 2

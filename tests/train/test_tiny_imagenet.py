@@ -8,11 +8,11 @@ tfds = pytest.importorskip("tensorflow_datasets")
 from PIL import Image  # noqa: E402
 
 from configs import tiny_imagenet_efficientnet_b0  # noqa: E402
-from train.data import load_dataset  # noqa: E402
-from train.errors import UserError  # noqa: E402
-from train.loop import train_and_evaluate  # noqa: E402
+from train.core.console import UserError  # noqa: E402
+from train.core.loop import train_and_evaluate  # noqa: E402
+from train.data.load import load_dataset  # noqa: E402
+from train.data.tiny_imagenet import ARCHIVE, Sizes  # noqa: E402
 from train.prepare import prepare  # noqa: E402
-from train.tiny_imagenet import ARCHIVE, Sizes  # noqa: E402
 
 ROOT = "tiny-imagenet-200"
 WNIDS = ("n02124075", "n01443537", "n04067472")  # the archive's list is not sorted
