@@ -1,5 +1,6 @@
 """The command line that the programs share: config, workdir, compilation cache."""
 
+import ast
 import functools
 import os
 import platform
@@ -80,6 +81,9 @@ def parse(argv: list[str]) -> list[str]:
     if file is not None:
       config = load_config(file)
       config_lib.check_names(overrides, flat := config_lib.flatten(config))
+      for field in overrides:
+        if isinstance(flat[field], tuple):
+          _check_tuple(field, overrides[field])
       changes, others = _split(argv, flat)
       # Overrides are parsed by the types of the fields, by flags of their own.
       values = flags.FlagValues()
@@ -99,6 +103,16 @@ def parse(argv: list[str]) -> list[str]:
     exit_with(error)
   use_compilation_cache(_CACHE.value)
   return rest
+
+
+def _check_tuple(field: str, text: str) -> None:
+  try:
+    value = ast.literal_eval(text)
+  except (SyntaxError, ValueError):
+    value = None
+  if not isinstance(value, list | tuple):
+    rule = config_lib.FIELDS[field].rule
+    raise UserError(f"`{field}` must be {rule.text}, got {text!r}.")
 
 
 def _split(argv: list[str], fields: dict[str, Any]) -> tuple[list[str], list[str]]:
