@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from train import report
 from train.core.console import UserError
 from train.sweeps import tables
+from train.sweeps.report import write_report
 
 SCHEMES = ("base", "eoi", "dense")
 
@@ -101,13 +101,13 @@ def test_unequal_numbers_of_seeds_are_told(workdir):
 
 
 def test_files_and_figures(workdir):
-  shown = report.make(workdir)
+  shown = write_report(workdir)
   assert (workdir / "table.md").read_text() in shown
   assert (workdir / "table.csv").exists()
   for name in ("figure", "curves-density_0.05", "curves-density_0.1"):
     assert (workdir / f"{name}.png").stat().st_size > 10_000
     assert (workdir / f"{name}.pdf").read_bytes().startswith(b"%PDF")
-  report.make(workdir / "b")
+  write_report(workdir / "b")
   assert (workdir / "b" / "curves.png").stat().st_size > 10_000  # one column alone
 
 
