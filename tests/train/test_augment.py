@@ -87,6 +87,7 @@ def run(plan, *counts, data=None):
 
 
 @pytest.mark.usefixtures("standard_promotion")  # of the schedule, by optax
+@pytest.mark.slow
 def test_steps_are_a_function_of_their_number_and_not_of_interruptions():
   plan = digits_plan(True)
   whole, split = run(plan, 3), run(plan, 1, 2)

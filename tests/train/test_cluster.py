@@ -84,12 +84,14 @@ def assert_same(workdir, other):
     np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_eight_devices_with_parameters_in_parts(one_device, tmp_path):
   (output,) = finish(start(tmp_path, 8, "--config.placement=sharded"))
   assert "test accuracy" in output
   assert_same(tmp_path, one_device)
 
 
+@pytest.mark.slow
 def test_two_processes_of_two_devices(one_device, tmp_path):
   with socket.socket() as free:
     free.bind(("localhost", 0))

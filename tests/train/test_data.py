@@ -52,6 +52,7 @@ def test_hold_out_takes_its_share_of_every_class(fraction):
 
 
 @pytest.mark.parametrize("name", SIZES)
+@pytest.mark.slow
 def test_tfds_data_sets_are_whole(name, tfds_data_dir):
   if not (tfds_data_dir / name).is_dir():
     pytest.skip(f"{name} is not in TFDS_DATA_DIR={tfds_data_dir}")

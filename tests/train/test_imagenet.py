@@ -339,6 +339,7 @@ def test_streamed_data_sets_and_no_others_take_options():
 
 
 @pytest.mark.usefixtures("standard_promotion")  # of the schedule, by optax
+@pytest.mark.slow
 def test_a_recipe_trains_on_the_sample_set(tmp_path, monkeypatch):
   classes = write_archives(tmp_path / "manual", train=2)
   assert len(classes) == 16

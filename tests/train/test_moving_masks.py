@@ -18,7 +18,7 @@ from train.core.loop import train_and_evaluate
 from train.core.plan import make_plan, start_state
 from train.core.state import take_seed
 
-pytestmark = pytest.mark.usefixtures("module_promotion")
+pytestmark = [pytest.mark.usefixtures("module_promotion"), pytest.mark.slow]
 
 MOVING = {"dynamic.method": "set", "dynamic.every": 3, "dynamic.fraction": 0.5}
 

@@ -33,6 +33,7 @@ def test_density_is_counted_and_agrees_with_the_recurrence(tmp_path):
   assert saved(draw.draw_density(data), tmp_path / "a.png")
 
 
+@pytest.mark.slow
 def test_delta_kernel(tmp_path):
   data = numbers.delta_kernel(channels=8, density=0.2)
   kernel, mask = np.array(data["kernel"]), np.array(data["mask"])
@@ -42,6 +43,7 @@ def test_delta_kernel(tmp_path):
   assert saved(draw.draw_delta(data), tmp_path / "a.png")
 
 
+@pytest.mark.slow
 def test_angles(tmp_path, monkeypatch):
   """On the digits, which stand in for a data set that is missing."""
   monkeypatch.setattr(angles, "ANGLES", {"1 degree": np.pi / 180})
@@ -65,6 +67,7 @@ def test_time(tmp_path):
   assert saved(draw.draw_time(data), tmp_path / "a.png")
 
 
+@pytest.mark.slow
 def test_spectrum(tmp_path):
   data = spectrum.spectrum(
     activations=["linear", "tanh"],
@@ -83,6 +86,7 @@ def test_spectrum(tmp_path):
   assert saved(draw.draw_spectrum(data), tmp_path / "a.png")
 
 
+@pytest.mark.slow
 def test_spectrum_of_scores_keeps_the_density(tfds_data_dir):
   if not (tfds_data_dir / "mnist").is_dir():
     pytest.skip(f"mnist is not in TFDS_DATA_DIR={tfds_data_dir}")
@@ -145,6 +149,7 @@ def test_finished_runs_are_grouped_by_what_differs(finished, tmp_path):
     assert json.loads(path.with_suffix(".json").read_text())
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path):
   done = subprocess.run(
     [sys.executable, "-m", "train.paper", "delta", f"--out={tmp_path}"],

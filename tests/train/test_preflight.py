@@ -85,6 +85,7 @@ def test_the_report_is_left_in_three_forms(linear):
     assert words in text
 
 
+@pytest.mark.slow
 def test_what_hinders_a_network_is_named(tmp_path):
   config = small(
     **{"model.name": "cnn", "model.activation": "relu", "sparsity.start": "base"}
@@ -127,6 +128,7 @@ def test_meters_of_a_residual_network_are_those_of_its_kernels():
   assert meters["stem/kernel"].ndim == 1
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path):
   done = subprocess.run(
     [

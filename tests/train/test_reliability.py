@@ -42,6 +42,7 @@ def finished(tmp_path_factory):
   return train_and_evaluate(small(), tmp_path_factory.mktemp("finished"))
 
 
+@pytest.mark.slow
 def test_kill_9_changes_nothing():
   done = subprocess.run(
     [sys.executable, str(PROGRAM), "2"],
@@ -191,6 +192,7 @@ def test_two_runs_in_one_workdir_are_refused(tmp_path):
     pass
 
 
+@pytest.mark.slow
 def test_a_diverging_run_names_step_seed_and_leaves(tmp_path):
   words = r"loss is nan after step \d+ .* for seed 0, 7; norms: .*kernel nan.* no check"
   fields = {"optimizer.learning_rate": 1e30, "seeds": (0, 7)}
@@ -216,6 +218,7 @@ def test_a_dead_weight_that_moves_is_a_defect(finished):
   assert loop.check_weights(state) == live
 
 
+@pytest.mark.slow
 def test_in_steady_state_nothing_compiles_and_nothing_is_transferred(
   tmp_path, monkeypatch
 ):

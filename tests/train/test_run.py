@@ -62,6 +62,7 @@ def test_mistakes_in_flags_are_one_line(arguments, words, capsys):
   assert line.startswith("error: ") and words in line
 
 
+@pytest.mark.slow
 def test_quickstart_compares_two_starts(tmp_path, capsys, standard_promotion):
   config = quickstart.get_config("smoke")
   config.model.depth = 5
@@ -85,6 +86,7 @@ def test_quickstart_compares_two_starts(tmp_path, capsys, standard_promotion):
     assert (path / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_mlp7_learns_real_mnist(tfds_data_dir, tmp_path, standard_promotion):
   if not (tfds_data_dir / "mnist").is_dir():
     pytest.skip(f"mnist is not in TFDS_DATA_DIR={tfds_data_dir}")

@@ -165,6 +165,7 @@ def command(*arguments):
   return [sys.executable, "-m", "train.sweep", "--one_by_one", *arguments]
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_the_table_is_the_same(
   file, loaded, undisturbed, tmp_path
 ):
@@ -186,6 +187,7 @@ def test_killed_and_started_again_the_table_is_the_same(
   assert ours == theirs and len(ours) == 7
 
 
+@pytest.mark.slow
 def test_workers_stop_together_and_go_on_together(file, loaded, undisturbed, tmp_path):
   if len(running.split_cores(1)[0]) < 2:
     pytest.skip("there is one core only")
@@ -227,6 +229,7 @@ def test_workers_share_cores_and_cells(loaded):
   assert first == chosen == [*second[half:], *second[:half]]
 
 
+@pytest.mark.slow
 def test_a_smoke_form_trains_on_real_mnist(tfds_data_dir, tmp_path):
   if not (tfds_data_dir / "mnist").is_dir():
     pytest.skip(f"mnist is not in TFDS_DATA_DIR={tfds_data_dir}")

@@ -155,6 +155,7 @@ def test_an_unprepared_set_names_command_and_archive(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("standard_promotion")  # of the schedule, by optax
+@pytest.mark.slow
 def test_its_recipe_trains_on_a_set_of_that_format(small_set, tmp_path, monkeypatch):
   monkeypatch.setenv("TFDS_DATA_DIR", small_set)
   config = tiny_imagenet_efficientnet_b0.get_config("smoke")
