@@ -35,6 +35,7 @@ from eoi_jax.blocks.layout import BlockLayout
 METHODS = ("auto", "loop", "batched")
 _NAMES = ("x", "blocks", "y")
 _UNROLL = 8  # blocks of a group in one step of a compiled loop
+_LOOP_ROWS = 5  # below, a CPU spends more time on the steps of the loop than in them
 
 
 def block_matmul(
@@ -57,7 +58,7 @@ def block_matmul(
     method: "loop" multiplies group after group, in place, and is the fastest on a CPU
       (up to 4 times); "batched" gathers the groups and multiplies all at once, for
       accelerators and for kernels that are sharded over their groups; "auto" takes
-      "loop" on a CPU, else "batched".
+      "loop" on a CPU for more than four rows of `x`, else "batched".
 
   Returns:
     `[..., out]`, or `[*stack, ..., out]`, of the common dtype of `x` and `blocks`.
@@ -88,7 +89,11 @@ def block_matmul(
     raise ValueError(f"`x` and `blocks` must be of floating dtype, got {dtype}.")
   if precision is not None:
     precision = lax.Precision(precision)
-  return _matmul(x.astype(dtype), blocks.astype(dtype), layout, precision, method)
+  run = functools.partial(_matmul, precision=precision, method=method)
+  if jax.sharding.get_abstract_mesh().explicit_axes:  # the partitioner sees to the rest
+    spec = jax.sharding.PartitionSpec(*jax.typeof(x).sharding.spec[:-1], None)
+    run = jax.sharding.auto_axes(run, out_sharding=spec)
+  return run(x.astype(dtype), blocks.astype(dtype), layout)
 
 
 @functools.partial(jax.jit, static_argnames=("precision", "method"))
@@ -96,18 +101,30 @@ def _matmul(x, blocks, layout: BlockLayout, precision, method: str) -> jax.Array
   stack, groups = layout.stack_shape, layout.num_groups
   depth, rest = math.prod(stack), x.shape[len(stack) : -1]
   x = layout_lib.pad_groups(x, layout.shape[0], groups)
-  y = product_p.bind(
-    x.reshape(depth, math.prod(rest), x.shape[-1]),
-    *(
-      array.reshape(depth, *array.shape[len(stack) :])
-      for array in (blocks, layout.inputs, layout.outputs)
-    ),
-    target="y",
-    precision=precision,
-    method=method,
-  )
+  operands = [x.reshape(depth, math.prod(rest), x.shape[-1])] + [
+    array.reshape(depth, *array.shape[len(stack) :])
+    for array in (blocks, layout.inputs, layout.outputs)
+  ]
+  options = {"target": "y", "precision": precision, "method": method}
+  y = product_p.bind(*_vary_alike(*operands), **options)
   y = y.reshape(*stack, *rest, y.shape[-1])
   return layout_lib.trim_groups(y, layout.shape[1], groups)
+
+
+def _vary_alike(*arrays: jax.Array) -> list[jax.Array]:
+  """Arrays that vary over the same axes of a `shard_map`: gradients sum over them."""
+  axes = [_varying(jax.typeof(array)) for array in arrays]
+  union = frozenset().union(*axes)
+  return [
+    lax.pcast(array, tuple(sorted(union - mine)), to="varying")
+    for array, mine in zip(arrays, axes, strict=True)
+  ]
+
+
+def _varying(aval) -> frozenset[str]:
+  """Mesh axes of a `shard_map` over which an array varies."""
+  mark = getattr(aval, "manual_axis_type", None)  # `vma` in jax 0.10 and before
+  return mark.varying if mark is not None else getattr(aval, "vma", frozenset())
 
 
 def _operands(target: str) -> tuple[str, str]:
@@ -138,6 +155,9 @@ def _product_loop(first, second, inputs, outputs, *, target: str, precision):
     start = [layer, zero, zero]
     start[axis] = group * sizes[axis]
     return lax.dynamic_slice(array, start, sizes)[0]
+
+  def zeros(shape, dtype):
+    return _vary_alike(jnp.zeros(shape, dtype), first)[0]
 
   if target == "blocks":
     x, y = arrays["x"].swapaxes(1, 2), arrays["y"]
@@ -176,7 +196,7 @@ def _product_loop(first, second, inputs, outputs, *, target: str, precision):
         0,
         matchings,
         lambda c, total: total + term(c),
-        jnp.zeros((source.shape[1], size), wide),
+        zeros((source.shape[1], size), wide),
         unroll=_UNROLL,
       )
     else:
@@ -185,7 +205,7 @@ def _product_loop(first, second, inputs, outputs, *, target: str, precision):
     return lax.dynamic_update_slice(result, total.astype(dtype)[None], start)
 
   shape = (depth, source.shape[1], groups * size)
-  return lax.fori_loop(0, depth * groups, step, jnp.zeros(shape, dtype))
+  return lax.fori_loop(0, depth * groups, step, zeros(shape, dtype))
 
 
 def _product_batched(first, second, inputs, outputs, *, target: str, precision):
@@ -217,9 +237,13 @@ def _product_batched(first, second, inputs, outputs, *, target: str, precision):
   return result.astype(dtype).reshape(*result.shape[:2], -1)
 
 
-def _shape(first, second, inputs, outputs, *, target: str, **options):
-  """Shape and dtype of the result."""
-  del outputs, options
+def _result_type(*operands, target: str, precision, method: str) -> ShapedArray:
+  """Abstract value of the result."""
+  del method
+  first, second, inputs, _ = operands
+  if _varying(first):  # in a `shard_map`, JAX itself knows what the result varies over
+    function = functools.partial(_product_batched, target=target, precision=precision)
+    return jax.make_jaxpr(function)(*operands).out_avals[0]
   depth, groups, matchings = inputs.shape
   shapes = dict(zip(_operands(target), (first.shape, second.shape), strict=True))
   if target == "blocks":
@@ -282,10 +306,12 @@ def _batched(operands, axes, *, target: str, **options):
   return result.reshape(size, -1, *result.shape[1:]), 0
 
 
-def _lower(platform_method: str):
+def _lower(platform: str):
   def compute(*operands, target, precision, method):
-    chosen = platform_method if method == "auto" else method
-    function = _product_loop if chosen == "loop" else _product_batched
+    if method == "auto":
+      rows = operands[1 if target == "x" else 0].shape[1]
+      method = "loop" if platform == "cpu" and rows >= _LOOP_ROWS else "batched"
+    function = _product_loop if method == "loop" else _product_batched
     return function(*operands, target=target, precision=precision)
 
   return mlir.lower_fun(compute, multiple_results=False)
@@ -295,9 +321,9 @@ product_p = jex_core.Primitive("block_product")
 product_p.def_impl(
   jax.jit(product_p.bind, static_argnames=("target", "precision", "method"))
 )
-product_p.def_abstract_eval(_shape)
+product_p.def_abstract_eval(_result_type)
 ad.primitive_jvps[product_p] = _jvp
 ad.primitive_transposes[product_p] = _transpose
 batching.primitive_batchers[product_p] = _batched
-mlir.register_lowering(product_p, _lower("batched"))
-mlir.register_lowering(product_p, _lower("loop"), platform="cpu")
+mlir.register_lowering(product_p, _lower("other"))
+mlir.register_lowering(product_p, _lower("cpu"), platform="cpu")
