@@ -1,6 +1,10 @@
 """The product with blocks equals the dense one, derivatives of every order included."""
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import chex
 import jax
@@ -205,3 +209,16 @@ def test_errors(value_error):
   with value_error("(3, ..., 32)", "(2, 32)"):
     block_matmul(jnp.ones((2, 32)), many, stacked)
   assert np.isfinite(blocks).all()
+
+
+def test_eight_devices():
+  program = Path(__file__).parent / "programs" / "sharded_blocks.py"
+  run = subprocess.run(
+    [sys.executable, str(program)],
+    cwd=program.parents[2],
+    env={**os.environ, "PYTHONPATH": str(program.parents[2])},
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert "equal on 8 devices" in run.stdout, run.stderr
