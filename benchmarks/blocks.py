@@ -11,18 +11,19 @@ MLP blocks of DeiT-S at batch 8, `inference` the MLP at batch 1, all at density 
 
 Every row is measured in one process, the competitors in turn, so that a noisy machine
 hits all of them; medians, compile time apart. Memory is measured: the peak of a process
-of its own that takes three steps, less what it held before. `jax.experimental.sparse`
-and torch CSR run forward only, up to N = 2048. Writes OUTPUT.json, .md and .png.
+of its own that takes three steps, less what it holds without arrays. BCOO and BCSR of
+`jax.experimental.sparse` and torch CSR run forward only, up to N = 2048. Writes
+OUTPUT.json, OUTPUT.md, OUTPUT.png.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import functools
 import itertools
 import json
 import math
-import resource
 import statistics
 import subprocess
 import sys
@@ -227,14 +228,23 @@ def network(name: str, sizes, repeats: int) -> dict:
 
 
 def peak_memory(kind: str) -> int:
-  """Peak bytes of three training steps of the MLP in this process, less the start."""
-  jax.block_until_ready(jax.jit(lambda x: x @ x)(jnp.ones((8, 8))))
-  usage = lambda: 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # noqa: E731
-  before = usage()
+  """Peak bytes that three training steps of the MLP add to this process (Linux)."""
+  status = Path("/proc/self/status")
+
+  def held(field: str) -> int:
+    line = next(x for x in status.read_text().splitlines() if x.startswith(field))
+    return 1024 * int(line.split()[1])
+
   run, _ = training(kind, "mlp")
+  jax.block_until_ready(run())  # compiles
+  Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
   for _ in range(3):
     jax.block_until_ready(run())
-  return usage() - before
+  peak = held("VmHWM")
+  for array in jax.live_arrays():
+    array.delete()
+  ctypes.CDLL(None).malloc_trim(0)  # gives freed memory back
+  return peak - held("VmRSS")
 
 
 def memory(sizes) -> dict[str, int]:
