@@ -68,7 +68,7 @@ def find_kernels(params: Any, model: Any) -> dict[str, Kernel]:
       kernel = bound[name]
       found[name] = Kernel(leaf, kernel.layer_shape, kernel.num_layers)
     elif name.rpartition("/")[2] == "kernel" and len(leaf.shape) >= 2:
-      stacked = model.is_stacked(name, leaf)
+      stacked = hasattr(model, "is_stacked") and model.is_stacked(name, leaf)
       shape = tuple(leaf.shape[1:] if stacked else leaf.shape)
       found[name] = Kernel(leaf, shape, leaf.shape[0] if stacked else 1)
   return found
