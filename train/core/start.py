@@ -127,9 +127,16 @@ def create_train_state(
   Raises:
     ValueError: if a kernel cannot have the wanted density.
   """
-  if not sparsity.needs_masks:
-    return _state_by_shape(key, sparsity=sparsity, recipe=recipe)
   model = recipe.model
+  if not sparsity.needs_masks and isinstance(key, jax.core.Tracer):
+    return _state_by_shape(key, sparsity=sparsity, recipe=recipe)
+  if not sparsity.needs_masks:
+    # Not one program: exact masks of a traced key are a callback to the host, and JAX
+    # keeps no program with a callback in its compilation cache.
+    params, batch_stats = _jit_init(key, recipe=recipe)
+    wanted = densities(sparsity, params, model)
+    params, masks = _sparsify(key, params, wanted, sparsity, model)
+    return _jit_first_state(key, params, masks, batch_stats, recipe=recipe)
   params, batch_stats = dense_start(key, sparsity=sparsity, recipe=recipe)
   wanted = masks
   if sparsity.start == "eoi":  # keeps the densities of the layers, not the masks
@@ -201,6 +208,10 @@ def _init(key: jax.Array, recipe: Recipe) -> tuple[Any, Any]:
   inputs = jnp.zeros((1, *recipe.spec.shape), jnp.float32)
   variables = recipe.model.init(named_key(key, "params"), inputs)
   return variables["params"], variables.get("batch_stats", {})
+
+
+_jit_init = jax.jit(_init, static_argnames="recipe")
+_jit_first_state = jax.jit(_first_state, static_argnames="recipe")
 
 
 def _sparsify(key, params, wanted, sparsity: SparsitySettings, model: Any):
