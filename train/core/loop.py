@@ -185,7 +185,7 @@ def _compiling_ahead(plan: Plan) -> Iterator[None]:
   The first call then finds it there: of the quickstart's 8 s until the first loss this
   saves 1.5 on two cores. Without a cache, or on several devices, it does nothing.
   """
-  settings = jax.config
+  settings: Any = jax.config
   cached = settings.jax_enable_compilation_cache and settings.jax_compilation_cache_dir
   if not cached or plan.recipe.placement is not None or plan.recipe.streamed:
     yield

@@ -133,7 +133,7 @@ def create_optimizer(
   restore = None
   if dynamic.isometry_steps:
     restore = functools.partial(
-      with_layouts(eoi_jax.restore_isometry, model),
+      with_layouts(eoi_jax.optim.restore_isometry, model),
       scale=dynamic.isometry_scale or None,
       num_steps=dynamic.isometry_steps,
     )
@@ -156,7 +156,7 @@ def count_grown(opt_state: Any) -> dict[str, jax.Array]:
   Returns:
     `{"grown_weights": number}`, one for each seed; empty where masks stay.
   """
-  if not isinstance(opt_state, eoi_jax.DynamicSparsityState):
+  if not isinstance(opt_state, eoi_jax.optim.DynamicSparsityState):
     return {}
   return {"grown_weights": _total(opt_state.num_grown)}
 

@@ -15,7 +15,7 @@ import numpy as np
 import eoi_jax
 from train.core.config import CRITICAL, SCORED
 from train.core.console import UserError
-from train.core.kernels import exact_densities, with_layouts
+from train.core.kernels import with_layouts
 from train.core.state import Recipe, TrainState, named_key
 from train.data.datasets import Split
 from train.data.images import normalize
@@ -127,14 +127,21 @@ def create_train_state(
   Raises:
     ValueError: if a kernel cannot have the wanted density.
   """
-  if not sparsity.needs_masks:
-    return _state_by_shape(key, sparsity=sparsity, recipe=recipe)
   model = recipe.model
+  if not sparsity.needs_masks and isinstance(key, jax.core.Tracer):
+    return _state_by_shape(key, sparsity=sparsity, recipe=recipe)
+  if not sparsity.needs_masks:
+    # Not one program: exact masks of a traced key are a callback to the host, and JAX
+    # keeps no program with a callback in its compilation cache.
+    params, batch_stats = _jit_init(key, recipe=recipe)
+    wanted = densities(sparsity, params, model)
+    params, masks = _sparsify(key, params, wanted, sparsity, model)
+    return _jit_first_state(key, params, masks, batch_stats, recipe=recipe)
   params, batch_stats = dense_start(key, sparsity=sparsity, recipe=recipe)
   wanted = masks
   if sparsity.start == "eoi":  # keeps the densities of the layers, not the masks
-    wanted = with_layouts(eoi_jax.mask_densities, model)(masks)
-    wanted = _exact(sparsity, params, wanted, model)
+    wanted = with_layouts(eoi_jax.masks.mask_densities, model)(masks)
+    wanted = densities(sparsity, params, model, rule=wanted)
   params, masks = _sparsify(key, params, wanted, sparsity, model)
   return _first_state(key, params, masks, batch_stats, recipe)
 
@@ -203,6 +210,10 @@ def _init(key: jax.Array, recipe: Recipe) -> tuple[Any, Any]:
   return variables["params"], variables.get("batch_stats", {})
 
 
+_jit_init = jax.jit(_init, static_argnames="recipe")
+_jit_first_state = jax.jit(_first_state, static_argnames="recipe")
+
+
 def _sparsify(key, params, wanted, sparsity: SparsitySettings, model: Any):
   return with_layouts(eoi_jax.sparsify, model)(
     named_key(key, "sparsity"),
@@ -214,19 +225,27 @@ def _sparsify(key, params, wanted, sparsity: SparsitySettings, model: Any):
   )
 
 
-def densities(sparsity: SparsitySettings, params: Any, model: Any) -> Any:
-  """Returns the density of each kernel: a tree like `params`, None = dense leaf."""
-  if sparsity.distribution in ("dense", "uniform"):
-    density = 1.0 if sparsity.distribution == "dense" else sparsity.density
+def densities(
+  sparsity: SparsitySettings, params: Any, model: Any, *, rule: Any = None
+) -> Any:
+  """Returns densities whose weights add up exactly; EOI's keep the layers' floors.
+
+  Args:
+    sparsity: distribution, density and floors.
+    params: the parameters, or their shapes.
+    model: the network.
+    rule: tree of densities to take in place of the distribution.
+
+  Returns:
+    Tree like `params`, None = dense leaf.
+  """
+  rule = sparsity.distribution if rule is None else rule
+  if isinstance(rule, str) and rule in ("dense", "uniform"):
+    density = 1.0 if rule == "dense" else sparsity.density
     return with_layouts(eoi_jax.uniform, model)(params, density)
-  wanted = with_layouts(eoi_jax.erk, model)(params, sparsity.density)
-  return _exact(sparsity, params, wanted, model)
-
-
-def _exact(sparsity: SparsitySettings, params: Any, wanted: Any, model: Any) -> Any:
-  """Densities whose weights add up exactly; EOI's keep the floors of the layers."""
   floors = sparsity.floors if sparsity.start == "eoi" else "ignore"
-  return exact_densities(params, wanted, sparsity.density, model, floors=floors)
+  allocate = with_layouts(eoi_jax.allocate, model)
+  return allocate(params, sparsity.density, rule=rule, floors=floors)
 
 
 def create_masks(

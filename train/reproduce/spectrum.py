@@ -14,7 +14,7 @@ import numpy as np
 
 import eoi_jax
 from train.core.console import UserError
-from train.core.kernels import exact_densities, with_layouts
+from train.core.kernels import with_layouts
 from train.core.start import balanced_rows
 from train.data.images import normalize
 from train.data.load import load_dataset
@@ -150,10 +150,9 @@ def _masks(net: Net) -> Any:
   if net.distribution in _OF_DATA:
     scores = _scores(net.distribution, net.activation, net.seed)
     return eoi_jax.global_masks(scores, net.density)
-  allocate = {"uniform": eoi_jax.uniform, "erk": eoi_jax.erk}[net.distribution]
   key = jax.random.fold_in(jax.random.key(net.seed), 2)
-  wanted = with_layouts(allocate, model)(params, net.density)
-  wanted = exact_densities(params, wanted, net.density, model)
+  allocate = with_layouts(eoi_jax.allocate, model)
+  wanted = allocate(params, net.density, rule=net.distribution)
   return with_layouts(eoi_jax.random_masks, model)(key, params, wanted)
 
 
@@ -185,13 +184,13 @@ def _start(start: str, masks: dict[Net, Any], options: dict[str, Any]) -> dict:
   model = _model("")
   targets = masks
   if start == "eoi":  # it keeps the densities of the layers, not the masks
-    targets = {}
+    targets, allocate = {}, with_layouts(eoi_jax.allocate, model)
     for net, tree in masks.items():
       params, wanted = (
         _dense(net.seed),
-        with_layouts(eoi_jax.mask_densities, model)(tree),
+        with_layouts(eoi_jax.masks.mask_densities, model)(tree),
       )
-      targets[net] = exact_densities(params, wanted, net.density, model, floors="lift")
+      targets[net] = allocate(params, net.density, rule=wanted, floors="lift")
   if start == "base":
     options = {"reference": "orthogonal"}
   dense = {f"{net}": _dense(net.seed) for net in masks}
@@ -212,7 +211,7 @@ def _summary(activation: str, nets: list[Any], inputs: jax.Array) -> dict[str, f
   """Mean, largest and smallest singular value, and the deviation of the mean."""
   function = _apply_function(activation)
   values = [eoi_jax.jacobian_singular_values(function, net, inputs) for net in nets]
-  summaries = np.array([eoi_jax.spectrum_summary(v)[:3] for v in values])
+  summaries = np.array([eoi_jax.signal.spectrum_summary(v)[:3] for v in values])
   mean, top, bottom = summaries.mean(axis=0).tolist()
   deviation = float(summaries[:, 0].std(ddof=1)) if len(nets) > 1 else 0.0
   return {"mean": mean, "max": top, "min": bottom, "deviation": deviation}
