@@ -17,7 +17,6 @@ import numpy as np
 
 import eoi_jax
 from train.core.console import table
-from train.core.kernels import with_layouts
 from train.core.plan import make_plan, start_state
 from train.core.start import gains
 from train.core.state import named_key
@@ -203,23 +202,20 @@ def measure(config: Any, *, num_samples: int = 16) -> Inspection:
   inputs = normalize(jnp.asarray(take(plan.dataset.train, num_samples).images), spec)
   apply_fn = functools.partial(_apply, model, _Frozen(stats))
   key = named_key(jax.random.key(config.seed), "preflight")
-  bind = functools.partial(with_layouts, model=model)
-  norms = bind(eoi_jax.signal.gradient_norms)(key, apply_fn, params, inputs)
-  dead = bind(eoi_jax.masks.dead_units)(params)
-  profiles = eoi_jax.signal.layer_profiles(
-    key, *metered(model, variables, spec.shape), inputs
-  )
+  layouts, signal = model.layouts, eoi_jax.signal
+  norms = signal.gradient_norms(key, apply_fn, params, inputs, layouts=layouts)
+  dead = eoi_jax.masks.dead_units(params, layouts=layouts)
+  profiles = signal.layer_profiles(key, *metered(model, variables, spec.shape), inputs)
   rows = [
     _row(layers[n], calls[n], dead[n], profiles[n], norms[n])
     for n in calls
     if n in layers
   ]
   values = _singular_values(key, apply_fn, params, inputs)
-  effective = bind(eoi_jax.signal.effective_masks)(
-    apply_fn, params, masks, (1, *spec.shape)
-  )
+  shape = (1, *spec.shape)
+  effective = signal.effective_masks(apply_fn, params, masks, shape, layouts=layouts)
   totals = _totals(rows, params) | {
-    "effective_density": eoi_jax.signal.effective_density(effective)
+    "effective_density": signal.effective_density(effective)
   }
   theory = _theory(config)
   return Inspection(

@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eoi_jax.layouts import named_leaves
 from train.core import config as config_lib
 from train.core import figures, mesh, summaries
 from train.core.checkpoints import Checkpoints
 from train.core.console import Progress, UserError, logger
-from train.core.kernels import named_leaves
 from train.core.optimizers import count_grown, learning_rate
 from train.core.plan import Feed, Plan, like_start, make_plan, seeds_of, start_state
 from train.core.start import gains

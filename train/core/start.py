@@ -15,7 +15,6 @@ import numpy as np
 import eoi_jax
 from train.core.config import CRITICAL, SCORED
 from train.core.console import UserError
-from train.core.kernels import with_layouts
 from train.core.state import Recipe, TrainState, named_key
 from train.data.datasets import Split
 from train.data.images import normalize
@@ -140,7 +139,7 @@ def create_train_state(
   params, batch_stats = dense_start(key, sparsity=sparsity, recipe=recipe)
   wanted = masks
   if sparsity.start == "eoi":  # keeps the densities of the layers, not the masks
-    wanted = with_layouts(eoi_jax.masks.mask_densities, model)(masks)
+    wanted = eoi_jax.masks.mask_densities(masks, layouts=model.layouts)
     wanted = densities(sparsity, params, model, rule=wanted)
   params, masks = _sparsify(key, params, wanted, sparsity, model)
   return _first_state(key, params, masks, batch_stats, recipe)
@@ -215,13 +214,14 @@ _jit_first_state = jax.jit(_first_state, static_argnames="recipe")
 
 
 def _sparsify(key, params, wanted, sparsity: SparsitySettings, model: Any):
-  return with_layouts(eoi_jax.sparsify, model)(
+  return eoi_jax.sparsify(
     named_key(key, "sparsity"),
     params,
     wanted,
     start=sparsity.start,
     scale=sparsity.scale,
     options=sparsity.options,
+    layouts=model.layouts,
   )
 
 
@@ -242,10 +242,10 @@ def densities(
   rule = sparsity.distribution if rule is None else rule
   if isinstance(rule, str) and rule in ("dense", "uniform"):
     density = 1.0 if rule == "dense" else sparsity.density
-    return with_layouts(eoi_jax.uniform, model)(params, density)
+    return eoi_jax.uniform(params, density, layouts=model.layouts)
   floors = sparsity.floors if sparsity.start == "eoi" else "ignore"
-  allocate = with_layouts(eoi_jax.allocate, model)
-  return allocate(params, sparsity.density, rule=rule, floors=floors)
+  options = {"rule": rule, "floors": floors, "layouts": model.layouts}
+  return eoi_jax.allocate(params, sparsity.density, **options)
 
 
 def create_masks(
@@ -263,7 +263,7 @@ def create_masks(
   Returns:
     Tree like the parameters: bool leaves, True = trained, None = dense leaf.
   """
-  model, density = recipe.model, sparsity.density
+  model, density, layouts = recipe.model, sparsity.density, recipe.model.layouts
   params, stats = dense_start(key, sparsity=sparsity, recipe=recipe)
 
   def evaluate(params, inputs):
@@ -281,21 +281,21 @@ def create_masks(
   key_data = named_key(key, "scores")
   if sparsity.distribution == "synflow":
     shape, rounds = (1, *recipe.spec.shape), sparsity.synflow_rounds
-    synflow = with_layouts(eoi_jax.synflow_masks, model)
-    return synflow(evaluate, params, shape, density, num_rounds=rounds)
+    options = {"num_rounds": rounds, "layouts": layouts}
+    return eoi_jax.synflow_masks(evaluate, params, shape, density, **options)
   if sparsity.distribution == "snip":
     order = np.asarray(jax.random.permutation(key_data, len(data.labels)))
-    snip = with_layouts(eoi_jax.snip_scores, model)
-    scores = snip(train, params, batch(order[: recipe.batch_size]))
+    examples = batch(order[: recipe.batch_size])
+    scores = eoi_jax.snip_scores(train, params, examples, layouts=layouts)
     return eoi_jax.global_masks(scores, density)
   if sparsity.distribution == "grasp":
     rows = balanced_rows(key_data, data.labels, sparsity.grasp_examples)
     halves = [batch(half) for half in np.array_split(rows, 2)]
-    scores = with_layouts(eoi_jax.grasp_scores, model)(train, params, halves)
+    scores = eoi_jax.grasp_scores(train, params, halves, layouts=layouts)
     return eoi_jax.global_masks(scores, density)
   wanted = densities(sparsity, params, model)
-  random_masks = with_layouts(eoi_jax.random_masks, model)
-  return random_masks(named_key(key, "masks"), params, wanted)
+  key = named_key(key, "masks")
+  return eoi_jax.random_masks(key, params, wanted, layouts=layouts)
 
 
 def balanced_rows(key: jax.Array, labels: Any, count: int) -> np.ndarray:
