@@ -28,9 +28,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-
-from eoi_jax import _trees
+import optax
 
 # Names of leaves that are kernels, and of leaves of rank 2 or more that are none.
 _KERNELS = ("kernel", "weight", "w")
@@ -38,6 +38,8 @@ _OTHERS = ("bias", "b", "scale", "offset", "gamma", "beta", "mean", "var")
 # Sizes that a window may have where only the shape tells.
 _WINDOWS = (1, 3, 5, 7, 9, 11)
 _CONVENTIONS = {"hwio": lambda w: "w" * w + "io", "oihw": lambda w: "oi" + "w" * w}
+# Attributes that wrap an array (of an NNX variable, say): no part of its name.
+_WRAPPERS = ("value", "raw_value")
 _LETTERS = "i input, o output, w window, s stack of layers or experts"
 
 
@@ -290,9 +292,7 @@ def kernel_layouts(
       f"`convention` must be None or one of {tuple(_CONVENTIONS)}, got {convention!r}."
     )
   leaves = {
-    name: leaf
-    for name, leaf in _trees.named_leaves(params).items()
-    if not _trees.is_leaf(leaf)
+    name: leaf for name, leaf in named_leaves(params).items() if not is_leaf(leaf)
   }
   shapes = {name: jnp.shape(leaf) for name, leaf in leaves.items()}
   layouts = complete(_apply_table(table or {}, shapes), leaves, convention)
@@ -448,18 +448,18 @@ def find_kernels(params: Any, layouts: Layouts | None = None) -> dict[str, Kerne
       or a layout does not fit its leaf.
   """
   if layouts is None:
-    leaves = _trees.named_leaves(params)
-    layouts = complete({}, {n: x for n, x in leaves.items() if not _trees.is_leaf(x)})
+    leaves = named_leaves(params)
+    layouts = complete({}, {n: x for n, x in leaves.items() if not is_leaf(x)})
   elif not isinstance(layouts, Layouts):
     raise ValueError(
       "`layouts` must be None or made by `kernel_layouts`, `linen_layouts` or "
       f"`nnx_layouts`, got {type(layouts).__name__}."
     )
-  leaves = _trees.named_leaves(params)
+  leaves = named_leaves(params)
   is_variables = isinstance(params, Mapping) and "params" in params
   kernels = {}
   for name, leaf in leaves.items():
-    if _trees.is_leaf(leaf):
+    if is_leaf(leaf):
       continue
     known = name
     if is_variables and name not in layouts:
@@ -482,3 +482,82 @@ def find_kernels(params: Any, layouts: Layouts | None = None) -> dict[str, Kerne
       '`layouts=kernel_layouts(params, {"...": "io"})`.'
     )
   return kernels
+
+
+# Trees by name.
+
+
+def is_leaf(node: Any) -> bool:
+  """None and optax's masked nodes stand where a leaf is left out."""
+  return node is None or isinstance(node, optax.MaskedNode)
+
+
+def leaf_name(path: tuple[Any, ...]) -> str:
+  """Name of a leaf: the keys of its path joined by "/", without wrappers."""
+  while path and getattr(path[-1], "name", None) in _WRAPPERS:
+    path = path[:-1]
+  return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+  """Leaves of a tree by name, in order, with None where a leaf is left out.
+
+  Raises:
+    ValueError: if two leaves have one name.
+  """
+  leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+  named = {leaf_name(path): leaf for path, leaf in leaves}
+  if len(named) < len(leaves):
+    names = [leaf_name(path) for path, _ in leaves]
+    twice = next(name for name in names if names.count(name) > 1)
+    raise ValueError(
+      f"leaves must differ in their joined path, got two of the name {twice!r}: keys "
+      'must not contain "/".'
+    )
+  return named
+
+
+def fill_tree(params: Any, values: dict[str, Any], *, keep: bool = False) -> Any:
+  """Tree like `params` with `values` at the named leaves.
+
+  Args:
+    params: the tree that gives the structure.
+    values: new leaves by name.
+    keep: whether other leaves keep their value; None replaces them otherwise.
+
+  Returns:
+    A tree of the structure of `params`.
+  """
+  paths, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_leaf)
+  leaves = [values.get(leaf_name(path), leaf if keep else None) for path, leaf in paths]
+  return jax.tree.unflatten(treedef, leaves)
+
+
+def match_leaves(params: Any, other: Any, argument: str) -> dict[str, Any]:
+  """Leaves of `other` by name, checked to have the names of `params`.
+
+  Args:
+    params: the tree that gives the structure.
+    other: tree with the same names, None where a leaf has no counterpart. Its
+      containers may be others: a dict of the names of an NNX state, say.
+    argument: name of `other` for the error.
+
+  Returns:
+    Dict from the names of `params` to leaves of `other`.
+
+  Raises:
+    ValueError: if the names differ; the first odd leaf is named.
+  """
+  expected, found = named_leaves(params), named_leaves(other)
+  for name in expected:
+    if name not in found:
+      raise ValueError(
+        f"`{argument}` must have the structure of `params`: leaf {name!r} is missing."
+      )
+  for name in found:
+    if name not in expected:
+      raise ValueError(
+        f"`{argument}` must have the structure of `params`: leaf {name!r} is not in "
+        "`params`."
+      )
+  return found

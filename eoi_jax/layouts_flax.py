@@ -18,8 +18,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from eoi_jax import _trees
-from eoi_jax.layouts import Layout, Layouts, _apply_table, complete
+from eoi_jax.layouts import (
+  Layout,
+  Layouts,
+  _apply_table,
+  complete,
+  is_leaf,
+  named_leaves,
+)
 
 
 def linen_layouts(
@@ -161,9 +167,7 @@ def _assemble(found, params: Any, table) -> Layouts:
     params: the tree, whose leaves may have axes of layers more.
     table: as in `kernel_layouts`.
   """
-  leaves = {
-    n: x for n, x in _trees.named_leaves(params).items() if not _trees.is_leaf(x)
-  }
+  leaves = {n: x for n, x in named_leaves(params).items() if not is_leaf(x)}
   shapes = {name: tuple(jnp.shape(leaf)) for name, leaf in leaves.items()}
   overruled = _apply_table(table or {}, shapes)
   given = {}

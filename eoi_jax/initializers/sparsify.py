@@ -19,12 +19,12 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from eoi_jax import _checks, _keys, _trees
+from eoi_jax import _keys
 from eoi_jax.givens import patterns
 from eoi_jax.givens.orthogonal import sample_many
 from eoi_jax.givens.rotations import Angle
 from eoi_jax.initializers import dense, eoi, isometry, sao
-from eoi_jax.layouts import Kernel, Layouts
+from eoi_jax.layouts import Kernel, Layouts, fill_tree
 from eoi_jax.masks.trees import (
   check_masks,
   fill,
@@ -115,7 +115,8 @@ def sparsify(
       raise ValueError(
         f"`options` of start {start!r} must be among {known}, got {name!r}."
       )
-  scale = _checks.number("scale", scale)
+  if not math.isfinite(scale := float(scale)):
+    raise ValueError(f"`scale` must be a finite number, got {scale}.")
   given = _given_masks(params, densities_or_masks, layouts)
   if given is None:
     counts = kernel_counts(params, densities_or_masks, layouts)
@@ -150,8 +151,8 @@ def sparsify(
         masks[kernel.name] = kernel.from_blocks(live[rows])
   kernels = [kernel for kernel, _ in counts.values()]
   return (
-    _trees.fill_tree(params, place_like(values, kernels), keep=True),
-    _trees.fill_tree(params, place_like(masks, kernels)),
+    fill_tree(params, place_like(values, kernels), keep=True),
+    fill_tree(params, place_like(masks, kernels)),
   )
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from eoi_jax import _checks, _trees
-from eoi_jax.layouts import Kernel, Layouts, find_kernels
-from eoi_jax.masks._scoring import mark_highest
+from eoi_jax import _checks
+from eoi_jax.layouts import Kernel, Layouts, fill_tree, find_kernels
+from eoi_jax.masks._topk import mark_highest
 from eoi_jax.masks.trees import given_kernels, live_counts
 
 RULES = ("uniform", "erk")
@@ -57,7 +57,7 @@ def uniform(
     if name not in densities:
       raise ValueError(f"`dense` must name kernels of {[*densities]}, got {name!r}.")
     densities[name] = 1.0
-  return _trees.fill_tree(params, densities)
+  return fill_tree(params, densities)
 
 
 def erk(
@@ -103,7 +103,7 @@ def erk(
   sizes = np.array(sizes, np.float64)
   amounts = _share(raw * sizes, np.zeros_like(sizes), sizes, density * sizes.sum())
   densities = np.minimum(amounts / sizes, 1.0).tolist()
-  return _trees.fill_tree(params, dict(zip(kernels, densities, strict=True)))
+  return fill_tree(params, dict(zip(kernels, densities, strict=True)))
 
 
 def allocate(
@@ -168,7 +168,7 @@ def allocate(
       part = counts[first : first + kernel.num_layers] / kernel.layer_size
       densities[name] = part if np.ptp(part) else float(part[0])
       first += kernel.num_layers
-  return _trees.fill_tree(params, densities)
+  return fill_tree(params, densities)
 
 
 def _wanted(params, density: float, rule, layouts):

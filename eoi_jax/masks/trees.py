@@ -11,8 +11,16 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from eoi_jax import _keys, _trees
-from eoi_jax.layouts import Kernel, Layouts, find_kernels
+from eoi_jax import _keys
+from eoi_jax.layouts import (
+  Kernel,
+  Layouts,
+  fill_tree,
+  find_kernels,
+  is_leaf,
+  match_leaves,
+  named_leaves,
+)
 
 
 def kernel_masks(
@@ -83,7 +91,7 @@ def _exact_masks(key, params, density, layouts, *, use_support: bool) -> Any:
     last = first + kernel.num_layers
     masks[name] = kernel.from_layers(fill(keys[first:last], support, counts))
     first = last
-  return _trees.fill_tree(params, place_like(masks, kernels))
+  return fill_tree(params, place_like(masks, kernels))
 
 
 def given_kernels(
@@ -108,12 +116,12 @@ def given_kernels(
     hasattr(values, "dtype") and not values.ndim
   ):
     return {n: (kernel, values) for n, kernel in find_kernels(params, layouts).items()}
-  given = _trees.match_leaves(params, values, argument)
-  given = {n: value for n, value in given.items() if not _trees.is_leaf(value)}
+  given = match_leaves(params, values, argument)
+  given = {n: value for n, value in given.items() if not is_leaf(value)}
   if not given:
     return {}
-  leaves = _trees.named_leaves(params)
-  named = _trees.fill_tree(params, {name: leaves[name] for name in given})
+  leaves = named_leaves(params)
+  named = fill_tree(params, {name: leaves[name] for name in given})
   try:
     kernels = find_kernels(named, layouts)
   except ValueError:
@@ -198,15 +206,15 @@ def mask_densities(masks: Any, *, layouts: Layouts | None = None) -> Any:
   """
   kernels = {} if layouts is None else find_kernels(masks, layouts)
   densities = {}
-  for name, mask in _trees.named_leaves(masks).items():
-    if _trees.is_leaf(mask):
+  for name, mask in named_leaves(masks).items():
+    if is_leaf(mask):
       continue
     if name in kernels and kernels[name].stack_shape:
       counts = np.maximum(live_counts(kernels[name], mask), 1)
       densities[name] = counts / kernels[name].layer_size
     else:
       densities[name] = max(int(np.count_nonzero(mask)), 1) / np.size(mask)
-  return _trees.fill_tree(masks, densities)
+  return fill_tree(masks, densities)
 
 
 def _check_support(name: str, layers: Any, counts: np.ndarray) -> None:
@@ -309,13 +317,13 @@ def apply_masks(params: Any, masks: Any) -> Any:
     >>> apply_masks([w], [jnp.array([[True, False]])])[0].tolist()
     [[1.0, 0.0]]
   """
-  leaves = _trees.named_leaves(params)
+  leaves = named_leaves(params)
   masked = {
     name: jnp.where(mask, leaves[name], jnp.zeros((), leaves[name].dtype))
     for name, mask in check_masks(params, masks).items()
     if mask is not None
   }
-  return _trees.fill_tree(params, masked, keep=True)
+  return fill_tree(params, masked, keep=True)
 
 
 def check_masks(params: Any, masks: Any) -> dict[str, Any]:
@@ -331,12 +339,12 @@ def check_masks(params: Any, masks: Any) -> dict[str, Any]:
   Raises:
     ValueError: if structures, shapes or dtypes do not fit; the leaf is named.
   """
-  found = _trees.match_leaves(params, masks, "masks")
+  found = match_leaves(params, masks, "masks")
   by_name: dict[str, Any] = {}
-  for name, leaf in _trees.named_leaves(params).items():
+  for name, leaf in named_leaves(params).items():
     mask = found[name]
     by_name[name] = None
-    if _trees.is_leaf(leaf) or _trees.is_leaf(mask):
+    if is_leaf(leaf) or is_leaf(mask):
       continue
     if jnp.shape(mask) != jnp.shape(leaf):
       raise ValueError(
@@ -384,8 +392,8 @@ def count_masks(masks: Any) -> dict[str, MaskCount]:
     {'w': MaskCount(live=1, total=2)}
   """
   counts = {}
-  for name, mask in _trees.named_leaves(masks).items():
-    if not _trees.is_leaf(mask):
+  for name, mask in named_leaves(masks).items():
+    if not is_leaf(mask):
       counts[name] = MaskCount(int(np.count_nonzero(mask)), int(np.size(mask)))
   return counts
 

@@ -12,8 +12,8 @@ import numpy as np
 import optax
 
 from eoi_jax import _checks as checks
-from eoi_jax import _keys, _trees
-from eoi_jax.layouts import Layouts
+from eoi_jax import _keys
+from eoi_jax.layouts import Layouts, fill_tree, is_leaf, named_leaves
 from eoi_jax.optim._compact import LiveWeights
 from eoi_jax.optim.rules import Rule, Rules, change_masks, make_rules, masked_kernels
 from eoi_jax.optim.static import (
@@ -279,7 +279,7 @@ def gradual_pruning(
   if isinstance(density, int | float | np.number):
     last = checks.density(density)
   else:
-    given = _trees.named_leaves(density)
+    given = named_leaves(density)
     last = {n: np.asarray(d, np.float64) for n, d in given.items() if d is not None}
     for name, values in last.items():
       if not np.all((values > 0) & (values <= 1)):
@@ -320,7 +320,7 @@ def _moving_masks(
   def init_fn(params):
     used = fit_masks(params, masks)
     key_data = None if words is None else jnp.array(words, copy=True)
-    count, is_empty = jnp.zeros((), jnp.int32), not _trees.named_leaves(params)
+    count, is_empty = jnp.zeros((), jnp.int32), not named_leaves(params)
     live = params if is_empty else keep_live(used, params)
     inner_state = inner.init(live)
     if not is_empty:
@@ -328,13 +328,13 @@ def _moving_masks(
     kernels = masked_kernels(rules, used)
     num_grown = {
       name: _zeros(kernels[name].num_layers if name in kernels else 1, mask)
-      for name, mask in _trees.named_leaves(used).items()
+      for name, mask in named_leaves(used).items()
       if mask is not None
     }
     mean = None
     if mean_decay:
       mean = jax.tree.map(lambda m: jnp.zeros_like(m, jnp.float32), used)
-    grown = _trees.fill_tree(used, num_grown)
+    grown = fill_tree(used, num_grown)
     return DynamicSparsityState(inner_state, used, count, grown, key_data, mean)
 
   def update_fn(updates, state, params=None, **extra_args):
@@ -439,31 +439,31 @@ def _map_like(function: Any, like: Any, tree: Any, *others: Any) -> Any:
   """
   owners, whole = jax.tree.flatten(like, is_leaf=is_none)
   states = jax.tree.leaves(tree, is_leaf=_is_masked_node)
-  is_leaf = _trees.is_leaf if any(map(_is_masked_node, states)) else is_none
+  stops = is_leaf if any(map(_is_masked_node, states)) else is_none
 
   def owners_of(node):
     """The leaves of `like` that the leaves of a node belong to, else None."""
-    leaves, treedef = jax.tree.flatten(node, is_leaf=is_leaf)
+    leaves, treedef = jax.tree.flatten(node, is_leaf=stops)
     if treedef == whole:
       return owners
-    if is_leaf is is_none:
+    if stops is is_none:
       return None
     try:
       below = treedef.flatten_up_to(like)
     except ValueError:  # another structure
       return None
     pairs = zip(leaves, below, strict=True)
-    known = (_trees.is_leaf(x) or jax.tree_util.all_leaves([y]) for x, y in pairs)
+    known = (stops(x) or jax.tree_util.all_leaves([y]) for x, y in pairs)
     return below if all(known) else None
 
   def of_node(node, *rest):
     below = owners_of(node)
     if below is None:
       return node
-    leaves, treedef = jax.tree.flatten(node, is_leaf=_trees.is_leaf)
+    leaves, treedef = jax.tree.flatten(node, is_leaf=stops)
     rest = [treedef.flatten_up_to(other) for other in rest]
     new = [
-      leaf if owner is None or is_leaf(leaf) else function(owner, leaf, *more)
+      leaf if owner is None or stops(leaf) else function(owner, leaf, *more)
       for owner, leaf, *more in zip(below, leaves, *rest, strict=True)
     ]
     return treedef.unflatten(new)

@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from eoi_jax import _checks as checks
-from eoi_jax import _trees
-from eoi_jax.layouts import Layouts, find_kernels
+from eoi_jax.layouts import Layouts, fill_tree, find_kernels, named_leaves
 from eoi_jax.masks.trees import check_masks
 from eoi_jax.optim.static import gathered, match_type
 
@@ -66,15 +65,15 @@ def restore_isometry(
   if scale is not None and checks.number("scale", scale) <= 0:
     raise ValueError(f"`scale` must be positive, got {scale}.")
   mask_of = {n: m for n, m in check_masks(params, masks).items() if m is not None}
-  leaves = _trees.named_leaves(params)
-  masked = _trees.fill_tree(params, {name: leaves[name] for name in mask_of})
+  leaves = named_leaves(params)
+  masked = fill_tree(params, {name: leaves[name] for name in mask_of})
   moved = {}
   for name, kernel in find_kernels(masked, layouts).items():
     leaf = jnp.asarray(kernel.leaf)
     weights, live = (kernel.to_blocks(gathered(a)) for a in (leaf, mask_of[name]))
     restored = kernel.from_blocks(_restore(weights, live, scale, num_steps))
     moved[name] = match_type(restored, leaf)
-  return _trees.fill_tree(params, moved, keep=True)
+  return fill_tree(params, moved, keep=True)
 
 
 @functools.partial(jax.jit, static_argnames="num_steps")

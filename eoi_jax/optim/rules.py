@@ -23,8 +23,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eoi_jax import _keys, _trees
-from eoi_jax.layouts import Kernel, Layouts, find_kernels
+from eoi_jax import _keys
+from eoi_jax.layouts import (
+  Kernel,
+  Layouts,
+  fill_tree,
+  find_kernels,
+  leaf_name,
+  match_leaves,
+)
 from eoi_jax.masks._topk import top_mask
 from eoi_jax.masks.trees import check_masks
 from eoi_jax.optim.static import gathered, is_none, match_type
@@ -137,10 +144,10 @@ def evolve_masks(
   Reference for "unit": Lasby et al., 2023, arXiv:2305.02299.
   """
   rules = make_rules(drop, grow, scope, regrow, layouts, has_key=key is not None)
-  used = _trees.fill_tree(params, check_masks(params, masks))
-  slopes = _trees.match_leaves(params, updates, "updates")
+  used = fill_tree(params, check_masks(params, masks))
+  slopes = match_leaves(params, updates, "updates")
   key = None if key is None else _keys.as_key(key)
-  slopes = _trees.fill_tree(params, slopes)
+  slopes = fill_tree(params, slopes)
   fraction = jnp.asarray(fraction, jnp.float32)
   return change_masks(rules, key, params, slopes, used, fraction)[0]
 
@@ -178,7 +185,7 @@ def change_masks(
   leaves = zip(paths, *arrays, strict=True)
   for n, ((path, mask), weights, slopes) in enumerate(leaves):
     if mask is not None:
-      name = _trees.leaf_name(path) if named else ""
+      name = leaf_name(path) if named else ""
       leaf = (name, kernels.get(name), mask, weights, slopes)
       row = _rows(rules, key, *leaf, fraction)
       rows[n] = row
@@ -190,7 +197,7 @@ def change_masks(
     parts = _select_together(rules, [rows[n] for n in members], fraction)
     for n, part in zip(members, parts, strict=True):
       path, mask = paths[n]
-      kernel = kernels.get(_trees.leaf_name(path)) if kernels else None
+      kernel = kernels.get(leaf_name(path)) if kernels else None
       if kernel is None:
         chosen = part.reshape(mask.shape)
       else:

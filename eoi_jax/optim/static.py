@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from eoi_jax import _trees
+from eoi_jax.layouts import fill_tree, named_leaves
 from eoi_jax.masks.trees import check_masks
 from eoi_jax.optim import _compact
 
@@ -88,7 +88,7 @@ def static_sparsity(
 
   def init_fn(params):
     used = fit_masks(params, masks, copy=not compact)
-    if not _trees.named_leaves(params):  # the placeholder of `optax.tree_map_params`
+    if not named_leaves(params):  # the placeholder of `optax.tree_map_params`
       return StaticSparsityState(inner.init(params), used)
     if not compact:
       return StaticSparsityState(inner.init(keep_live(used, params)), used)
@@ -142,13 +142,13 @@ def fit_masks(params: Any, masks: Any, *, copy: bool = True) -> Any:
   """
   if callable(masks) and jax.tree_util.all_leaves([masks]):
     masks = masks(params)
-  leaves = _trees.named_leaves(params)
+  leaves = named_leaves(params)
   if not leaves:
     return masks
   hidden = [n for n, x in leaves.items() if isinstance(x, optax.MaskedNode)]
   if hidden:
     below = tuple(f"{name}/" for name in hidden)
-    given = _trees.named_leaves(masks).items()
+    given = named_leaves(masks).items()
     masks = dict.fromkeys(hidden) | {
       name: mask
       for name, mask in given
@@ -159,7 +159,7 @@ def fit_masks(params: Any, masks: Any, *, copy: bool = True) -> Any:
     for name, mask in check_masks(params, masks).items()
     if mask is not None
   }
-  return _trees.fill_tree(params, fitted)
+  return fill_tree(params, fitted)
 
 
 def _placed(mask: Any, leaf: Any) -> Any:

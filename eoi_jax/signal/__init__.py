@@ -5,12 +5,13 @@
 gains a deep network needs.
 """
 
-from eoi_jax.signal.collapse import Collapse, find_collapse
 from eoi_jax.signal.connectivity import (
+  Collapse,
   Components,
   connected_components,
   effective_density,
   effective_masks,
+  find_collapse,
 )
 from eoi_jax.signal.gram import gram_errors
 from eoi_jax.signal.jacobian import (

@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from eoi_jax import _trees
-from eoi_jax.layouts import Layouts, find_kernels
+from eoi_jax.layouts import Layouts, fill_tree, find_kernels
 from eoi_jax.signal._networks import ApplyFn, outputs_of, replicate
 
 _READINGS = 4
@@ -236,7 +235,7 @@ def gradient_norms(
 @functools.partial(jax.jit, static_argnames="apply_fn")
 def _gradients(key, apply_fn, params, leaves, inputs):
   def combination(leaves):
-    tree = _trees.fill_tree(params, leaves, keep=True)
+    tree = fill_tree(params, leaves, keep=True)
     outputs = outputs_of(apply_fn, tree, inputs)
     weights = jax.random.normal(key, outputs.shape, outputs.dtype)
     return jnp.sum(outputs * weights) * outputs.size**-0.5
