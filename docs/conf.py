@@ -1,0 +1,97 @@
+"""Configuration of the Sphinx site; `make docs` builds it."""
+
+import importlib
+import inspect
+import os
+import pathlib
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from sphinx.util.docutils import SphinxDirective  # noqa: E402
+
+import eoi_jax  # noqa: E402
+
+project = "eoi_jax"
+author = "the authors of eoi_jax"
+project_copyright = author
+version = release = eoi_jax.__version__
+
+extensions = [
+  "myst_nb",
+  "sphinx.ext.autodoc",
+  "sphinx.ext.napoleon",
+  "sphinx.ext.viewcode",
+  "sphinx_copybutton",
+  "sphinx_design",
+]
+exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
+nitpicky = False
+default_role = "code"  # `x` in docstrings is code
+
+# Pages. Notebooks are shown with their committed outputs; the tests run them.
+myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"
+
+# The API.
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+autodoc_typehints = "none"
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+viewcode_line_numbers = True
+
+html_theme = "furo"
+html_title = f"eoi_jax {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_theme_options = {"navigation_with_keys": True}
+copybutton_prompt_text = r">>> |\.\.\. "
+copybutton_prompt_is_regexp = True
+
+
+def _unwrap_jit(app, what, name, value, options, signature, returns):
+  """Gives functions under `jax.jit` the signature that they are written with."""
+  del app, what, name, options, returns
+  function = inspect.unwrap(value) if callable(value) else value
+  if function is not value and not signature:
+    return str(inspect.signature(function)), None
+  return None
+
+
+class Api(SphinxDirective):
+  """`.. api:: module`: a table of all its public names, then each in full.
+
+  A name that the top level has, too, is shown as `eoi_jax.name`, the short way to it.
+  """
+
+  required_arguments = 1
+  optional_arguments = 99  # names, of a module without `__all__`
+
+  def run(self):
+    """Returns the nodes."""
+    path, *names = self.arguments
+    module = importlib.import_module(path)
+    rows, entries = [], []
+    for name in names or module.__all__:
+      value = getattr(module, name)
+      if inspect.ismodule(value):
+        continue
+      full = f"eoi_jax.{name}" if name in eoi_jax.__all__ else f"{path}.{name}"
+      role, kind = ("class", "autoclass") if inspect.isclass(value) else ("func", "")
+      summary = inspect.getdoc(value).partition("\n")[0]
+      rows += [f"   * - :py:{role}:`~{full}`", f"     - {summary}"]
+      entries += [f".. {kind or 'autofunction'}:: {full}"]
+      entries += ["   :members:", ""] if kind else [""]
+    table = [".. list-table::", "   :widths: 30 70", "   :class: api", "", *rows, ""]
+    return self.parse_text_to_nodes("\n".join(table + entries))
+
+
+def setup(app):
+  """Connects the handlers."""
+  app.add_directive("api", Api)
+  app.connect("autodoc-process-signature", _unwrap_jit)
