@@ -43,7 +43,12 @@ from eoi_jax.masks import (
   uniform,
 )
 from eoi_jax.optim import current_masks, rigl, set_evolution, static_sparsity
-from eoi_jax.signal import critical_point, gram_errors, jacobian_singular_values
+from eoi_jax.signal import (
+  conv_singular_values,
+  critical_point,
+  gram_errors,
+  jacobian_singular_values,
+)
 
 __version__ = "0.1.0"
 
@@ -54,6 +59,7 @@ __all__ = [
   "allocate",
   "apply_masks",
   "apply_rotations",
+  "conv_singular_values",
   "count_masks",
   "critical_point",
   "current_masks",

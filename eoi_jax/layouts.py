@@ -230,7 +230,7 @@ class Layouts(Mapping[str, Layout | None]):
     Raises:
       ValueError: if a pattern fits no leaf, or a layout does not fit its leaf.
     """
-    given = _apply_table(table, self._shapes)
+    given = apply_table(table, self._shapes)
     return Layouts(self._entries | given, self._shapes)
 
   def __repr__(self) -> str:
@@ -295,7 +295,7 @@ def kernel_layouts(
     name: leaf for name, leaf in named_leaves(params).items() if not is_leaf(leaf)
   }
   shapes = {name: jnp.shape(leaf) for name, leaf in leaves.items()}
-  layouts = complete(_apply_table(table or {}, shapes), leaves, convention)
+  layouts = complete(apply_table(table or {}, shapes), leaves, convention)
   for name, layout in layouts.items():
     if layout is not None and layout.groups is None:
       Kernel(name, leaves[name], layout).groups  # noqa: B018 (raises)
@@ -350,7 +350,7 @@ def _by_shape(name: str, leaf: Any, convention) -> tuple[Layout | None, str | No
     layout = Layout(_CONVENTIONS[convention](rank - 2))
   elif rank == 2:
     layout = Layout("io")
-  elif rank in (4, 5) and is_window(shape[:-2]) and not is_window(shape[2:]):
+  elif rank in (4, 5) and _is_window(shape[:-2]) and not _is_window(shape[2:]):
     layout = Layout("w" * (rank - 2) + "io")
   else:
     return None, suggestion
@@ -365,7 +365,7 @@ def _grouped(kernel: Kernel) -> str:
   return f'Layout("{kernel.layout.axes}", groups={kernel.layer_shape[-1]})'
 
 
-def is_window(sizes: tuple[int, ...]) -> bool:
+def _is_window(sizes: tuple[int, ...]) -> bool:
   """Whether sizes look like those of a window: odd, and at most 11."""
   return all(size in _WINDOWS for size in sizes)
 
@@ -394,7 +394,7 @@ def _in_doubt(doubts: dict[str, str], leaves: Mapping[str, Any]) -> str:
   )
 
 
-def _apply_table(
+def apply_table(
   table: Mapping[str, str | Layout | None], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Layout | None]:
   """Layouts of the names that the patterns of a table fit."""

@@ -10,6 +10,7 @@ leaves doubt.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 from eoi_jax.layouts import (
   Layout,
   Layouts,
-  _apply_table,
+  apply_table,
   complete,
   is_leaf,
   named_leaves,
@@ -68,25 +69,30 @@ def linen_layouts(
     nn.ConvTranspose: _conv_transpose,
     nn.Embed: lambda module, shape: None,
   }
-  found: dict[str, tuple[tuple[int, ...], Layout | None]] = {}
+  found: dict[str, Layout | None] = {}
+  inner: dict[str, tuple[int, ...]] = {}  # shapes inside of scans
 
   def record(next_fun, args, context_kwargs, context):
     module = context.module
     outputs = next_fun(*args, **context_kwargs)
+    own = {
+      name: tuple(leaf.shape)
+      for name, leaf in nn.meta.unbox(module.variables.get("params", {})).items()
+      if hasattr(leaf, "shape")
+    }
+    for name, shape in own.items():
+      inner.setdefault("/".join((*module.path, name)), shape)
     kind = next((k for k in readers if isinstance(module, k)), None)
-    if kind is None or context.method_name != "__call__":
-      return outputs
     name = "embedding" if kind is nn.Embed else "kernel"
-    leaf = nn.meta.unbox(module.variables.get("params", {}).get(name))
-    if leaf is not None:
-      shape = tuple(leaf.shape)
-      if kind is nn.Einsum:
-        # The call may name the indices in place of the module.
-        given = [*args[1:2], context_kwargs.get("einsum_str"), module.einsum_str]
-        layout = _einsum(next(g for g in given if g is not None), shape)
-      else:
-        layout = readers[kind](module, shape)
-      found["/".join((*module.path, name))] = (shape, layout)
+    if kind is None or context.method_name != "__call__" or name not in own:
+      return outputs
+    if kind is nn.Einsum:
+      # The call may name the indices in place of the module.
+      given = [*args[1:2], context_kwargs.get("einsum_str"), module.einsum_str]
+      layout = _einsum(next(g for g in given if g is not None), own[name])
+    else:
+      layout = readers[kind](module, own[name])
+    found["/".join((*module.path, name))] = layout
     return outputs
 
   def init(inputs):
@@ -95,7 +101,7 @@ def linen_layouts(
       return model.init(keys, *inputs, **kwargs)
 
   variables = nn.meta.unbox(jax.eval_shape(init, inputs))
-  return _assemble(found, variables.get("params", {}), table)
+  return _assemble(found, inner, variables.get("params", {}), table)
 
 
 def nnx_layouts(
@@ -123,14 +129,17 @@ def nnx_layouts(
   """
   from flax import nnx
 
-  found: dict[str, tuple[tuple[int, ...], Layout | None]] = {}
+  found: dict[str, Layout | None] = {}
+  inner: dict[str, tuple[int, ...]] = {}
   if not isinstance(module, nnx.Module):
-    return _assemble(found, module, table)
+    return _assemble(found, inner, module, table)
   for path, part in nnx.iter_graph(module):
-    at = "/".join(map(str, path))
-    for name, entry in _read_nnx(nnx, part).items():
-      found[f"{at}/{name}" if at else name] = entry
-  return _assemble(found, nnx.state(module), table)
+    for name, (shape, layout) in _read_nnx(nnx, part).items():
+      name = "/".join((*map(str, path), name))
+      found[name], inner[name] = layout, shape
+    if isinstance(getattr(part, "out_features", None), int):
+      inner["/".join((*map(str, path), "bias"))] = (part.out_features,)
+  return _assemble(found, inner, nnx.state(module), table)
 
 
 def _read_nnx(nnx, part) -> dict[str, tuple[tuple[int, ...], Layout | None]]:
@@ -159,46 +168,70 @@ def _read_nnx(nnx, part) -> dict[str, tuple[tuple[int, ...], Layout | None]]:
   return {}
 
 
-def _assemble(found, params: Any, table) -> Layouts:
+def _assemble(found, inner, params: Any, table) -> Layouts:
   """Layouts of a tree from those of its modules; the rest by table and by shape.
 
   Args:
-    found: shape of one layer's kernel, and its layout, by name of the leaf.
+    found: layout of one layer's kernel, by name of the leaf.
+    inner: shape of one layer's parameters, likewise.
     params: the tree, whose leaves may have axes of layers more.
     table: as in `kernel_layouts`.
   """
-  leaves = {n: x for n, x in named_leaves(params).items() if not is_leaf(x)}
+  leaves = {name: x for name, x in named_leaves(params).items() if not is_leaf(x)}
   shapes = {name: tuple(jnp.shape(leaf)) for name, leaf in leaves.items()}
-  overruled = _apply_table(table or {}, shapes)
-  given = {}
-  for name, (shape, layout) in found.items():
-    if name in shapes and name not in overruled:
-      stacked = layout is not None and shapes[name] != shape
-      given[name] = _stack(name, layout, shape, shapes[name]) if stacked else layout
-  return complete(given | overruled, leaves)
+  given = apply_table(table or {}, shapes)
+  choices = {
+    name: _stack_axes(inner[name], shape)
+    for name, shape in shapes.items()
+    if len(inner.get(name, shape)) < len(shape)
+  }
+  for name, layout in found.items():
+    if name not in shapes or name in given:
+      continue
+    if layout is not None and name in choices:
+      layout = _stacked(name, layout, choices, shapes[name])
+    given[name] = layout
+  return complete(given, leaves)
 
 
-def _stack(name: str, layout: Layout, inner: tuple[int, ...], outer) -> Layout:
+def _stack_axes(inner: tuple[int, ...], outer: tuple[int, ...]) -> list[tuple]:
+  """Axes that a scan or vmap may have added to a parameter."""
+  return [
+    axes
+    for axes in itertools.combinations(range(len(outer)), len(outer) - len(inner))
+    if tuple(n for axis, n in enumerate(outer) if axis not in axes) == inner
+  ]
+
+
+def _stacked(name: str, layout: Layout, choices, shape: tuple[int, ...]) -> Layout:
   """The layout with `s` for the axes that a scan or vmap adds to a kernel.
 
+  Where equal sizes leave it open which axes these are, the nearest parameter of the
+  same transformation tells, which has them at the same places.
+
   Raises:
-    ValueError: if equal sizes leave it open which axes these are.
+    ValueError: if none does.
   """
-  rank, extra = len(outer), len(outer) - len(inner)
-  choices = [
-    stacked
-    for stacked in itertools.combinations(range(rank), max(extra, 0))
-    if tuple(n for axis, n in enumerate(outer) if axis not in stacked) == inner
-  ]
-  if len(choices) != 1:
-    letters = "s" * max(extra, 0) + layout.axes
+  possible = choices[name]
+  if len(possible) > 1:
+    near = sorted(choices, key=lambda other: -_shared(name, other))
+    sure = [choices[n][0] for n in near if len(choices[n]) == 1]
+    possible = [axes for axes in sure if axes in possible][:1]
+  if len(possible) != 1:
+    letters = "s" * (len(shape) - len(layout.axes)) + layout.axes
     raise ValueError(
-      f"`table` must say which axes of {name!r} count layers: shape {outer} for a "
-      f'kernel {inner}; for example `table={{"{name}": "{letters}"}}`.'
+      f"`table` must say which axes of {name!r} {shape} count layers; for example "
+      f'`table={{"{name}": "{letters}"}}`.'
     )
   letters = iter(layout.axes)
-  axes = "".join("s" if n in choices[0] else next(letters) for n in range(rank))
-  return Layout(axes, layout.groups, layout.strides, layout.padding)
+  axes = "".join("s" if n in possible[0] else next(letters) for n in range(len(shape)))
+  return dataclasses.replace(layout, axes=axes)
+
+
+def _shared(name: str, other: str) -> int:
+  """Number of modules that two parameters share, from the outermost."""
+  pairs = zip(name.split("/"), other.split("/"), strict=False)
+  return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _repeat(letters: str, counts: Sequence[int]) -> str:
@@ -241,14 +274,10 @@ def _einsum(einsum_str: str, shape: tuple[int, ...]) -> Layout:
 
 def _conv(module, shape: tuple[int, ...], groups: int) -> Layout:
   """Kernels `(*window, in / groups, out)`; patches where stride = window."""
-  rank = len(shape) - 2
+  rank, window = len(shape) - 2, shape[:-2]
   strides, padding = _strides(module, rank), _padding(module.padding)
-  if (
-    groups == 1
-    and strides == shape[:-2]
-    and padding == "VALID"
-    and not _dilated(module)
-  ):
+  patches = strides == window and padding == "VALID" and not _dilated(module)
+  if groups == 1 and patches and math.prod(window) > 1:
     return Layout("i" * (rank + 1) + "o", strides=strides, padding=padding)
   return Layout("w" * rank + "io", groups, strides, padding)
 

@@ -37,7 +37,9 @@ EXCEPTIONS = {
 }
 
 # Not driven with masks that change: `dynamic_sparsity` names them.
-STATIC_ONLY = {"optax.contrib.acprop": "divides by the second moment of the step before"}
+STATIC_ONLY = {
+  "optax.contrib.acprop": "divides by the second moment of the step before",
+}
 
 # What an optimizer needs beyond a learning rate.
 OPTIONS = {

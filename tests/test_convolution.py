@@ -65,11 +65,11 @@ def test_large_maps_give_extremes(monkeypatch, padding):
   want = conv_singular_values(kernel, image, padding=padding, strides=strides)
   monkeypatch.setattr(convolution, "_DENSE_SIZE", 0)
   whole = conv_singular_values(kernel, image, padding=padding, strides=strides)
-  np.testing.assert_allclose(whole, want, atol=ATOL)
+  np.testing.assert_allclose(whole, [want[0], want[-1]], atol=ATOL)
   part = conv_singular_values(
-    kernel, image, padding=padding, strides=strides, num_iterations=16
+    kernel, image, padding=padding, strides=strides, num_iterations=24
   )
-  assert part.shape == (16,)
+  assert part.shape == (2,)
   np.testing.assert_allclose(part[0], want[0], rtol=1e-4)
   assert part[-1] >= want[-1] - ATOL
 

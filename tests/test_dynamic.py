@@ -404,7 +404,8 @@ def test_isometry_is_restored_within_the_masks():
   updates = kernels(lambda x: jax.random.normal(jax.random.key(4), x.shape), trained)
   make = functools.partial(dynamic_sparsity, optax.sgd(0.0), masks, schedule=in_step(1))
   data = {"params": trained, "updates": updates}
-  with_it, state = steps(make(restore=functools.partial(restore_isometry, scale=1.0)), 1, **data)
+  restore = functools.partial(restore_isometry, scale=1.0)
+  with_it, state = steps(make(restore=restore), 1, **data)
   without, plain = steps(make(), 1, **data)
   jax.tree.map(np.testing.assert_array_equal, state.masks, plain.masks)
   for name in ("dense", "conv"):

@@ -11,11 +11,11 @@ ROOT = pathlib.Path(__file__).parents[1]
 LIBRARY = {"chex", "jax", "numpy", "optax", "scipy"}
 # Slow to import or optional: at the place of use, not at start-up.
 LAZY = {
-  *("PIL", "grain", "matplotlib", "scipy", "sklearn"),
+  *("PIL", "grain", "matplotlib", "orbax", "scipy", "sklearn"),
   *("tensorboardX", "tensorflow_datasets"),
 }
 # Modules that derive from a class of such a package: themselves imported where used.
-LATE = {"train.tiny_imagenet"}
+LATE = {"train.data.tiny_imagenet"}
 
 
 def _modules(package):
@@ -59,7 +59,7 @@ def _at_start_up(tree):
   ("package", "allowed"),
   [
     ("eoi_jax", LIBRARY | {"eoi_jax", "flax"}),  # flax where its modules are read
-    ("configs", {"configs", "ml_collections"}),
+    ("configs", {"configs", "ml_collections", "train"}),
   ],
 )
 def test_imports_nothing_else(package, allowed):

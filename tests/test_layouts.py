@@ -297,8 +297,10 @@ def test_a_stack_on_an_axis_that_equal_sizes_hide(value_error):
     nn.Dense, variable_axes={"params": 1}, split_rngs={"params": True}, in_axes=1
   )
   assert linen_layouts(dense(6), jnp.ones((2, 3, 4)))["kernel"].axes == "iso"
+  # The bias tells: it has the layers on its second axis, too.
+  assert linen_layouts(dense(6), jnp.ones((2, 4, 4)))["kernel"].axes == "iso"
   with value_error("`table`", "(4, 4, 6)", "'kernel'"):
-    linen_layouts(dense(6), jnp.ones((2, 4, 4)))
+    linen_layouts(dense(6, use_bias=False), jnp.ones((2, 4, 4)))
 
 
 # Read off NNX.

@@ -10,6 +10,7 @@ import pytest
 from eoi_jax import (
   Layout,
   apply_masks,
+  conv_singular_values,
   count_masks,
   gram_errors,
   kernel_layouts,
@@ -17,6 +18,7 @@ from eoi_jax import (
   sparsify,
 )
 from eoi_jax.givens import pattern_fill
+from eoi_jax.layouts import find_kernels
 
 ATOL = 5e-6
 KEY = jax.random.key(0)
@@ -455,3 +457,31 @@ def test_errors_name_the_leaf(value_error):
   masks["first"]["bias"] = jnp.ones(24, bool)
   with value_error("masks", "first/bias"):
     sparsify(KEY, MLP, masks)
+
+
+def test_all_taps_of_every_kind_of_convolution(value_error):
+  params = {
+    "square": {"kernel": jnp.zeros((3, 3, 16, 24))},
+    "stack": {"kernel": jnp.zeros((2, 3, 16, 16))},
+    "groups": {"kernel": jnp.zeros((3, 3, 8, 16))},
+    "dense": {"kernel": jnp.zeros((24, 24))},
+  }
+  table = {"stack/*": "swio", "groups/*": Layout("wwio", groups=2)}
+  layouts = kernel_layouts(params, table)
+  new, masks = sparsify(
+    KEY, params, 0.2, layouts=layouts, options={"taps": "all", "schedule": "matching"}
+  )
+  check_zeros(new, masks)
+  assert live(masks) == {
+    n: round(0.2 * k.layer_size) * k.num_layers
+    for n, k in find_kernels(params, layouts).items()
+  }
+  for kernel in find_kernels(new, layouts).values():
+    for block in kernel.to_blocks(np.asarray(kernel.leaf)):
+      if block.ndim > 2:
+        image = (5,) * (block.ndim - 2)
+        values = conv_singular_values(block, image, padding="CIRCULAR")
+        np.testing.assert_allclose(values, 1.0, atol=1e-5)
+        assert (block != 0).any(axis=(-1, -2)).all(), "a tap is empty"
+  with value_error("`taps`", "'center', 'all'", "'every'"):
+    sparsify(KEY, CNN, 0.3, options={"taps": "every"})

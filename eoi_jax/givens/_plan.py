@@ -344,6 +344,7 @@ def plan(
   settings: Settings,
   *,
   stop_early: bool,
+  supports: jax.Array | None = None,
 ) -> Plan:
   """Plans the rotations of one matrix.
 
@@ -354,6 +355,8 @@ def plan(
     settings: the largest sizes.
     stop_early: whether loops end with the levels in use, rather than after a number of
       levels that is known when the program is compiled.
+    supports: packed supports of the columns that are rotated, uint32 `[N, words]`;
+      those of a partial identity if None.
 
   Returns:
     `Plan` of the longest prefix of the candidates that keeps within the budget.
@@ -366,6 +369,12 @@ def plan(
   # Constants that vary over the devices of a `shard_map` as the key and budget do.
   zero = words[0] & jnp.uint32(0)
   zero_int = zero.astype(jnp.int32) + (budget & 0)
+  limit = budget - matrix.lo
+  if supports is None:
+    supports = identity_bits(settings, matrix.lo)
+  else:
+    nonzeros = jax.lax.population_count(supports).sum(dtype=jnp.uint32)
+    limit = budget - nonzeros.astype(jnp.int32)
 
   def next_level(carry):
     level, pending, supports, added, slots = carry
@@ -386,7 +395,7 @@ def plan(
   carry = (
     zero_int,
     (rotations.i != rotations.j) & (zero_int == 0),
-    _identity_bits(settings, matrix.lo) | zero,
+    supports | zero,
     jnp.zeros(num, jnp.int32) + zero_int,
     jnp.full((depth, settings.columns), num, jnp.int32) + zero_int,
   )
@@ -398,7 +407,6 @@ def plan(
   _, pending, _, added, slots = carry
   # A rotation that found no level (a negligible chance) ends the sequence.
   end = jnp.min(jnp.where(pending, place, num))
-  limit = budget - matrix.lo
 
   def bisect(bit, count):  # a cumulative sum compiles to a longer program
     longer = count + jnp.left_shift(1, num.bit_length() - 1 - bit)
@@ -422,7 +430,7 @@ def plan(
   )
 
 
-def _identity_bits(settings: Settings, lo: int | jax.Array) -> jax.Array:
+def identity_bits(settings: Settings, lo: int | jax.Array) -> jax.Array:
   """Packed supports of the columns of a partial identity, uint32 `[N, words]`."""
   row = jnp.arange(settings.columns, dtype=jnp.int32)[:, None]
   word = jnp.arange(-(-settings.rows // _WORD), dtype=jnp.int32)[None, :]

@@ -81,7 +81,7 @@ def sparse_orthogonal(
   Reference: Nowak et al., 2024, arXiv:2406.01755, section 4.
   """
   shape = check_shape(shape)
-  budget = round(check_density(density, shape) * shape[0] * shape[1])
+  budget = round(_check_density(density, shape) * shape[0] * shape[1])
   if pattern is not None:
     pattern = patterns.check_pattern(pattern, shape)
     return patterns.sample_in_pattern(
@@ -290,7 +290,7 @@ def check_shape(shape) -> tuple[int, int]:
   return sizes
 
 
-def check_density(density, shape: tuple[int, int]) -> float:
+def _check_density(density, shape: tuple[int, int]) -> float:
   """Returns `density` as a float in `[1 / max(shape), 1]` or raises ValueError."""
   if isinstance(density, jax.core.Tracer):
     raise ValueError(

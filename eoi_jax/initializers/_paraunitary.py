@@ -25,11 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax import _checks as checks
-from eoi_jax.givens import _candidates as candidates
-from eoi_jax.givens import _levels as levels
-from eoi_jax.givens import _sampler as sampling
-from eoi_jax.givens import _support as support
-from eoi_jax.givens.rotations import Angle
+from eoi_jax import _keys as keys_lib
+from eoi_jax.givens import _plan as plan_lib
+from eoi_jax.givens import _tuning as tuning
+from eoi_jax.givens import orthogonal
+from eoi_jax.givens._plan import Angle
 
 
 class _Settings(NamedTuple):
@@ -43,6 +43,10 @@ class _Settings(NamedTuple):
   angle: Angle
   schedule: str
   cover: bool
+
+  @property
+  def law(self) -> dict:
+    return {"angle": self.angle, "schedule": self.schedule}
 
 
 def all_taps(
@@ -101,8 +105,8 @@ def all_taps(
     >>> gram = jnp.einsum("xyio,xyjo->ij", kernel, kernel)
     >>> bool(jnp.allclose(gram, jnp.eye(32), atol=1e-5))
     True
-    >>> bool((kernel != 0).any((2, 3)).all())  # on every tap
-    True
+    >>> bool((kernel != 0).any((2, 3)).all()), 800 < int((kernel != 0).sum()) <= 900
+    (True, True)
   """
   *window, rows, cols = shape
   lo, hi, size = min(rows, cols), max(rows, cols), math.prod(shape)
@@ -118,40 +122,55 @@ def all_taps(
     hi=hi,
     max_budget=int(largest),
     dtype=checks.compute_dtype(dtype),
-    angle=angle,
-    schedule=schedule,
+    angle=plan_lib.check_angle(angle),
+    schedule=plan_lib.check_schedule(schedule),
     cover=bool(cover),
   )
-  kernel = _sample(key, jnp.int32(budget), settings).astype(dtype)
+  kernel = _sample(keys_lib.as_key(key), jnp.asarray(budget, jnp.int32), settings)
+  kernel = orthogonal.cast(kernel, dtype)
   return jnp.swapaxes(kernel, -1, -2) if rows > cols else kernel
 
 
 @functools.partial(jax.jit, static_argnames="settings")
 def _sample(key, budget, settings: _Settings) -> jax.Array:
-  """Kernel `(*window, lo, hi)`."""
-  window, lo, hi = settings.window, settings.lo, settings.hi
-  law = {"angle": settings.angle, "schedule": settings.schedule}
-  groups = _delays(window, hi)
-  budgets = _budgets(jnp, budget, groups, settings)
-  largest = _budgets(np, settings.max_budget, groups, settings)
-  keys = jax.random.split(key, 1 + len(groups))
-  kernel = sampling.sample_to_budget(
-    keys[0],
+  """Samples one kernel `(*window, lo, hi)`, or under `vmap` many."""
+  size = math.prod(settings.window) * settings.lo * settings.hi
+
+  def draw(words, budget, *, alone):
+    del alone
+    return _sample_one(words, budget, settings)
+
+  return tuning.batched(draw, jax.random.key_data(key), budget, size)
+
+
+def _sample_one(words, budget, settings: _Settings) -> jax.Array:
+  window, lo, hi, dtype, law = *settings[:3], settings.dtype, settings.law
+  delays = _delays(window, hi)
+  budgets = _budgets(jnp, budget, delays, settings)
+  largest = [int(x) for x in _budgets(np, settings.max_budget, delays, settings)]
+  first = keys_lib.fold_in(words, 0)
+  kernel = orthogonal.sample_to_budget(
+    jax.random.wrap_key_data(first, impl="threefry2x32"),
     (lo, hi),
     budgets[0],
-    settings.dtype,
-    max_budget=min(int(largest[0]) + 1, lo * hi),
+    dtype,
+    max_budget=min(largest[0] + 1, lo * hi),
     cover=settings.cover,
     **law,
   )
   rotations = 0
   if hi > 1 and largest[-1] > lo:
-    dense = min(hi * hi, math.ceil(1.25 * hi * largest[0] / lo))
-    rotations = candidates.num_candidates(hi, hi, dense, settings.schedule)
+    # Rounds of matchings have one to spare; independent pairs scatter.
+    spare = 1.0 if settings.schedule == "matching" else 1.25
+    dense = min(hi * hi, math.ceil(spare * hi * largest[0] / lo))
+    rotations = plan_lib.num_candidates(hi, hi, dense, settings.schedule)
+  depth = plan_lib.max_depth(hi, hi, rotations, settings.schedule)
+  right = plan_lib.Settings(hi, hi, rotations, depth, dtype, **law)
   target = (budgets[0] / lo * hi).astype(jnp.int32)
-  for key, taps, total in zip(keys[1:], groups, budgets[1:], strict=True):
+  for place, (taps, total) in enumerate(zip(delays, budgets[1:], strict=True)):
+    words_delay = keys_lib.fold_in(words, place + 1)
     left = kernel.reshape(-1, hi)
-    kernel = _delay_and_rotate(key, left, taps, target, total, rotations, **law)
+    kernel = _delay_and_rotate(words_delay, left, taps, target, total, right)
   return kernel.reshape(*window, lo, hi)
 
 
@@ -200,108 +219,101 @@ def _budgets(xp, budget, groups: list[int], settings: _Settings) -> list:
 
 
 def _delay_and_rotate(
-  key, left, taps: int, target, budget, num_rotations: int, *, angle, schedule
+  words, left, taps: int, target, budget, settings: plan_lib.Settings
 ) -> jax.Array:
   """Delays the columns of a kernel and rotates them up to a budget of nonzeros.
 
   Args:
-    key: a PRNG key; it is consumed.
+    words: threefry key data, uint32 `[2]`; it is consumed.
     left: float array `[rows, hi]`: a kernel on earlier taps, all taps together.
     taps: number of offsets that columns are delayed by.
     target: int32 scalar, nonzeros to expect of the product of the rotations.
     budget: int32 scalar, nonzeros that the result may have, at least those of `left`.
-    num_rotations: number of candidate rotations.
-    angle: law of angles.
-    schedule: law of planes.
+    settings: of the rotations, which make a matrix `[hi, hi]`.
 
   Returns:
     Float array `[taps, rows, hi]`.
   """
   hi = left.shape[1]
-  key_rotate, key_left, key_right, key_deal = jax.random.split(key, 4)
+  place = jnp.arange(3 * hi + taps, dtype=jnp.uint32)
+  ties = keys_lib.random_bits(keys_lib.fold_in(words, 1), place)
+  ties, tap_order = ties[: 3 * hi].reshape(3, hi), jnp.argsort(ties[3 * hi :])
+  matrix = plan_lib.Matrix(hi, hi, settings.num_rotations)
+  draw = functools.partial(
+    plan_lib.plan,
+    words,
+    matrix=matrix,
+    settings=settings,
+    stop_early=tuning.in_cache(),
+  )
   nonzeros = jnp.count_nonzero(left, axis=0).astype(jnp.int32)
-  if num_rotations:
-    rotations = candidates.sample_candidates(
-      key_rotate, hi, hi, num_rotations, schedule=schedule, angle=angle
-    )
-    depth = candidates.max_depth(hi, hi, num_rotations, schedule)
-    known = candidates.known_levels(hi, hi, num_rotations, schedule)
-    grouped = levels.group(
-      rotations, hi, depth, None if known is None else jnp.asarray(known)
-    )
-    spread = _row_nonzeros(grouped, rotations, target)
-  else:
-    spread = jnp.ones(hi, jnp.int32)
-  left_order = _order(key_left, -nonzeros)
-  right_order = _order(key_right, spread)
-  channel = _deal(key_deal, nonzeros[left_order] * spread[right_order], taps)
+  spread = jnp.ones(hi, jnp.int32)
+  if settings.num_rotations:
+    spread = _row_nonzeros(draw(target), settings)
+  left_order = _order(-nonzeros, ties[0])
+  right_order = _order(spread, ties[1])
+  weights = nonzeros[left_order] * spread[right_order]
+  channel = _deal(_order(-weights, ties[2]), taps)[tap_order]
+  right = jnp.eye(hi, dtype=left.dtype)
+  if settings.num_rotations:
+    tap = jnp.zeros(hi, jnp.int32)
+    tap = tap.at[channel].set(jnp.arange(taps, dtype=jnp.int32)[:, None], mode="drop")
+    here = tap[:, None, None] == jnp.arange(taps, dtype=jnp.int32)[None, :, None]
+    bits = jnp.where(here, _pack(left.T)[left_order][:, None, :], jnp.uint32(0))
+    bits = bits.reshape(hi, -1)
+    supports = jnp.zeros_like(bits).at[right_order].set(bits)
+    plan = draw(budget, supports=supports)
+    right = plan_lib.rotate(right, _reversed(plan))
 
   def pick(order):  # hi where a tap has no channel in a turn
     return order.at[channel].get(mode="fill", fill_value=hi)
 
   columns = left.T.at[pick(left_order)].get(mode="fill", fill_value=0)
-  if num_rotations:
-    tap = jnp.zeros(hi, jnp.int32)
-    tap = tap.at[channel].set(jnp.arange(taps, dtype=jnp.int32)[:, None], mode="drop")
-    here = tap[:, None, None] == jnp.arange(taps, dtype=jnp.int32)[None, :, None]
-    bits = jnp.where(here, _pack(left.T)[left_order][:, None, :], jnp.uint32(0))
-    bits = (
-      jnp.zeros((hi, taps * bits.shape[-1]), jnp.uint32)
-      .at[right_order]
-      .set(bits.reshape(hi, -1))
-    )
-    added = support.added_nonzeros(bits, grouped.partner, depth)
-    count = support.num_fitting(added, grouped, rotations, budget - nonzeros.sum())
-    cos, sin = levels.coefficients(grouped, rotations, count, left.dtype)
-    # Backwards and by the opposite angles: rows of the product, not columns.
-    right = levels.rotate(
-      jnp.eye(hi, dtype=left.dtype), grouped.partner[::-1], cos[::-1], -sin[::-1], depth
-    )
-  else:
-    right = jnp.eye(hi, dtype=left.dtype)
   rows = right.at[pick(right_order)].get(mode="fill", fill_value=0)
-  return jnp.einsum("tmr,tmo->tro", columns, rows, precision=jax.lax.Precision.HIGHEST)
+  columns = jnp.swapaxes(columns, 1, 2)
+  return jnp.matmul(columns, rows, precision=jax.lax.Precision.HIGHEST)
 
 
-def _row_nonzeros(grouped, rotations, target) -> jax.Array:
-  """Nonzeros of each row of rotated identity, int32 `[hi]`, at `target` in all."""
-  depth, hi = grouped.partner.shape
-  bits = support.identity_bits(hi, hi)
-  added = support.added_nonzeros(bits, grouped.partner, depth)
-  count = support.num_fitting(added, grouped, rotations, target - hi)
-  kept = jnp.arange(rotations.i.shape[0], dtype=jnp.int32) < count
-  kept = levels.group(rotations, hi, depth, jnp.where(kept, grouped.level, depth))
+def _reversed(plan: plan_lib.Plan) -> plan_lib.Plan:
+  """Plan that rotates an identity to the product itself, not to its transpose."""
+  if isinstance(plan.depth, int):
+    order = jnp.arange(plan.depth - 1, -1, -1, dtype=jnp.int32)
+  else:
+    order = plan.depth - 1 - jnp.arange(plan.partner.shape[0], dtype=jnp.int32)
+  partner, cos, sin = (table.at[order].get(mode="clip") for table in plan[:3])
+  return plan_lib.Plan(partner, cos, -sin, plan.depth)
 
-  def merge(bits, partner):
-    return bits | bits.at[partner].get(mode="promise_in_bounds"), None
 
+def _row_nonzeros(plan: plan_lib.Plan, settings: plan_lib.Settings) -> jax.Array:
+  """Nonzeros of each row of a rotated identity, int32 `[hi]`."""
   # Last rotations first: supports of rows instead of columns.
-  bits = jax.lax.scan(merge, bits, kept.partner, reverse=True)[0]
+  partner = _reversed(plan).partner
+
+  def merge(level, bits):
+    return bits | bits.at[partner[level]].get(mode="promise_in_bounds")
+
+  bits = plan_lib.identity_bits(settings, settings.rows)
+  bits = jax.lax.fori_loop(0, plan.depth, merge, bits)
   return jax.lax.population_count(bits).sum(-1, dtype=jnp.uint32).astype(jnp.int32)
 
 
-def _order(key, values: jax.Array) -> jax.Array:
-  """Indices by ascending value, equal ones in random order, int32 `[n]`."""
-  bits = jax.random.bits(key, values.shape, jnp.uint32)
+def _order(values: jax.Array, ties: jax.Array) -> jax.Array:
+  """Indices by ascending value, equal ones by `ties`, int32 `[n]`."""
   index = jnp.arange(values.shape[0], dtype=jnp.int32)
-  return jax.lax.sort((values, bits, index), num_keys=2)[2]
+  return jax.lax.sort((values, ties, index), num_keys=2)[2]
 
 
-def _deal(key, weights: jax.Array, taps: int) -> jax.Array:
-  """Deals channels to taps by descending weight, back and forth.
+def _deal(order: jax.Array, taps: int) -> jax.Array:
+  """Deals channels to taps, back and forth.
 
   Returns:
     int32 `[taps, turns]`, the channels of each tap; their number where there is none.
   """
-  number = weights.shape[0]
+  number = order.shape[0]
   turns = -(-number // taps)
-  key_order, key_taps = jax.random.split(key)
-  order = jnp.pad(
-    _order(key_order, -weights), (0, turns * taps - number), constant_values=number
-  ).reshape(turns, taps)
-  odd = (jnp.arange(turns, dtype=jnp.int32) % 2 == 1)[:, None]
-  order = jnp.where(odd, order[:, ::-1], order)
-  return jax.random.permutation(key_taps, order, axis=1).T
+  order = jnp.pad(order, (0, turns * taps - number), constant_values=number)
+  order = order.reshape(turns, taps)
+  return order.at[1::2].set(order[1::2, ::-1]).T
 
 
 def _pack(matrix: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from eoi_jax import _checks, _keys
 from eoi_jax.givens._plan import Angle, check_schedule
 from eoi_jax.givens.orthogonal import check_dtype, sample_to_budget
+from eoi_jax.initializers._paraunitary import all_taps
 from eoi_jax.layouts import Kernel, Layout, check_fit
 
 Initializer = Callable[..., jax.Array]
@@ -224,8 +225,9 @@ def sample_kernel(
   Returns:
     Array of `shape`.
   """
+  draw = sample_to_budget if len(shape) == 2 else all_taps
   options = {"angle": angle, "schedule": schedule, "cover": cover}
-  return sample_to_budget(key, shape, budget, dtype, max_budget=max_budget, **options)
+  return draw(key, shape, budget, dtype, max_budget=max_budget, **options)
 
 
 def delta_kernel(matrix: jax.Array, window: tuple[int, ...]) -> jax.Array:

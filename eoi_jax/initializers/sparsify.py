@@ -1,7 +1,7 @@
 """One door from a dense tree to a sparse start: `sparsify`, and the starts behind it.
 
 `sparsify` reads the tree as blocks by its layouts, gathers the blocks of one shape into
-a `Stack`, and gives every stack to the start. A start is a function of a stack and
+a `_Stack`, and gives every stack to the start. A start is a function of a stack and
 options that returns `(values, masks)`: arrays `[n, *shape]`, with masks None where the
 blocks are dense. Masks and what is put together from samples are NumPy arrays outside
 of `jax.jit`, and traced arrays under it.
@@ -133,16 +133,16 @@ def sparsify(
   for (shape, dtype, _), names in stacks.items():
     kernels = [counts[name][0] for name in names]
     budgets = [_block_counts(*counts[name]) for name in names]
-    stack = Stack(
+    stack = _Stack(
       names=tuple(k.name for k in kernels for _ in range(k.num_blocks)),
       shape=shape,
       dtype=dtype,
       keys=_keys.block_keys(key_values, kernels),
       mask_keys=_keys.block_keys(key_masks, kernels),
       budgets=None if any(b is None for b in budgets) else np.concatenate(budgets),
-      masks=given and _join([k.to_blocks(on_host(given[k.name][1])) for k in kernels]),
+      masks=given and _join([k.to_blocks(_on_host(given[k.name][1])) for k in kernels]),
     )
-    new, live = map(on_host, run(stack, scale, **options))
+    new, live = map(_on_host, run(stack, scale, **options))
     ends = np.cumsum([kernel.num_blocks for kernel in kernels]).tolist()
     for kernel, end in zip(kernels, ends, strict=True):
       rows = slice(end - kernel.num_blocks, end)
@@ -211,7 +211,7 @@ FALLBACKS = ("partial", "ai", "base")
 _MANY = 16
 
 
-class Stack(NamedTuple):
+class _Stack(NamedTuple):
   """Blocks of one shape, of one or several leaves.
 
   Attributes:
@@ -253,7 +253,7 @@ class Stack(NamedTuple):
     nothing = np.zeros((len(self.names), *self.shape), bool)
     return fill(self.mask_keys, nothing, self.known_budgets())
 
-  def rows(self, rows: np.ndarray) -> Stack:
+  def rows(self, rows: np.ndarray) -> _Stack:
     """Some of the blocks."""
     return self._replace(
       names=tuple(self.names[n] for n in rows),
@@ -267,7 +267,7 @@ class Stack(NamedTuple):
 Blocks = tuple[Any, Any]
 
 
-def dense_blocks(stack: Stack, scale: float, *, kind: str) -> Blocks:
+def _dense_blocks(stack: _Stack, scale: float, *, kind: str) -> Blocks:
   """Dense blocks. A channel on its own is a unit vector: every tap takes part."""
   if kind not in REFERENCES:
     raise ValueError(f"`reference` must be one of {tuple(REFERENCES)}, got {kind!r}.")
@@ -299,15 +299,17 @@ def _each(draw: Callable[[jax.Array], jax.Array], keys: jax.Array) -> jax.Array:
   return jax.vmap(draw_one)(keys)
 
 
-def base(stack: Stack, scale: float, *, reference: str = "delta_orthogonal") -> Blocks:
+def _base(
+  stack: _Stack, scale: float, *, reference: str = "delta_orthogonal"
+) -> Blocks:
   """A dense reference times the mask."""
   masks = stack.known_masks()
-  values = on_host(dense_blocks(stack, scale, kind=reference)[0])
+  values = _on_host(_dense_blocks(stack, scale, kind=reference)[0])
   return _where(masks, values), masks
 
 
-def ai(
-  stack: Stack,
+def _ai(
+  stack: _Stack,
   scale: float,
   *,
   reference: str = "orthogonal",
@@ -318,7 +320,7 @@ def ai(
   """Approximate isometry on the mask, from a dense reference."""
   masks = stack.known_masks()
   result = isometry.approximate_isometry(
-    dense_blocks(stack, scale, kind=reference)[0],
+    _dense_blocks(stack, scale, kind=reference)[0],
     masks,
     scale=scale,
     method=method,
@@ -328,8 +330,8 @@ def ai(
   return result.kernels, masks
 
 
-def eoi_start(
-  stack: Stack,
+def _eoi(
+  stack: _Stack,
   scale: float,
   *,
   taps: str = "center",
@@ -352,8 +354,8 @@ def eoi_start(
   return values, fill(stack.mask_keys, values != 0, budgets)
 
 
-def eoi_in_mask(
-  stack: Stack, scale: float, *, angle: Angle = None, fallback: str | None = None
+def _eoi_in_mask(
+  stack: _Stack, scale: float, *, angle: Angle = None, fallback: str | None = None
 ) -> Blocks:
   """An exact isometry inside the mask; the rest of the mask starts at zero."""
   if fallback not in (None, *FALLBACKS):
@@ -378,8 +380,8 @@ def eoi_in_mask(
   values = _delta(stack, (scale * np.stack(matrices)).astype(stack.dtype))
   if failed and fallback != "partial":
     part = stack.rows(np.array(failed))
-    start = ai(part, scale, method="adam") if fallback == "ai" else base(part, scale)
-    values[failed] = on_host(start[0])
+    start = _ai(part, scale, method="adam") if fallback == "ai" else _base(part, scale)
+    values[failed] = _on_host(start[0])
   return values, masks
 
 
@@ -396,8 +398,8 @@ def _isometry_in(key, pattern: np.ndarray, dtype, angle: Angle) -> np.ndarray:
   return matrix.T if tall else matrix
 
 
-def eoi_structured(
-  stack: Stack,
+def _eoi_structured(
+  stack: _Stack,
   scale: float,
   *,
   angle: Angle = None,
@@ -409,7 +411,7 @@ def eoi_structured(
   Dense kernels and convolutions of three or fewer channels are dense orthogonal.
   """
   if len(stack.shape) == 2 or stack.shape[-2] <= 3:
-    return dense_blocks(stack, scale, kind="delta_orthogonal")
+    return _dense_blocks(stack, scale, kind="delta_orthogonal")
   taps = math.prod(stack.shape[:-2])
   inner = np.round(stack.known_budgets() / taps).astype(np.int64)
   for name, budget in zip(stack.names, inner, strict=True):
@@ -425,8 +427,8 @@ def eoi_structured(
   return _delta(stack, matrices), _at_all_taps(stack, matrices != 0)
 
 
-def sao_start(
-  stack: Stack, scale: float, *, degree: int | None = None, relu: bool = False
+def _sao(
+  stack: _Stack, scale: float, *, degree: int | None = None, relu: bool = False
 ) -> Blocks:
   """Orthogonal blocks on random columns; at the centre tap, trained at all taps.
 
@@ -435,7 +437,7 @@ def sao_start(
   """
   *window, rows, cols = stack.shape
   if (rows <= 3 or min(rows, cols) == 1) if window else rows != cols:
-    return dense_blocks(stack, scale, kind="delta_orthogonal")
+    return _dense_blocks(stack, scale, kind="delta_orthogonal")
   degrees = np.array([_degree(stack, n, degree, relu) for n in range(len(stack.names))])
 
   def sample(rows_of, value):
@@ -448,7 +450,7 @@ def sao_start(
   return _delta(stack, matrices), _at_all_taps(stack, matrices != 0)
 
 
-def _degree(stack: Stack, index: int, degree: int | None, relu: bool) -> int:
+def _degree(stack: _Stack, index: int, degree: int | None, relu: bool) -> int:
   """Degree of one block, from its budget if none is asked for."""
   if degree is None:
     size = math.prod(stack.shape)
@@ -460,7 +462,7 @@ def _degree(stack: Stack, index: int, degree: int | None, relu: bool) -> int:
     raise ValueError(f"kernel {stack.names[index]!r}: {error}") from None
 
 
-def _by_budget(stack: Stack, budget_of: Callable[[float], int]) -> np.ndarray:
+def _by_budget(stack: _Stack, budget_of: Callable[[float], int]) -> np.ndarray:
   """Nonzeros of each block, from its density; errors name the leaf."""
   budgets, size = stack.known_budgets(), math.prod(stack.shape)
   inner: dict[int, int] = {}
@@ -477,7 +479,7 @@ def _by_budget(stack: Stack, budget_of: Callable[[float], int]) -> np.ndarray:
   return np.array([inner[budget] for budget in budgets.tolist()], np.int64)
 
 
-def _sample(stack: Stack, budgets: np.ndarray, scale: float, options, shape) -> Any:
+def _sample(stack: _Stack, budgets: np.ndarray, scale: float, options, shape) -> Any:
   """Sparse orthogonal kernels `[n, *shape]` of given numbers of nonzeros.
 
   A few blocks share compiled programs with those of other shapes. Many have one of
@@ -497,7 +499,7 @@ def _sample(stack: Stack, budgets: np.ndarray, scale: float, options, shape) -> 
     drawn = _draw(
       stack.keys[rows], budgets[rows].astype(np.int32), largest=largest, **static
     )
-    return (scale * on_host(drawn)).astype(stack.dtype)
+    return (scale * _on_host(drawn)).astype(stack.dtype)
 
   largest = np.array([_rung(shape, int(budget)) for budget in budgets])
   return _by_value(largest, sample)
@@ -530,7 +532,7 @@ def _rung(shape: tuple[int, ...], budget: int) -> int:
 def _by_value(values: np.ndarray, sample: Callable[..., Any]) -> Any:
   """Concatenates `sample(rows, value)` of equal values, in the order of the rows."""
   rows = [np.flatnonzero(values == value) for value in np.unique(values)]
-  parts = [on_host(sample(r, int(values[r[0]]))) for r in rows]
+  parts = [_on_host(sample(r, int(values[r[0]]))) for r in rows]
   if len(parts) == 1:
     return parts[0]
   order = np.argsort(np.concatenate(rows))
@@ -539,7 +541,7 @@ def _by_value(values: np.ndarray, sample: Callable[..., Any]) -> Any:
   return np.concatenate(parts)[order]
 
 
-def _delta(stack: Stack, matrices: Any) -> Any:
+def _delta(stack: _Stack, matrices: Any) -> Any:
   """Kernels with the matrices at their centre taps."""
   window = stack.shape[:-2]
   if not window:
@@ -553,7 +555,7 @@ def _delta(stack: Stack, matrices: Any) -> Any:
   return kernels
 
 
-def _at_all_taps(stack: Stack, support: Any) -> Any:
+def _at_all_taps(stack: _Stack, support: Any) -> Any:
   """Masks of the support of matrices, at every tap."""
   window = stack.shape[:-2]
   xp = jnp if isinstance(support, jax.core.Tracer) else np
@@ -561,7 +563,7 @@ def _at_all_taps(stack: Stack, support: Any) -> Any:
   return xp.broadcast_to(support, (len(support), *stack.shape))
 
 
-def on_host(array: Any) -> Any:
+def _on_host(array: Any) -> Any:
   """A NumPy array; None and a traced array as they are."""
   if array is None or isinstance(array, jax.core.Tracer):
     return array
@@ -576,16 +578,16 @@ def _where(masks: Any, values: Any) -> Any:
 
 
 def _kind(kind: str) -> Callable[..., Blocks]:
-  return functools.partial(dense_blocks, kind=kind)
+  return functools.partial(_dense_blocks, kind=kind)
 
 
 # Of each start: the function, and the names of its options.
 STARTS: dict[str, tuple[Callable[..., Blocks], tuple[str, ...]]] = {
-  "eoi": (eoi_start, ("taps", "center", "angle", "schedule", "cover")),
-  "eoi_in_mask": (eoi_in_mask, ("angle", "fallback")),
-  "eoi_structured": (eoi_structured, ("angle", "schedule", "cover")),
-  "base": (base, ("reference",)),
-  "ai": (ai, ("reference", "method", "num_steps", "step_size")),
-  "sao": (sao_start, ("degree", "relu")),
+  "eoi": (_eoi, ("taps", "center", "angle", "schedule", "cover")),
+  "eoi_in_mask": (_eoi_in_mask, ("angle", "fallback")),
+  "eoi_structured": (_eoi_structured, ("angle", "schedule", "cover")),
+  "base": (_base, ("reference",)),
+  "ai": (_ai, ("reference", "method", "num_steps", "step_size")),
+  "sao": (_sao, ("degree", "relu")),
   **{kind: (_kind(kind), ()) for kind in REFERENCES},
 }

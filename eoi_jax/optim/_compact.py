@@ -85,14 +85,18 @@ def gather(live: Any, tree: Any) -> Any:
 def _gather(live: LiveWeights, leaf: Any) -> Any:
   if isinstance(leaf, jax.ShapeDtypeStruct):
     return jax.ShapeDtypeStruct(live.indices.shape, leaf.dtype)
-  return jnp.ravel(leaf).at[live.indices].get(indices_are_sorted=True, **_WHERE)
+  vector = jnp.ravel(leaf).at[live.indices].get(indices_are_sorted=True, **_WHERE)
+  # A selection that is always true: the compiler then rounds sums of products as it
+  # does with masks, and training is the same to the last bit.
+  return jnp.where(live.indices >= 0, vector, jnp.zeros((), vector.dtype))
 
 
 def _scatter(live: LiveWeights, vector: jax.Array, rest: jax.Array) -> jax.Array:
   """A leaf with `vector` at the live weights and `rest` at the others."""
   dtype = jnp.promote_types(vector.dtype, rest.dtype)
   flat = jnp.ravel(rest).astype(dtype).at[live.indices]
-  flat = flat.set(vector.astype(dtype), indices_are_sorted=True, **_WHERE)
+  vector = jnp.where(live.indices >= 0, vector.astype(dtype), jnp.zeros((), dtype))
+  flat = flat.set(vector, indices_are_sorted=True, **_WHERE)
   return flat.reshape(rest.shape)
 
 
@@ -118,9 +122,8 @@ def update(
     Updates like `params`, which take dead weights to zero, and the new state.
   """
   vectors = None if params is None else gather(live, params)
-  slopes, vectors = jax.lax.optimization_barrier((gather(live, updates), vectors))
+  slopes = gather(live, updates)
   moves, inner_state = inner.update(slopes, inner_state, vectors, **extra_args)
-  moves = jax.lax.optimization_barrier(moves)
   if params is None:
     rest = jax.tree.map(jnp.zeros_like, updates)
   else:

@@ -66,7 +66,7 @@ def static_sparsity(
       clipping by value or by the norm of a leaf or of the tree. Others (Muon,
       Adafactor, noise, decay by the rank of a leaf) are refused by `init`, which tries
       `inner` on a small copy of the tree. The masks must then be concrete: their
-      counts are shapes.
+      counts are shapes. Not under `nnx.Optimizer`, which takes its states apart.
 
   Returns:
     A transformation with state `StaticSparsityState`; extra arguments of `update` are

@@ -13,6 +13,7 @@ from eoi_jax.signal.connectivity import (
   effective_masks,
   find_collapse,
 )
+from eoi_jax.signal.convolution import conv_singular_values
 from eoi_jax.signal.gram import gram_errors
 from eoi_jax.signal.jacobian import (
   JacobianExtremes,
@@ -45,6 +46,7 @@ __all__ = [
   "SpectrumSummary",
   "chi_1",
   "connected_components",
+  "conv_singular_values",
   "correlation_length",
   "critical_point",
   "critical_variance",

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax import _checks as checks
-from eoi_jax.signal import _bidiagonal as bidiagonal
+from eoi_jax.signal import jacobian
 
 PADDINGS = ("CIRCULAR", "SAME", "VALID")
 
@@ -33,9 +33,9 @@ def conv_singular_values(
   `prod(strides)` frequencies of the input that alias to it. All values are exact.
 
   Any other map of at most 2^22 entries is decomposed as a dense matrix; all values are
-  exact. A larger one is multiplied with, not formed: `num_iterations` steps of
-  Golub-Kahan-Lanczos bidiagonalization give as many values that lie within the true
-  range. The largest is soon exact; the smallest is a bound from above.
+  exact. A larger one is multiplied with, not formed, and only the largest and the
+  smallest value are returned (`jacobian_extremes`): the largest is soon exact, the
+  smallest is a bound from above.
 
   Args:
     kernel: float array `(*window, in, out)`, window of rank 1 to 3.
@@ -46,9 +46,8 @@ def conv_singular_values(
     num_iterations: of the bidiagonalization of large maps.
 
   Returns:
-    float64 array `[min(inputs, outputs)]` (of a large map `[num_iterations]` at most),
-    largest first. Where values are exact they err by 1e-12 of the largest, those of
-    large maps by about 1e-6.
+    float64 array, largest first: all `[min(inputs, outputs)]` values, with errors of
+    about 1e-12 of the largest; of a large map `[2]`, in float32.
 
   Raises:
     ValueError: if a shape, the padding or the strides do not fit together.
@@ -96,7 +95,7 @@ def conv_singular_values(
       matrix = _dense(kernel, image, strides, padding)
       values = np.linalg.svd(matrix, compute_uv=False)
     else:
-      values = _by_products(kernel, image, strides, padding, num_iterations)
+      values = _extremes(kernel, image, strides, padding, num_iterations)
   return np.sort(values, axis=None)[::-1]
 
 
@@ -181,18 +180,16 @@ def _dense(kernel, image, strides, padding: str) -> np.ndarray:
   return matrix.reshape(math.prod(image) * kernel.shape[-2], -1)
 
 
-def _by_products(kernel, image, strides, padding: str, num_iterations: int):
-  """Singular values of the map on a Krylov space of its smaller side."""
+def _extremes(kernel, image, strides, padding: str, num_iterations: int) -> np.ndarray:
+  """Largest and smallest singular value, from products with the map alone."""
   pads = []
   for size, window, stride in zip(image, kernel.shape[:-2], strides, strict=True):
     count, before = _outputs(size, window, stride, padding)
     pads.append((before, max(0, (count - 1) * stride + window - size - before)))
   spatial = "DHW"[-len(image) :]
   dimensions = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
-  weights = jnp.asarray(kernel, jnp.float32)
 
-  def apply(flat):
-    x = flat.reshape(1, *image, kernel.shape[-2])
+  def apply(weights, x):
     if padding == "CIRCULAR":
       x = jnp.pad(x, [(0, 0), *pads, (0, 0)], mode="wrap")
     return jax.lax.conv_general_dilated(
@@ -201,18 +198,14 @@ def _by_products(kernel, image, strides, padding: str, num_iterations: int):
       window_strides=strides,
       padding="VALID" if padding == "CIRCULAR" else pads,
       dimension_numbers=dimensions,
-    ).ravel()
+    )
 
-  small = jnp.zeros(math.prod(image) * kernel.shape[-2], jnp.float32)
-  large = jax.eval_shape(apply, small)
-  transpose = jax.linear_transpose(apply, small)
-  to_large, to_small = apply, lambda u: transpose(u)[0]
-  if large.size < small.size:
-    small, to_large, to_small = jnp.zeros(large.size), to_small, to_large
-  with jax.default_matmul_precision("highest"):
-    matrix = jax.jit(
-      lambda key: bidiagonal.bidiagonalize(
-        key, to_large, to_small, small, min(num_iterations, small.size)
-      )
-    )(jax.random.key(0))
-  return np.linalg.svd(np.asarray(matrix, np.float64), compute_uv=False)
+  extremes = jacobian.jacobian_extremes(
+    jax.random.key(0),
+    apply,
+    jnp.asarray(kernel, jnp.float32),
+    jnp.zeros((1, *image, kernel.shape[-2])),
+    num_iterations=num_iterations,
+    num_probes=2,
+  )
+  return np.array([extremes.max[0], extremes.min[0]], np.float64)
