@@ -40,6 +40,7 @@ nb_execution_mode = "off"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
@@ -63,6 +64,12 @@ def _unwrap_jit(app, what, name, value, options, signature, returns):
   return None
 
 
+def _skip_field(app, what, name, value, skip, options):
+  """Leaves fields of named tuples out: the docstring of the class describes them."""
+  del app, what, name, options
+  return True if type(value).__name__ == "_tuplegetter" else skip
+
+
 class Api(SphinxDirective):
   """`.. api:: module`: a table of all its public names, then each in full.
 
@@ -78,7 +85,7 @@ class Api(SphinxDirective):
     module = importlib.import_module(path)
     rows, entries = [], []
     for name in names or module.__all__:
-      value = getattr(module, name)
+      value = getattr(module, name, None) or getattr(eoi_jax, name)
       if inspect.ismodule(value):
         continue
       full = f"eoi_jax.{name}" if name in eoi_jax.__all__ else f"{path}.{name}"
@@ -95,3 +102,4 @@ def setup(app):
   """Connects the handlers."""
   app.add_directive("api", Api)
   app.connect("autodoc-process-signature", _unwrap_jit)
+  app.connect("autodoc-skip-member", _skip_field)
