@@ -31,7 +31,7 @@ test test-fast: $(VENV)/.installed-train,test
 	  --maxprocesses $(WORKERS) --dist worksteal $(if $(filter %-fast,$@),-m "not slow") $(ARGS)
 
 docs: $(VENV)/.installed-train,docs
-	@JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -W --keep-going -q $(ARGS) docs docs/_build/html
+	@JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -E -W --keep-going -q $(ARGS) docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
 lint: $(VENV)/.installed-train,imagenet,tensorboard,lint

@@ -41,11 +41,13 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
+napoleon_attr_annotations = False
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 viewcode_line_numbers = True
 
+pygments_dark_style = "monokai"
 html_theme = "furo"
 html_title = f"eoi_jax {release}"
 html_static_path = ["_static"]
@@ -73,7 +75,8 @@ def _skip_field(app, what, name, value, skip, options):
 class Api(SphinxDirective):
   """`.. api:: module`: a table of all its public names, then each in full.
 
-  A name that the top level has, too, is shown as `eoi_jax.name`, the short way to it.
+  The table shows a name that the top level has, too, as `eoi_jax.name`, the short way
+  to it. The entries keep to the module's path: a page of source has one path back.
   """
 
   required_arguments = 1
@@ -85,13 +88,13 @@ class Api(SphinxDirective):
     module = importlib.import_module(path)
     rows, entries = [], []
     for name in names or module.__all__:
-      value = getattr(module, name, None) or getattr(eoi_jax, name)
-      if inspect.ismodule(value):
-        continue
-      full = f"eoi_jax.{name}" if name in eoi_jax.__all__ else f"{path}.{name}"
+      home = path if hasattr(module, name) else "eoi_jax"
+      value = getattr(importlib.import_module(home), name)
+      full = f"{home}.{name}"
+      short = f"eoi_jax.{name}" if name in eoi_jax.__all__ else full
       role, kind = ("class", "autoclass") if inspect.isclass(value) else ("func", "")
       summary = inspect.getdoc(value).partition("\n")[0]
-      rows += [f"   * - :py:{role}:`~{full}`", f"     - {summary}"]
+      rows += [f"   * - :py:{role}:`{short} <{full}>`", f"     - {summary}"]
       entries += [f".. {kind or 'autofunction'}:: {full}"]
       entries += ["   :members:", ""] if kind else [""]
     table = [".. list-table::", "   :widths: 30 70", "   :class: api", "", *rows, ""]
