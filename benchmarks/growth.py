@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import cifar10_dynamic
-from train.core.kernels import named_leaves
+from eoi_jax.layouts import named_leaves
 from train.core.plan import Feed, Plan, make_plan, start_state
 from train.core.state import Recipe, TrainState
 from train.core.steps import cross_entropy, train_chunk

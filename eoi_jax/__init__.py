@@ -9,13 +9,14 @@ program needs stands here; the rest stands in the namespaces:
   - `initializers`: EOI, the dense references, approximate isometry, SAO, `sparsify`;
   - `masks`: masks as trees, density allocation, SNIP, GraSP, SynFlow;
   - `optim`: static and dynamic sparsity under any optax optimizer;
-  - `signal`: Jacobian spectra, criticality, profiles, connectivity.
+  - `signal`: Jacobian spectra, criticality, profiles, connectivity;
+  - `blocks`: block-sparse orthogonal kernels whose products cost what they weigh.
 
 Reference: Nowak et al., "Sparser, Better, Deeper, Stronger: Improving Static Sparse
 Training with Exact Orthogonal Initialization", 2024, arXiv:2406.01755.
 """
 
-from eoi_jax import givens, initializers, layouts, masks, optim, signal
+from eoi_jax import blocks, givens, initializers, layouts, masks, optim, signal
 from eoi_jax.givens import (
   Rotations,
   apply_rotations,
@@ -59,6 +60,7 @@ __all__ = [
   "allocate",
   "apply_masks",
   "apply_rotations",
+  "blocks",
   "conv_singular_values",
   "count_masks",
   "critical_point",

@@ -81,8 +81,9 @@ def test_kernels_are_isometric_within_their_budget(shape, schedule):
   [
     ((3, 3, 64, 64), "matching"),
     ((3, 3, 64, 64), "iid"),
-    ((3, 3, 96, 64), "iid"),
+    ((3, 3, 64, 256), "iid"),
     ((5, 5, 64, 64), "matching"),
+    ((3, 3, 3, 64, 64), "matching"),
     ((4, 64, 128), "matching"),
   ],
 )
@@ -90,7 +91,7 @@ def test_taps_get_even_shares(shape, schedule):
   budgets = [round(density * math.prod(shape)) for density in (0.02, 0.05, 0.1, 0.3)]
   kernels = sample_many(shape, budgets, schedule=schedule)
   counts = nonzeros(kernels)
-  assert (counts > 0.93 * np.array(budgets)).all()
+  assert (counts > 0.95 * np.array(budgets)).all()
   taps = np.count_nonzero(kernels, axis=(-2, -1)).reshape(*counts.shape, -1)
   shares = taps * taps.shape[-1] / counts[..., None]
   assert shares.min() > 0.5 and shares.max() < 2
@@ -101,7 +102,8 @@ def test_windows_of_more_taps_than_channels_take_several_delays(shape):
   kernels = sample_many(shape, budgets_of(shape)[-3:])
   assert_isometric(kernels)
   assert (nonzeros(kernels) <= budgets_of(shape)[-3:]).all()
-  assert (kernels[:, -2:] != 0).any(axis=(-1, -2)).all()  # every tap is alive
+  alive = (kernels != 0).any(axis=(-1, -2))
+  assert alive[:, -1].all() and alive.mean() > 0.8
 
 
 def test_one_channel_is_a_shift():

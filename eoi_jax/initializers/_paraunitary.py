@@ -160,17 +160,16 @@ def _sample_one(words, budget, settings: _Settings) -> jax.Array:
   )
   rotations = 0
   if hi > 1 and largest[-1] > lo:
-    # Rounds of matchings have one to spare; independent pairs scatter.
-    spare = 1.0 if settings.schedule == "matching" else 1.25
+    # `_mean_to_expect`; rounds of matchings have one to spare.
+    spare = 1.0 if settings.schedule == "matching" else 3.0
     dense = min(hi * hi, math.ceil(spare * hi * largest[0] / lo))
     rotations = plan_lib.num_candidates(hi, hi, dense, settings.schedule)
   depth = plan_lib.max_depth(hi, hi, rotations, settings.schedule)
   right = plan_lib.Settings(hi, hi, rotations, depth, dtype, **law)
-  target = (budgets[0] / lo * hi).astype(jnp.int32)
   for place, (taps, total) in enumerate(zip(delays, budgets[1:], strict=True)):
     words_delay = keys_lib.fold_in(words, place + 1)
     left = kernel.reshape(-1, hi)
-    kernel = _delay_and_rotate(words_delay, left, taps, target, total, right)
+    kernel = _delay_and_rotate(words_delay, left, taps, budgets[0] / lo, total, right)
   return kernel.reshape(*window, lo, hi)
 
 
@@ -219,7 +218,7 @@ def _budgets(xp, budget, groups: list[int], settings: _Settings) -> list:
 
 
 def _delay_and_rotate(
-  words, left, taps: int, target, budget, settings: plan_lib.Settings
+  words, left, taps: int, mean, budget, settings: plan_lib.Settings
 ) -> jax.Array:
   """Delays the columns of a kernel and rotates them up to a budget of nonzeros.
 
@@ -227,7 +226,7 @@ def _delay_and_rotate(
     words: threefry key data, uint32 `[2]`; it is consumed.
     left: float array `[rows, hi]`: a kernel on earlier taps, all taps together.
     taps: number of offsets that columns are delayed by.
-    target: int32 scalar, nonzeros to expect of the product of the rotations.
+    mean: float scalar, nonzeros to expect of a row of the product of the rotations.
     budget: int32 scalar, nonzeros that the result may have, at least those of `left`.
     settings: of the rotations, which make a matrix `[hi, hi]`.
 
@@ -247,13 +246,14 @@ def _delay_and_rotate(
     stop_early=tuning.in_cache(),
   )
   nonzeros = jnp.count_nonzero(left, axis=0).astype(jnp.int32)
+  left_order = _order(-nonzeros, ties[0])
   spread = jnp.ones(hi, jnp.int32)
   if settings.num_rotations:
-    spread = _row_nonzeros(draw(target), settings)
-  left_order = _order(-nonzeros, ties[0])
+    target = hi * _mean_to_expect(nonzeros[left_order], mean, settings.schedule)
+    spread = _row_nonzeros(draw(target.astype(jnp.int32)), settings)
   right_order = _order(spread, ties[1])
   weights = nonzeros[left_order] * spread[right_order]
-  channel = _deal(_order(-weights, ties[2]), taps)[tap_order]
+  channel = _deal(_order(-weights, ties[2]), weights, taps)[tap_order]
   right = jnp.eye(hi, dtype=left.dtype)
   if settings.num_rotations:
     tap = jnp.zeros(hi, jnp.int32)
@@ -284,6 +284,38 @@ def _reversed(plan: plan_lib.Plan) -> plan_lib.Plan:
   return plan_lib.Plan(partner, cos, -sin, plan.depth)
 
 
+def _mean_to_expect(nonzeros: jax.Array, mean: jax.Array, schedule: str) -> jax.Array:
+  """Mean nonzeros of rows that are paired in ascending order, float scalar.
+
+  In random order columns of `c_m` nonzeros and rows of `r_m` have `sum(c_m r_m) = mean
+  sum(c_m)` paths between them. In opposite orders they have fewer, so that it takes
+  more nonzeros to as many paths: rows follow a geometric law by "iid"; by "matching"
+  they double in turns.
+
+  Args:
+    nonzeros: int32 `[n]`, `c_m`, descending.
+    mean: float scalar.
+    schedule: law of planes.
+
+  Returns:
+    Float scalar between `mean` and `4 mean`, at most `n`.
+  """
+  number = nonzeros.shape[0]
+  means = mean * (1 + jnp.arange(49, dtype=jnp.float32) / 16)[:, None]
+  means = jnp.clip(means, 1, number)
+  place = (jnp.arange(number, dtype=jnp.float32)[None, :] + 0.5) / number
+  if schedule == "matching":
+    half = jnp.exp2(jnp.floor(jnp.log2(means)))
+    rows = jnp.where(place < 2 - means / half, half, 2 * half)
+  else:
+    odds = jnp.log1p(-1 / jnp.maximum(means, 1.001))
+    rows = jnp.ceil(jnp.log1p(-place) / odds)
+  rows = jnp.minimum(rows, number)
+  columns = nonzeros.astype(jnp.float32)
+  enough = (rows * columns[None, :]).sum(1) >= mean * columns.sum()
+  return means[jnp.where(enough.any(), jnp.argmax(enough), 48), 0]
+
+
 def _row_nonzeros(plan: plan_lib.Plan, settings: plan_lib.Settings) -> jax.Array:
   """Nonzeros of each row of a rotated identity, int32 `[hi]`."""
   # Last rotations first: supports of rows instead of columns.
@@ -303,17 +335,26 @@ def _order(values: jax.Array, ties: jax.Array) -> jax.Array:
   return jax.lax.sort((values, ties, index), num_keys=2)[2]
 
 
-def _deal(order: jax.Array, taps: int) -> jax.Array:
-  """Deals channels to taps, back and forth.
+def _deal(order: jax.Array, weights: jax.Array, taps: int) -> jax.Array:
+  """Deals channels to taps, back and forth; the rest to the taps that got least.
+
+  Args:
+    order: int32 `[n]`, channels by descending weight.
+    weights: int32 `[n]`, weight of each channel.
+    taps: number of taps.
 
   Returns:
-    int32 `[taps, turns]`, the channels of each tap; their number where there is none.
+    int32 `[taps, turns]`, the channels of each tap; `n` where there is none.
   """
   number = order.shape[0]
-  turns = -(-number // taps)
-  order = jnp.pad(order, (0, turns * taps - number), constant_values=number)
-  order = order.reshape(turns, taps)
-  return order.at[1::2].set(order[1::2, ::-1]).T
+  turns, rest = divmod(number, taps)
+  dealt, left = order[: turns * taps].reshape(turns, taps), order[turns * taps :]
+  dealt = dealt.at[1::2].set(dealt[1::2, ::-1])
+  if rest:
+    least = jnp.argsort(weights[dealt].sum(0))[:rest]
+    last = jnp.full((1, taps), number, jnp.int32).at[0, least].set(left)
+    dealt = jnp.concatenate([dealt, last])
+  return dealt.T
 
 
 def _pack(matrix: jax.Array) -> jax.Array:

@@ -32,11 +32,9 @@ def test_critical_sets_kernels_and_biases():
   config_lib.validate(config)
   assert gains(config) == eoi_jax.critical_point(jnp.tanh, config.sparsity.q_star)
   state = start_state(make_plan(config))
-  errors = eoi_jax.gram_errors(
-    {"hidden": state.params["hidden"]["dense"]},
-    scale=gains(config).scale,
-    is_stacked=lambda name, leaf: True,
-  )
+  hidden = {"hidden": state.params["hidden"]["dense"]}
+  layouts = eoi_jax.kernel_layouts(hidden, {"*/kernel": "sio"})
+  errors = eoi_jax.gram_errors(hidden, scale=gains(config).scale, layouts=layouts)
   assert max(errors["hidden/kernel"]) < 5e-6
   biases = state.params["hidden"]["dense"]["bias"]
   assert jnp.std(biases) == pytest.approx(gains(config).bias_std, rel=0.15)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from configs import default
+from eoi_jax.layouts import named_leaves
 from train.analysis import dry_run
 from train.core.console import UserError
-from train.core.kernels import named_leaves
 from train.core.plan import make_plan, start_state
 
 

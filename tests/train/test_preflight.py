@@ -51,9 +51,9 @@ def test_gains_over_depth(linear):
   rows = {row.layer.name: row for row in inspection.rows}
   hidden = rows["hidden/dense/kernel"]
   np.testing.assert_allclose(hidden.gains, [1, 1, 1], rtol=1e-5)
-  np.testing.assert_allclose(hidden.output_gradient_gains, [1, 1, 1], rtol=1e-5)
+  np.testing.assert_allclose(hidden.gradient_gains, [1, 1, 1], rtol=1e-5)
   assert 0 < rows["input/kernel"].gains[0] < 1  # 64 pixels on 32 units
-  assert rows["output/kernel"].output_gradient_gains == [pytest.approx(1)]
+  assert rows["output/kernel"].gradient_gains == [pytest.approx(1)]
 
 
 def test_totals_are_those_of_the_network(linear):
@@ -92,8 +92,8 @@ def test_what_hinders_a_network_is_named(tmp_path):
   )
   inspection = preflight(config, tmp_path, num_samples=2)
   for row in inspection.rows:
-    assert len(row.gains) == len(row.output_gradient_gains) == row.layer.count
-    assert min(*row.gains, *row.output_gradient_gains) > 0
+    assert len(row.gains) == len(row.gradient_gains) == row.layer.count
+    assert min(*row.gains, *row.gradient_gains) > 0
   text = as_text(inspection)
   assert "input1/kernel: not orthogonal" in text and "stride 2 drops pixels" in text
   assert "slopes run from 0 to 1" in text

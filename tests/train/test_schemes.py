@@ -54,11 +54,8 @@ def kernels(state):
 
 
 def gram_errors(state):
-  def stacked(name, leaf):
-    del leaf
-    return name.startswith("hidden")
-
-  errors = eoi_jax.gram_errors(state.params, scale=1.0247, is_stacked=stacked)
+  layouts = eoi_jax.kernel_layouts(state.params, {"hidden/*/kernel": "sio"})
+  errors = eoi_jax.gram_errors(state.params, scale=1.0247, layouts=layouts)
   return {name.split("/")[0]: float(e.max()) for name, e in errors.items()}
 
 

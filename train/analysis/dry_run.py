@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eoi_jax.layouts import find_kernels, named_leaves
 from train.core import config as config_lib
 from train.core import mesh
 from train.core.console import UserError, table
-from train.core.kernels import find_kernels, named_leaves
 from train.core.plan import Feed, Plan, like_start, make_plan, seeds_of
 from train.core.start import densities, sparsity_settings
 from train.core.state import TrainState
@@ -76,13 +76,13 @@ def list_kernels(config: Any) -> Layers:
   except ValueError as error:
     raise UserError(str(error)) from error
   rows, live = [], 0
-  for name, kernel in find_kernels(params, model).items():
-    count, parameters = kernel.count, kernel.count * kernel.size
-    row = Row(name, kernel.shape, count, parameters, parameters, None)
+  for name, kernel in find_kernels(params, model.kernels).items():
+    count, size, shape = kernel.num_layers, kernel.layer_size, kernel.layer_shape
+    row = Row(name, shape, count, count * size, count * size, None)
     if (density := wanted[name]) is not None:
       each = np.broadcast_to(np.asarray(density, np.float64), (count,)).tolist()
-      found = None if scored else sum(round(d * kernel.size) for d in each)
-      row = row._replace(live=found, floor=kernel.floor)
+      found = None if scored else sum(round(d * size) for d in each)
+      row = row._replace(live=found, floor=min(shape[-2:]) / size)
     rows.append(row)
     live += row.live or 0
   if scored:

@@ -45,7 +45,7 @@ def _draw_spectrum(axes, inspection: Inspection) -> None:
 
 def _draw_gains(axes, rows: list[Row]) -> None:
   forward = _in_depth(rows, lambda row: row.gains)
-  backward = _in_depth(rows, lambda row: row.output_gradient_gains)
+  backward = _in_depth(rows, lambda row: row.gradient_gains)
   axes.axhline(1, color=QUIET, linestyle=(0, (2, 2)), linewidth=1.2)
   _draw_depth(axes, forward, 0, "signal: output / input of the layer")
   _draw_depth(axes, backward, 1, "gradient: layer / end of the network")

@@ -17,7 +17,6 @@ import numpy as np
 
 import eoi_jax
 from train.core.console import table
-from train.core.kernels import with_layouts
 from train.core.plan import make_plan, start_state
 from train.core.start import gains
 from train.core.state import named_key
@@ -97,16 +96,16 @@ def metered(
     input_shape: shape of an input without the batch.
 
   Returns:
-    What `eoi_jax.layer_profiles` takes: `(meters, inputs) -> outputs`, and meters by
-    the names of the kernels; those of a layer that is scanned are `[layers, ...]`.
+    What `layer_profiles` takes: `(meters, inputs) -> outputs`, and meters by the names
+    of the kernels; those of a layer that is scanned are `[layers, ...]`.
   """
 
   def measure_layer(next_function, args, kwargs, context):
     outputs = next_function(*args, **kwargs)
     if not _has_kernel(context):
       return outputs
-    meter = context.module.perturb("kernel", eoi_jax.new_meter(), _METERS)
-    return eoi_jax.watch(meter, args[0], outputs)
+    meter = context.module.perturb("kernel", eoi_jax.signal.signal_meter(), _METERS)
+    return eoi_jax.signal.record_signal(meter, args[0], outputs)
 
   def forward(variables, inputs, **options):
     with nn.intercept_methods(measure_layer):
@@ -143,7 +142,7 @@ class Row(NamedTuple):
     dead_outputs: likewise.
     flops: of one example's forward pass if all weights were live, all layers.
     gains: norm of the outputs over that of the inputs, by layer.
-    output_gradient_gains: norm of the gradient at the outputs over that at the end of
+    gradient_gains: norm of the gradient at the outputs over that at the end of
       the network, by layer.
     gradient_norms: of the kernel, by layer.
     obstacles: why the layer cannot preserve every signal; empty if it does.
@@ -154,7 +153,7 @@ class Row(NamedTuple):
   dead_outputs: int
   flops: int
   gains: list[float]
-  output_gradient_gains: list[float]
+  gradient_gains: list[float]
   gradient_norms: list[float]
   obstacles: list[str]
 
@@ -203,19 +202,20 @@ def measure(config: Any, *, num_samples: int = 16) -> Inspection:
   inputs = normalize(jnp.asarray(take(plan.dataset.train, num_samples).images), spec)
   apply_fn = functools.partial(_apply, model, _Frozen(stats))
   key = named_key(jax.random.key(config.seed), "preflight")
-  bind = functools.partial(with_layouts, model=model)
-  norms = bind(eoi_jax.gradient_norms)(key, apply_fn, params, inputs)
-  dead = bind(eoi_jax.dead_units)(params)
-  profiles = eoi_jax.layer_profiles(key, *metered(model, variables, spec.shape), inputs)
+  layouts, signal = model.layouts, eoi_jax.signal
+  norms = signal.gradient_norms(key, apply_fn, params, inputs, layouts=layouts)
+  dead = eoi_jax.masks.dead_units(params, layouts=layouts)
+  profiles = signal.layer_profiles(key, *metered(model, variables, spec.shape), inputs)
   rows = [
     _row(layers[n], calls[n], dead[n], profiles[n], norms[n])
     for n in calls
     if n in layers
   ]
   values = _singular_values(key, apply_fn, params, inputs)
-  effective = bind(eoi_jax.effective_masks)(apply_fn, params, masks, (1, *spec.shape))
+  shape = (1, *spec.shape)
+  effective = signal.effective_masks(apply_fn, params, masks, shape, layouts=layouts)
   totals = _totals(rows, params) | {
-    "effective_density": eoi_jax.effective_density(effective)
+    "effective_density": signal.effective_density(effective)
   }
   theory = _theory(config)
   return Inspection(
@@ -248,7 +248,7 @@ def _row(layer: Layer, call: Call, dead, profile, norms) -> Row:
     dead_outputs=dead.outputs,
     flops=2 * size * call.positions_out,
     gains=_by_layer(profile.gain),
-    output_gradient_gains=_by_layer(profile.gradient_gain),
+    gradient_gains=_by_layer(profile.gradient_gain),
     gradient_norms=_by_layer(norms),
     obstacles=_obstacles(layer, call),
   )
@@ -300,7 +300,7 @@ def _singular_values(key, apply_fn, params, inputs) -> np.ndarray:
   if inputs[0].size * math.prod(outputs.shape[1:]) <= _LARGEST_JACOBIAN:
     values = eoi_jax.jacobian_singular_values(apply_fn, params, inputs, batch_size=8)
     return np.asarray(values)
-  extremes = eoi_jax.jacobian_extremes(
+  extremes = eoi_jax.signal.jacobian_extremes(
     key, apply_fn, params, inputs, num_iterations=24, num_probes=8, batch_size=1
   )
   root = jnp.sqrt(extremes.mean_square)
@@ -308,7 +308,7 @@ def _singular_values(key, apply_fn, params, inputs) -> np.ndarray:
 
 
 def _spectrum(values: np.ndarray, data: str) -> dict[str, Any]:
-  summary = eoi_jax.spectrum_summary(values)
+  summary = eoi_jax.signal.spectrum_summary(values)
   return {
     "mean": summary.mean,
     "max": summary.max,
@@ -332,11 +332,11 @@ def _theory(config: Any) -> dict[str, float]:
     return {}
   activation = ACTIVATIONS[config.model.activation]
   scale, bias_std = gains(config)
-  q_star = eoi_jax.variance_fixed_point(activation, scale, bias_std)
+  q_star = eoi_jax.signal.variance_fixed_point(activation, scale, bias_std)
   result = {"sigma_w": scale, "sigma_b": bias_std, "q_star": q_star}
   if math.isfinite(q_star):
-    chi_1 = eoi_jax.chi_1(activation, q_star or 1e-12, sigma_w=scale)
-    length = eoi_jax.correlation_length(activation, scale, bias_std)
+    chi_1 = eoi_jax.signal.chi_1(activation, q_star or 1e-12, sigma_w=scale)
+    length = eoi_jax.signal.correlation_length(activation, scale, bias_std)
     result |= {"chi_1": chi_1, "correlation_length": length}
   return result
 

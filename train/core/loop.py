@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eoi_jax.layouts import named_leaves
 from train.core import config as config_lib
 from train.core import figures, mesh, summaries
 from train.core.checkpoints import Checkpoints
 from train.core.console import Progress, UserError, logger
-from train.core.kernels import named_leaves
 from train.core.optimizers import count_grown, learning_rate
 from train.core.plan import Feed, Plan, like_start, make_plan, seeds_of, start_state
 from train.core.start import gains
@@ -185,7 +185,7 @@ def _compiling_ahead(plan: Plan) -> Iterator[None]:
   The first call then finds it there: of the quickstart's 8 s until the first loss this
   saves 1.5 on two cores. Without a cache, or on several devices, it does nothing.
   """
-  settings = jax.config
+  settings: Any = jax.config
   cached = settings.jax_enable_compilation_cache and settings.jax_compilation_cache_dir
   if not cached or plan.recipe.placement is not None or plan.recipe.streamed:
     yield

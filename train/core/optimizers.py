@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 
 import eoi_jax
-from train.core.kernels import with_layouts
 
 METHODS = ("static", "set", "rigl")
 
@@ -133,18 +132,19 @@ def create_optimizer(
   restore = None
   if dynamic.isometry_steps:
     restore = functools.partial(
-      with_layouts(eoi_jax.restore_isometry, model),
+      eoi_jax.optim.restore_isometry,
+      layouts=model.layouts,
       scale=dynamic.isometry_scale or None,
       num_steps=dynamic.isometry_steps,
     )
   names = ("fraction", "every", "until", "scope", "skip_step")
   options: dict[str, Any] = {name: getattr(dynamic, name) for name in names}
-  options |= {"num_steps": num_steps, "restore": restore}
+  options |= {"num_steps": num_steps, "restore": restore, "layouts": model.layouts}
   if dynamic.method == "set":
     assert key is not None
-    return with_layouts(eoi_jax.set_evolution, model)(tx, masks, key=key, **options)
+    return eoi_jax.set_evolution(tx, masks, key=key, **options)
   options["mean_decay"] = dynamic.mean_decay
-  return with_layouts(eoi_jax.rigl, model)(tx, masks, **options)
+  return eoi_jax.rigl(tx, masks, **options)
 
 
 def count_grown(opt_state: Any) -> dict[str, jax.Array]:
@@ -156,7 +156,7 @@ def count_grown(opt_state: Any) -> dict[str, jax.Array]:
   Returns:
     `{"grown_weights": number}`, one for each seed; empty where masks stay.
   """
-  if not isinstance(opt_state, eoi_jax.DynamicSparsityState):
+  if not isinstance(opt_state, eoi_jax.optim.DynamicSparsityState):
     return {}
   return {"grown_weights": _total(opt_state.num_grown)}
 

@@ -15,7 +15,6 @@ import numpy as np
 import eoi_jax
 from train.core.config import CRITICAL, SCORED
 from train.core.console import UserError
-from train.core.kernels import exact_densities, with_layouts
 from train.core.state import Recipe, TrainState, named_key
 from train.data.datasets import Split
 from train.data.images import normalize
@@ -127,14 +126,21 @@ def create_train_state(
   Raises:
     ValueError: if a kernel cannot have the wanted density.
   """
-  if not sparsity.needs_masks:
-    return _state_by_shape(key, sparsity=sparsity, recipe=recipe)
   model = recipe.model
+  if not sparsity.needs_masks and isinstance(key, jax.core.Tracer):
+    return _state_by_shape(key, sparsity=sparsity, recipe=recipe)
+  if not sparsity.needs_masks:
+    # Not one program: exact masks of a traced key are a callback to the host, and JAX
+    # keeps no program with a callback in its compilation cache.
+    params, batch_stats = _jit_init(key, recipe=recipe)
+    wanted = densities(sparsity, params, model)
+    params, masks = _sparsify(key, params, wanted, sparsity, model)
+    return _jit_first_state(key, params, masks, batch_stats, recipe=recipe)
   params, batch_stats = dense_start(key, sparsity=sparsity, recipe=recipe)
   wanted = masks
   if sparsity.start == "eoi":  # keeps the densities of the layers, not the masks
-    wanted = with_layouts(eoi_jax.mask_densities, model)(masks)
-    wanted = _exact(sparsity, params, wanted, model)
+    wanted = eoi_jax.masks.mask_densities(masks, layouts=model.layouts)
+    wanted = densities(sparsity, params, model, rule=wanted)
   params, masks = _sparsify(key, params, wanted, sparsity, model)
   return _first_state(key, params, masks, batch_stats, recipe)
 
@@ -203,30 +209,43 @@ def _init(key: jax.Array, recipe: Recipe) -> tuple[Any, Any]:
   return variables["params"], variables.get("batch_stats", {})
 
 
+_jit_init = jax.jit(_init, static_argnames="recipe")
+_jit_first_state = jax.jit(_first_state, static_argnames="recipe")
+
+
 def _sparsify(key, params, wanted, sparsity: SparsitySettings, model: Any):
-  return with_layouts(eoi_jax.sparsify, model)(
+  return eoi_jax.sparsify(
     named_key(key, "sparsity"),
     params,
     wanted,
     start=sparsity.start,
     scale=sparsity.scale,
     options=sparsity.options,
+    layouts=model.layouts,
   )
 
 
-def densities(sparsity: SparsitySettings, params: Any, model: Any) -> Any:
-  """Returns the density of each kernel: a tree like `params`, None = dense leaf."""
-  if sparsity.distribution in ("dense", "uniform"):
-    density = 1.0 if sparsity.distribution == "dense" else sparsity.density
-    return with_layouts(eoi_jax.uniform, model)(params, density)
-  wanted = with_layouts(eoi_jax.erk, model)(params, sparsity.density)
-  return _exact(sparsity, params, wanted, model)
+def densities(
+  sparsity: SparsitySettings, params: Any, model: Any, *, rule: Any = None
+) -> Any:
+  """Returns densities whose weights add up exactly; EOI's keep the layers' floors.
 
+  Args:
+    sparsity: distribution, density and floors.
+    params: the parameters, or their shapes.
+    model: the network.
+    rule: tree of densities to take in place of the distribution.
 
-def _exact(sparsity: SparsitySettings, params: Any, wanted: Any, model: Any) -> Any:
-  """Densities whose weights add up exactly; EOI's keep the floors of the layers."""
+  Returns:
+    Tree like `params`, None = dense leaf.
+  """
+  rule = sparsity.distribution if rule is None else rule
+  if isinstance(rule, str) and rule in ("dense", "uniform"):
+    density = 1.0 if rule == "dense" else sparsity.density
+    return eoi_jax.uniform(params, density, layouts=model.layouts)
   floors = sparsity.floors if sparsity.start == "eoi" else "ignore"
-  return exact_densities(params, wanted, sparsity.density, model, floors=floors)
+  options = {"rule": rule, "floors": floors, "layouts": model.layouts}
+  return eoi_jax.allocate(params, sparsity.density, **options)
 
 
 def create_masks(
@@ -244,7 +263,7 @@ def create_masks(
   Returns:
     Tree like the parameters: bool leaves, True = trained, None = dense leaf.
   """
-  model, density = recipe.model, sparsity.density
+  model, density, layouts = recipe.model, sparsity.density, recipe.model.layouts
   params, stats = dense_start(key, sparsity=sparsity, recipe=recipe)
 
   def evaluate(params, inputs):
@@ -262,21 +281,21 @@ def create_masks(
   key_data = named_key(key, "scores")
   if sparsity.distribution == "synflow":
     shape, rounds = (1, *recipe.spec.shape), sparsity.synflow_rounds
-    synflow = with_layouts(eoi_jax.synflow_masks, model)
-    return synflow(evaluate, params, shape, density, num_rounds=rounds)
+    options = {"num_rounds": rounds, "layouts": layouts}
+    return eoi_jax.synflow_masks(evaluate, params, shape, density, **options)
   if sparsity.distribution == "snip":
     order = np.asarray(jax.random.permutation(key_data, len(data.labels)))
-    snip = with_layouts(eoi_jax.snip_scores, model)
-    scores = snip(train, params, batch(order[: recipe.batch_size]))
+    examples = batch(order[: recipe.batch_size])
+    scores = eoi_jax.snip_scores(train, params, examples, layouts=layouts)
     return eoi_jax.global_masks(scores, density)
   if sparsity.distribution == "grasp":
     rows = balanced_rows(key_data, data.labels, sparsity.grasp_examples)
     halves = [batch(half) for half in np.array_split(rows, 2)]
-    scores = with_layouts(eoi_jax.grasp_scores, model)(train, params, halves)
+    scores = eoi_jax.grasp_scores(train, params, halves, layouts=layouts)
     return eoi_jax.global_masks(scores, density)
   wanted = densities(sparsity, params, model)
-  random_masks = with_layouts(eoi_jax.random_masks, model)
-  return random_masks(named_key(key, "masks"), params, wanted)
+  key = named_key(key, "masks")
+  return eoi_jax.random_masks(key, params, wanted, layouts=layouts)
 
 
 def balanced_rows(key: jax.Array, labels: Any, count: int) -> np.ndarray:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from eoi_jax import apply_masks
-from train.core.kernels import named_leaves
+from eoi_jax.layouts import named_leaves
 from train.core.mesh import place_batch, place_state
 from train.core.state import Recipe, TrainState, named_key, over_seeds
 from train.data.datasets import Split

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 import eoi_jax
+from eoi_jax.layouts import find_kernels, named_leaves
 from train.core.config import flatten
 from train.core.console import table
-from train.core.kernels import find_kernels, named_leaves, with_layouts
 from train.data.datasets import DATASETS
 from train.models import MODELS
 
@@ -48,16 +48,15 @@ def list_layers(params: Any, masks: Any, scale: float, model: Any) -> list[Layer
     scale: gain of the kernels: they are compared with `scale` times orthogonal.
     model: the network.
   """
-  errors = with_layouts(eoi_jax.gram_errors, model)(params, scale=scale)
+  errors = eoi_jax.gram_errors(params, scale=scale, layouts=model.layouts)
   flat_masks, rows = named_leaves(masks), []
-  for name, kernel in find_kernels(params, model).items():
-    if name not in errors:
-      continue
-    mask, size = flat_masks[name], kernel.size * kernel.count
+  for name, kernel in find_kernels(params, model.layouts).items():
+    mask, size = flat_masks[name], kernel.layer_size * kernel.num_layers
     live = size if mask is None else int(np.sum(np.asarray(mask)))
     error = float(np.max(errors[name]))
-    shape, count = kernel.shape, kernel.count
-    rows.append(Layer(name, shape, count, live, live / size, error, kernel.floor))
+    shape, count = kernel.layer_shape, kernel.num_layers
+    floor = min(shape[-2:]) / kernel.layer_size
+    rows.append(Layer(name, shape, count, live, live / size, error, floor))
   return rows
 
 

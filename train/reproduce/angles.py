@@ -18,7 +18,6 @@ import optax
 
 import eoi_jax
 from train.core.console import UserError
-from train.core.kernels import with_layouts
 from train.core.steps import cross_entropy
 from train.data.datasets import Dataset
 from train.data.images import normalize
@@ -84,8 +83,8 @@ def _start(task: Task, key: jax.Array, density: float, angle: float | None):
   key_init, key_start = jax.random.split(key)
   shape = (1, *task.dataset.spec.shape)
   params = jax.jit(task.model.init)(key_init, jnp.zeros(shape))["params"]
-  sparsify = with_layouts(eoi_jax.sparsify, task.model)
-  return sparsify(key_start, params, density, options={"angle": angle})
+  options, layouts = {"angle": angle}, task.model.layouts
+  return eoi_jax.sparsify(key_start, params, density, options=options, layouts=layouts)
 
 
 def _train(task: Task, starts: Any, keys: jax.Array) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,6 @@ import numpy as np
 
 import eoi_jax
 from train.core.console import UserError
-from train.core.kernels import exact_densities, with_layouts
 from train.core.start import balanced_rows
 from train.data.images import normalize
 from train.data.load import load_dataset
@@ -136,25 +135,23 @@ def _dense(seed: int) -> Any:
   model = _model("")
   params = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, *_SHAPE)))["params"]
   key = jax.random.fold_in(jax.random.key(seed), 1)
-  sparsify = with_layouts(eoi_jax.sparsify, model)
-  return sparsify(key, params, 1.0, start="orthogonal")[0]
+  options = {"start": "orthogonal", "layouts": model.layouts}
+  return eoi_jax.sparsify(key, params, 1.0, **options)[0]
 
 
 def _masks(net: Net) -> Any:
   """Which weights the distribution keeps."""
-  params, model = _dense(net.seed), _model(net.activation)
+  params, layouts = _dense(net.seed), _model(net.activation).layouts
   if net.distribution == "synflow":
     function, shape = _apply_function(net.activation), (1, *_SHAPE)
-    synflow = with_layouts(eoi_jax.synflow_masks, model)
-    return synflow(function, params, shape, net.density)
+    return eoi_jax.synflow_masks(function, params, shape, net.density, layouts=layouts)
   if net.distribution in _OF_DATA:
     scores = _scores(net.distribution, net.activation, net.seed)
     return eoi_jax.global_masks(scores, net.density)
-  allocate = {"uniform": eoi_jax.uniform, "erk": eoi_jax.erk}[net.distribution]
   key = jax.random.fold_in(jax.random.key(net.seed), 2)
-  wanted = with_layouts(allocate, model)(params, net.density)
-  wanted = exact_densities(params, wanted, net.density, model)
-  return with_layouts(eoi_jax.random_masks, model)(key, params, wanted)
+  rule = net.distribution
+  wanted = eoi_jax.allocate(params, net.density, rule=rule, layouts=layouts)
+  return eoi_jax.random_masks(key, params, wanted, layouts=layouts)
 
 
 @functools.cache
@@ -167,14 +164,11 @@ def _scores(distribution: str, activation: str, seed: int) -> Any:
   for rows in np.array_split(balanced_rows(key, labels, _EXAMPLES), 2):
     images = jnp.asarray(np.asarray(dataset.train.images)[rows])
     halves.append((normalize(images, dataset.spec), jnp.asarray(labels[rows])))
-  function, params, model = (
-    _apply_function(activation),
-    _dense(seed),
-    _model(activation),
-  )
+  function, params = _apply_function(activation), _dense(seed)
+  layouts = _model(activation).layouts
   if distribution == "snip":
-    return with_layouts(eoi_jax.snip_scores, model)(function, params, halves[0])
-  return with_layouts(eoi_jax.grasp_scores, model)(function, params, halves)
+    return eoi_jax.snip_scores(function, params, halves[0], layouts=layouts)
+  return eoi_jax.grasp_scores(function, params, halves, layouts=layouts)
 
 
 _mnist = functools.cache(lambda: load_dataset("mnist"))
@@ -182,26 +176,31 @@ _mnist = functools.cache(lambda: load_dataset("mnist"))
 
 def _start(start: str, masks: dict[Net, Any], options: dict[str, Any]) -> dict:
   """Starts all networks at once."""
-  model = _model("")
+  layouts = _model("").layouts
   targets = masks
   if start == "eoi":  # it keeps the densities of the layers, not the masks
-    targets = {}
-    for net, tree in masks.items():
-      params, wanted = (
+    targets = {
+      net: eoi_jax.allocate(
         _dense(net.seed),
-        with_layouts(eoi_jax.mask_densities, model)(tree),
+        net.density,
+        rule=eoi_jax.masks.mask_densities(tree, layouts=layouts),
+        floors="lift",
+        layouts=layouts,
       )
-      targets[net] = exact_densities(params, wanted, net.density, model, floors="lift")
+      for net, tree in masks.items()
+    }
   if start == "base":
     options = {"reference": "orthogonal"}
   dense = {f"{net}": _dense(net.seed) for net in masks}
   try:
-    params, _ = with_layouts(eoi_jax.sparsify, model, copies=dense)(
+    table = {f"*/{name}": layout for name, layout in layouts.items()}
+    params, _ = eoi_jax.sparsify(
       jax.random.key(0),
       dense,
       {f"{net}": target for net, target in targets.items()},
       start=start,
       options=options,
+      layouts=eoi_jax.kernel_layouts(dense, table),
     )
   except ValueError as error:
     raise UserError(str(error)) from error
@@ -212,7 +211,7 @@ def _summary(activation: str, nets: list[Any], inputs: jax.Array) -> dict[str, f
   """Mean, largest and smallest singular value, and the deviation of the mean."""
   function = _apply_function(activation)
   values = [eoi_jax.jacobian_singular_values(function, net, inputs) for net in nets]
-  summaries = np.array([eoi_jax.spectrum_summary(v)[:3] for v in values])
+  summaries = np.array([eoi_jax.signal.spectrum_summary(v)[:3] for v in values])
   mean, top, bottom = summaries.mean(axis=0).tolist()
   deviation = float(summaries[:, 0].std(ddof=1)) if len(nets) > 1 else 0.0
   return {"mean": mean, "max": top, "min": bottom, "deviation": deviation}
