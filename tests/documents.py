@@ -1,14 +1,18 @@
 """Code blocks of Markdown pages: Python to run, commands to check."""
 
+import importlib.metadata
 import pathlib
 import re
 import shlex
+import tomllib
 from typing import NamedTuple
+
+import jax
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Packages that a page may use and a test environment may lack.
 OPTIONAL = ("equinox", "haiku")
-_FENCE = re.compile(r"^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 class Page(NamedTuple):
@@ -48,13 +52,27 @@ class Page(NamedTuple):
     return [name for name in OPTIONAL if name in imported]
 
   def run_python(self) -> None:
-    """Runs the Python blocks in order, in one namespace."""
-    exec(compile(self.python, self.name, "exec"), {"__name__": "page"})
+    """Runs the Python blocks in order, in one namespace, as a user's JAX would."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+      exec(compile(self.python, self.name, "exec"), {"__name__": "page"})
 
 
 def read(path: pathlib.Path) -> Page:
   """Reads a page of the checkout."""
   return Page(path.relative_to(ROOT).as_posix(), path.read_text())
+
+
+def unknown_extras(requirements: list[str]) -> list[str]:
+  """Extras in the arguments of `pip install` that their package does not have."""
+  project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+  unknown = []
+  for requirement in requirements:
+    if match := re.fullmatch(r"([\w.-]+)\[([\w,]+)\]", requirement):
+      extras = project["optional-dependencies"]
+      if match[1] != ".":
+        extras = importlib.metadata.metadata(match[1]).get_all("Provides-Extra")
+      unknown += [name for name in match[2].split(",") if name not in extras]
+  return unknown
 
 
 def _without_prefix(words):
