@@ -1,6 +1,7 @@
 # Everything from python3 (3.11, 3.12 or 3.13) and make:
 #   make run     set up, then train configs/quickstart.py
 #   make test    set up, then the whole test suite
+#   make test-fast  likewise, without the tests marked slow
 #   make lint    set up, then ruff and pyright
 #   make lock    rewrite constraints.txt from pyproject.toml
 # `PYTHON=python3.12 make test` chooses the interpreter, TFDS_DATA_DIR the data sets.
@@ -17,16 +18,16 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 INSTALL := $(PIP) install --constraint constraints.txt
 
-.PHONY: run test lint lock clean FORCE
+.PHONY: run test test-fast lint lock clean FORCE
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed-train
 	@$(BIN)/python -m train.run --config $(CONFIG) $(ARGS)
 
 # Test processes share an accelerator: none may claim all of its memory.
-test: $(VENV)/.installed-train,test
-	@XLA_PYTHON_CLIENT_PREALLOCATE=false \
-	  $(BIN)/python -m pytest -n logical --maxprocesses $(WORKERS) --dist worksteal $(ARGS)
+test test-fast: $(VENV)/.installed-train,test
+	@XLA_PYTHON_CLIENT_PREALLOCATE=false $(BIN)/python -m pytest -n logical \
+	  --maxprocesses $(WORKERS) --dist worksteal $(if $(filter %-fast,$@),-m "not slow") $(ARGS)
 
 lint: $(VENV)/.installed-train,imagenet,tensorboard,lint
 	@$(BIN)/python -m ruff check .

@@ -22,12 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import cifar10_dynamic
-from eoi_jax._kernels import named_leaves
-from train.datasets import Split
-from train.feed import Feed
-from train.plan import Plan, make_plan, start_state
-from train.state import Recipe, TrainState
-from train.steps import cross_entropy, normalize, train_chunk
+from train.core.kernels import named_leaves
+from train.core.plan import Feed, Plan, make_plan, start_state
+from train.core.state import Recipe, TrainState
+from train.core.steps import cross_entropy, train_chunk
+from train.data.datasets import Split
+from train.data.images import normalize
 
 BATCH, REFERENCE, SIZES, DRAWS = 32, 4096, (32, 128, 512, 2048, 4096), 3
 FRACTION = 0.3  # of the live weights, as at RigL's first change

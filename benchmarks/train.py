@@ -29,10 +29,10 @@ import numpy as np
 
 from benchmarks.init import hardware
 from configs import cifar10_cnn1000, cifar10_resnet32, mnist_mlp7, mnist_mlp1000
-from train.datasets import Split
-from train.plan import Plan, check_plan, start_state
-from train.seeds import take_seed
-from train.steps import train_chunk
+from train.core.plan import Plan, check_plan, start_state
+from train.core.state import take_seed
+from train.core.steps import train_chunk
+from train.data.datasets import Split
 
 NUM_SEEDS = 5
 

@@ -1,149 +1,98 @@
 """Exact orthogonal initialization and static sparse training in JAX.
 
 Sparse, exactly orthogonal kernels from random Givens rotations, the masks that go with
-them, and an optax transformation that keeps dead weights at exact zero.
+them, and optax transformations that keep dead weights at exact zero. What a first
+program needs stands here; the rest stands in the namespaces:
+
+  - `layouts`: how each leaf of a tree is a batch of matrices;
+  - `givens`: rotations, their expected density, sparse orthogonal matrices;
+  - `initializers`: EOI, the dense references, approximate isometry, SAO, `sparsify`;
+  - `masks`: masks as trees, density allocation, SNIP, GraSP, SynFlow;
+  - `optim`: static and dynamic sparsity under any optax optimizer;
+  - `signal`: Jacobian spectra, criticality, profiles, connectivity;
+  - `blocks`: block-sparse orthogonal kernels whose products cost what they weigh.
 
 Reference: Nowak et al., "Sparser, Better, Deeper, Stronger: Improving Static Sparse
 Training with Exact Orthogonal Initialization", 2024, arXiv:2406.01755.
 """
 
-from eoi_jax.givens.density import expected_density, rotations_for_density
-from eoi_jax.givens.factorization import rotated_identity, rotations_from_orthogonal
-from eoi_jax.givens.orthogonal import orthogonality_error, sparse_orthogonal
-from eoi_jax.givens.patterns import pattern_fill
-from eoi_jax.givens.rotations import Rotations, apply_rotations, sample_rotations
-from eoi_jax.initializers.dense import (
-  conv_orthogonal,
-  delta_orthogonal,
-  dense_orthogonal,
+from eoi_jax import blocks, givens, initializers, layouts, masks, optim, signal
+from eoi_jax.givens import (
+  Rotations,
+  apply_rotations,
+  expected_density,
+  orthogonality_error,
+  rotations_for_density,
+  sample_rotations,
+  sparse_orthogonal,
 )
-from eoi_jax.initializers.eoi import eoi_init
-from eoi_jax.initializers.isometry import IsometryResult, approximate_isometry
-from eoi_jax.initializers.sao import sao_degrees, sao_orthogonal
-from eoi_jax.initializers.sparsify import sparsify
-from eoi_jax.masks.allocation import budgets, densities_from_budgets, erk, uniform
-from eoi_jax.masks.saliency import (
-  global_masks,
-  grasp_scores,
-  magnitude_scores,
-  random_scores,
-  snip_scores,
-)
-from eoi_jax.masks.synflow import synflow_masks, synflow_scores
-from eoi_jax.masks.trees import (
-  DeadUnits,
-  MaskCount,
+from eoi_jax.initializers import eoi_init, sparsify
+from eoi_jax.layouts import Layout, Layouts, kernel_layouts
+from eoi_jax.layouts_flax import linen_layouts, nnx_layouts
+from eoi_jax.masks import (
+  allocate,
   apply_masks,
   count_masks,
-  dead_units,
+  erk,
+  global_masks,
+  grasp_scores,
   kernel_masks,
-  mask_densities,
   random_masks,
+  snip_scores,
+  synflow_masks,
+  synflow_scores,
+  uniform,
 )
-from eoi_jax.optim.dynamic import DynamicSparsityState, current_masks, dynamic_sparsity
-from eoi_jax.optim.recipes import rigl, set_evolution
-from eoi_jax.optim.restore import restore_isometry
-from eoi_jax.optim.rules import evolve_masks
-from eoi_jax.optim.schedule import drop_schedule
-from eoi_jax.optim.static import StaticSparsityState, static_sparsity
-from eoi_jax.signal.collapse import Collapse, find_collapse
-from eoi_jax.signal.connectivity import (
-  Components,
-  connected_components,
-  effective_density,
-  effective_masks,
-)
-from eoi_jax.signal.gram import gram_errors
-from eoi_jax.signal.jacobian import (
-  JacobianExtremes,
-  SpectrumSummary,
-  jacobian_extremes,
-  jacobian_singular_values,
-  spectrum_summary,
-)
-from eoi_jax.signal.mean_field import (
-  chi_1,
-  correlation_length,
+from eoi_jax.optim import current_masks, rigl, set_evolution, static_sparsity
+from eoi_jax.signal import (
+  conv_singular_values,
   critical_point,
-  critical_variance,
-  variance_fixed_point,
+  gram_errors,
+  jacobian_singular_values,
 )
-from eoi_jax.signal.meters import LayerProfile, layer_profiles, new_meter, watch
-from eoi_jax.signal.profiles import SignalProfile, gradient_norms, signal_profile
 
 __version__ = "0.1.0"
 
 __all__ = [
-  "Collapse",
-  "Components",
-  "DeadUnits",
-  "DynamicSparsityState",
-  "IsometryResult",
-  "JacobianExtremes",
-  "LayerProfile",
-  "MaskCount",
+  "Layout",
+  "Layouts",
   "Rotations",
-  "SignalProfile",
-  "SpectrumSummary",
-  "StaticSparsityState",
+  "allocate",
   "apply_masks",
   "apply_rotations",
-  "approximate_isometry",
-  "budgets",
-  "chi_1",
-  "connected_components",
-  "conv_orthogonal",
-  "correlation_length",
+  "blocks",
+  "conv_singular_values",
   "count_masks",
   "critical_point",
-  "critical_variance",
   "current_masks",
-  "dead_units",
-  "delta_orthogonal",
-  "dense_orthogonal",
-  "densities_from_budgets",
-  "drop_schedule",
-  "dynamic_sparsity",
-  "effective_density",
-  "effective_masks",
   "eoi_init",
   "erk",
-  "evolve_masks",
   "expected_density",
-  "find_collapse",
+  "givens",
   "global_masks",
-  "gradient_norms",
   "gram_errors",
   "grasp_scores",
-  "jacobian_extremes",
+  "initializers",
   "jacobian_singular_values",
+  "kernel_layouts",
   "kernel_masks",
-  "layer_profiles",
-  "magnitude_scores",
-  "mask_densities",
-  "new_meter",
+  "layouts",
+  "linen_layouts",
+  "masks",
+  "nnx_layouts",
+  "optim",
   "orthogonality_error",
-  "pattern_fill",
   "random_masks",
-  "random_scores",
-  "restore_isometry",
   "rigl",
-  "rotated_identity",
   "rotations_for_density",
-  "rotations_from_orthogonal",
   "sample_rotations",
-  "sao_degrees",
-  "sao_orthogonal",
   "set_evolution",
-  "signal_profile",
+  "signal",
   "snip_scores",
   "sparse_orthogonal",
   "sparsify",
-  "spectrum_summary",
   "static_sparsity",
   "synflow_masks",
   "synflow_scores",
   "uniform",
-  "variance_fixed_point",
-  "watch",
 ]

@@ -13,10 +13,23 @@ collect_ignore = ["programs"]
 # Implicit promotion hides mistakes in a library that promises exact zeros and dtypes.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# A cache left by an earlier run must not decide what this run compiles.
-jax.config.update("jax_enable_compilation_cache", False)
+# Each run starts from an empty cache of compiled programs, which its workers share.
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_compilation_cache(tmp_path_factory):
+  """A new cache of compiled programs, for this run and the processes it starts."""
+  base = tmp_path_factory.getbasetemp()
+  if "PYTEST_XDIST_WORKER" in os.environ:
+    base = base.parent  # all workers share it
+  jax.config.update("jax_compilation_cache_dir", str(base / "compiled"))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    patch.setenv("XDG_CACHE_HOME", str(base / "cache"))
+    yield
 
 
 @pytest.fixture(scope="session")

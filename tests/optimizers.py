@@ -36,6 +36,11 @@ EXCEPTIONS = {
   "optax.contrib.dpsgd": "takes gradients per example, `[batch, ...]`, not per leaf",
 }
 
+# Not driven with masks that change: `dynamic_sparsity` names them.
+STATIC_ONLY = {
+  "optax.contrib.acprop": "divides by the second moment of the step before",
+}
+
 # What an optimizer needs beyond a learning rate.
 OPTIONS = {
   "optax.noisy_sgd": {"key": jax.random.key(0)},

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import eoi_jax
+from eoi_jax import kernel_layouts
+from eoi_jax.signal import Collapse, effective_masks, find_collapse
 
 
 def _mlp(params, inputs):
@@ -20,17 +21,13 @@ def _mlp(params, inputs):
   return x @ params["c"]["kernel"] + params["c"]["bias"][None]
 
 
-def is_stacked(name, leaf):
-  del leaf
-  return name.startswith("b/")
-
-
 DEPTH, WIDTH = 12, 6
 PARAMS = {
   "a": {"kernel": jnp.ones((4, WIDTH)), "bias": jnp.ones(WIDTH)},
   "b": {"kernel": jnp.ones((DEPTH, WIDTH, WIDTH)), "bias": jnp.ones((DEPTH, WIDTH))},
   "c": {"kernel": jnp.ones((WIDTH, 3)), "bias": jnp.ones(3)},
 }
+LAYOUTS = kernel_layouts(PARAMS, {"b/kernel": "sio", "b/bias": None})
 FULL = {
   "a": {"kernel": np.ones((4, WIDTH), bool), "bias": None},
   "b": {"kernel": np.ones((DEPTH, WIDTH, WIDTH), bool), "bias": None},
@@ -39,9 +36,7 @@ FULL = {
 
 
 def collapse(masks, **options):
-  return eoi_jax.find_collapse(
-    _mlp, PARAMS, masks, (1, 4), is_stacked=is_stacked, **options
-  )
+  return find_collapse(_mlp, PARAMS, masks, (1, 4), layouts=LAYOUTS, **options)
 
 
 def with_hidden(change):
@@ -51,7 +46,7 @@ def with_hidden(change):
 
 
 def test_nothing_to_report():
-  assert collapse(FULL) == eoi_jax.Collapse((), (), False, "")
+  assert collapse(FULL) == Collapse((), (), False, "")
 
 
 def test_a_layer_without_a_weight_is_named():
@@ -76,7 +71,7 @@ def test_a_cut_without_an_empty_layer_is_found():
 
 def test_only_masks_count():
   params = jax.tree.map(jnp.zeros_like, PARAMS)  # trainable zeros carry paths
-  found = eoi_jax.find_collapse(_mlp, params, FULL, (1, 4), is_stacked=is_stacked)
+  found = find_collapse(_mlp, params, FULL, (1, 4), layouts=LAYOUTS)
   assert found.message == ""
 
 
@@ -96,7 +91,7 @@ def test_paths_equal_those_of_boolean_matrices(density):
     layer & f[:, None] & b[None]
     for layer, f, b in zip(layers, forward, backward, strict=False)
   ]
-  found = eoi_jax.effective_masks(_mlp, PARAMS, masks, (1, 4), is_stacked=is_stacked)
+  found = effective_masks(_mlp, PARAMS, masks, (1, 4), layouts=LAYOUTS)
   assert np.array_equal(found["a"]["kernel"], expected[0])
   assert np.array_equal(found["b"]["kernel"], np.stack(expected[1:-1]))
   assert np.array_equal(found["c"]["kernel"], expected[-1])
@@ -124,7 +119,8 @@ class Branches(nn.Module):
 
 def test_branches_norms_gates_and_pools():
   model = Branches()
-  params = model.init(jax.random.key(0), jnp.ones((1, 4, 4, 2)))["params"]
+  inputs = jax.ShapeDtypeStruct((1, 4, 4, 2), jnp.float32)
+  params = jax.eval_shape(model.init, jax.random.key(0), inputs)["params"]
 
   def apply_fn(params, inputs):
     return model.apply({"params": params}, inputs)
@@ -133,12 +129,21 @@ def test_branches_norms_gates_and_pools():
   masks = {n: dict.fromkeys(leaf) for n, leaf in params.items()}
   for name in kernels:
     masks[name]["kernel"] = np.ones(params[name]["kernel"].shape, bool)
-  found = eoi_jax.find_collapse(apply_fn, params, masks, (1, 4, 4, 2))
+  found = find_collapse(apply_fn, params, masks, (1, 4, 4, 2))
   assert found.message == ""
   masks["outer"]["kernel"][:] = False  # the block is dead, the network is not
-  found = eoi_jax.find_collapse(apply_fn, params, masks, (1, 4, 4, 2))
+  found = find_collapse(apply_fn, params, masks, (1, 4, 4, 2))
   assert found.empty == ("outer/kernel",) and not found.disconnected
   assert found.cut == ()  # what is inside still acts through the gate
+
+
+def test_a_skip_connection_is_a_path():
+  params = {"kernel": jnp.ones((3, 3))}
+  empty = {"kernel": np.zeros((3, 3), bool)}
+  found = find_collapse(lambda p, x: x + x @ p["kernel"], params, empty, (1, 3))
+  assert found == Collapse(("kernel",), (), False, "no weight: kernel")
+  found = find_collapse(lambda p, x: (x @ p["kernel"], x), params, empty, (1, 3))
+  assert found.disconnected  # what comes after the logits is no output
 
 
 def test_errors(value_error):

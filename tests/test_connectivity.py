@@ -1,21 +1,25 @@
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from eoi_jax import (
-  connected_components,
   count_masks,
+  kernel_layouts,
+  kernel_masks,
+  random_masks,
+  sparse_orthogonal,
+  sparsify,
+)
+from eoi_jax.signal import (
+  connected_components,
   effective_density,
   effective_masks,
   gradient_norms,
-  kernel_masks,
-  random_masks,
   signal_profile,
-  sparse_orthogonal,
-  sparsify,
 )
 
 
@@ -53,7 +57,7 @@ def test_effective_masks_of_a_chain(density):
   effective = effective_masks(tanh_net, params, masks, (1, 40))
   expected = _by_reachability([np.asarray(layer["kernel"]) for layer in masks])
   for found, wanted in zip(effective, expected, strict=True):
-    np.testing.assert_array_equal(found["kernel"], wanted)
+    chex.assert_trees_all_equal(found["kernel"], wanted)
     assert found["bias"] is None
   total = sum(count.total for count in count_masks(effective).values())
   live = sum(wanted.sum() for wanted in expected)
@@ -80,18 +84,14 @@ def test_effective_masks_of_a_deep_stack():
     "last": {"kernel": jnp.ones((16, 4))},
   }
 
-  def is_stacked(name, leaf):
-    del leaf
-    return name.startswith("hidden")
-
-  options = {"is_stacked": is_stacked}
-  _, masks = sparsify(jax.random.key(0), params, 0.25, **options)
+  options = {"layouts": kernel_layouts(params, {"hidden/kernel": "sio"})}
+  masks = random_masks(jax.random.key(0), params, 0.25, **options)
   masks["last"] = {"kernel": None}
   effective = effective_masks(_stacked_net, params, masks, (1, 16), **options)
   chain = [masks["first"]["kernel"], *masks["hidden"]["kernel"], np.ones((16, 4), bool)]
   expected = _by_reachability([np.asarray(mask) for mask in chain])
-  np.testing.assert_array_equal(effective["hidden"]["kernel"], np.stack(expected[1:-1]))
-  np.testing.assert_array_equal(effective["last"]["kernel"], expected[-1])
+  chex.assert_trees_all_equal(effective["hidden"]["kernel"], np.stack(expected[1:-1]))
+  chex.assert_trees_all_equal(effective["last"]["kernel"], expected[-1])
 
 
 def test_components():
@@ -117,7 +117,7 @@ def test_a_sparse_orthogonal_matrix_falls_into_blocks():
   assert counts[0] == 64 and 1 <= counts[1] < 16
   blocks = connected_components(sparse_orthogonal(jax.random.key(0), (64, 64), 0.2))
   sizes = np.bincount(blocks.inputs)
-  np.testing.assert_array_equal(sizes, np.bincount(blocks.outputs))  # square blocks
+  chex.assert_trees_all_equal(sizes, np.bincount(blocks.outputs))  # square blocks
   assert sizes[0] == sizes.max()
 
 

@@ -1,19 +1,20 @@
 import functools
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from eoi_jax import (
+from eoi_jax import sparse_orthogonal
+from eoi_jax.signal import (
   chi_1,
   correlation_length,
   critical_point,
   critical_variance,
   signal_profile,
-  sparse_orthogonal,
   variance_fixed_point,
 )
 
@@ -124,6 +125,40 @@ def test_correlation_length_diverges_at_the_critical_point():
   assert correlation_length(jax.nn.relu, 1.5, 0.1) == 0.0
 
 
+def test_a_slope_that_vanishes_at_small_variances():
+  """relu(x - 1) of a weak signal is 0: the signal is lost in the first layer."""
+
+  def activation(x):
+    return jax.nn.relu(x - 1)
+
+  assert chi_1(activation, 1e-12, sigma_w=1.0) == 0.0
+  assert correlation_length(activation, 1.0, 0.0) == 0.0
+  q_star = critical_variance(activation, 2.0)
+  assert 4 * stats.norm.sf(q_star**-0.5) == pytest.approx(1, rel=1e-9)
+
+
+def _power(exponent):
+  return lambda x: jnp.abs(x) ** exponent
+
+
+def test_integrable_poles_of_the_slope():
+  """E f'^2 of |x|^p is p^2 E |z|^(2p - 2), by the Gamma function; p > 1/2."""
+  for p in (0.75, 2.0):
+    moment = 2 ** (p - 1) * math.gamma(p - 0.5) / math.sqrt(math.pi)
+    found = chi_1(_power(p), 1.0, sigma_w=1.0)
+    assert found == pytest.approx(p**2 * moment, rel=1e-9)
+
+
+def test_a_divergent_slope_leaves_the_variance(value_error):
+  """q' = E |z| sqrt(q) of sqrt(|x|) has a fixed point; only its slope diverges."""
+  found = variance_fixed_point(_power(0.5), 1.0, 0.0)
+  assert found == pytest.approx(2 / math.pi, rel=1e-9)
+  for function in (critical_point, lambda *args: chi_1(*args, sigma_w=1.0)):
+    for p in (0.5, 0.4):
+      with value_error("`activation`", "mean squared derivative", "diverges"):
+        function(_power(p), 1.0)
+
+
 def _tanh_layer(params, x):
   kernel, bias = params
   return jnp.tanh(x) @ kernel + bias[None, :]
@@ -145,8 +180,8 @@ def test_a_deep_sparse_tanh_net_keeps_its_variance():
   )
   inputs = math.sqrt(q_star) * jax.random.normal(key_inputs, (64, 256))
   profile = signal_profile(key, _tanh_layer, stack, inputs)
-  np.testing.assert_allclose(profile.mean_square[-1], q_star, rtol=0.05)
-  np.testing.assert_allclose(jnp.mean(profile.mean_square), q_star, rtol=0.05)
+  for mean_square in (profile.mean_square[-1], jnp.mean(profile.mean_square)):
+    chex.assert_trees_all_close(mean_square, jnp.float32(q_star), rtol=0.05)
   assert 0.3 < profile.gradient_gain[0] < 3
 
 
@@ -163,7 +198,10 @@ def test_off_the_critical_line_the_gradient_is_lost():
     (lambda: critical_point(jnp.tanh, 0.0), ["`q_star`", "positive"]),
     (lambda: critical_point(jnp.tanh, math.nan), ["`q_star`", "finite"]),
     (lambda: critical_point(jnp.sign, 1.0), ["`activation`", "slope"]),
+    (lambda: correlation_length(jnp.sign, 1.0, 0.1), ["`activation`", "slope"]),
     (lambda: critical_point(jnp.log, 1.0), ["`activation`", "finite"]),
+    (lambda: critical_point(lambda x: jnp.exp(x**2), 1.0), ["mean square", "diverges"]),
+    (lambda: critical_point(lambda x: jnp.exp(1j * x), 1.0), ["real", "complex128"]),
     (lambda: critical_point(lambda x: x - 3, 1.0), ["`q_star`", "10"]),
     (lambda: critical_variance(jnp.tanh, 0.9), ["`sigma_w`", "0.9"]),
     (lambda: critical_variance(jax.nn.relu, 2**0.5), ["every variance"]),

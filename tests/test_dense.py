@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eoi_jax import conv_orthogonal, delta_orthogonal, dense_orthogonal, gram_errors
+from eoi_jax import gram_errors, kernel_layouts
+from eoi_jax.initializers import conv_orthogonal, delta_orthogonal, dense_orthogonal
 
 ATOL = 5e-6
 INITS = [dense_orthogonal, delta_orthogonal, conv_orthogonal]
@@ -14,7 +15,9 @@ SHAPES = [(3, 6, 8), (3, 3, 8, 6), (2, 4, 6, 6), (2, 3, 2, 5, 7), (1, 1, 4, 6)]
 
 
 def gram_error(kernel, scale=1.0):
-  (error,) = gram_errors([kernel], scale=scale, num_groups=lambda *_: 1).values()
+  axes = "w" * (kernel.ndim - 2) + "io"
+  layouts = kernel_layouts([kernel], {"0": axes})
+  (error,) = gram_errors([kernel], scale=scale, layouts=layouts).values()
   return float(error[0])
 
 
@@ -68,7 +71,7 @@ def test_the_flat_reference_is_orthogonal_over_its_patches():
   gram = jnp.matmul(flat.T, flat, precision="highest")
   np.testing.assert_allclose(gram, np.eye(8), atol=ATOL)
   assert gram_error(kernel) > 0.01  # no isometry where patches overlap
-  patches = gram_errors([kernel], is_patches=lambda *_: True)
+  patches = gram_errors([kernel], layouts=kernel_layouts([kernel], {"0": "iiio"}))
   assert float(patches["0"][0]) < ATOL
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import time
 
 import jax
 import jax.numpy as jnp
@@ -130,6 +131,26 @@ def test_it_is_the_first_step_that_reaches_the_density(density):
   t = rotations_for_density(32, density)
   assert expected_density(32, t) >= density
   assert t == 0 or expected_density(32, t - 1) < density
+
+
+@pytest.mark.parametrize(
+  "num_columns, density, want",  # by the recurrence, which takes minutes
+  [
+    (4096, 0.1, 12729),
+    (8192, 0.02, 21046),
+    (8192, 0.8, 46383),
+    (16384, 10 / 16384, 18871),
+    (16384, 0.3, 74896),
+  ],
+)
+def test_many_columns_agree_with_the_recurrence(num_columns, density, want):
+  assert rotations_for_density(num_columns, density) == pytest.approx(want, rel=1e-4)
+
+
+def test_planning_a_million_columns_is_no_wait():
+  begin = time.perf_counter()
+  few, many = (rotations_for_density(2**20, d) for d in (0.1, 1.0))
+  assert few < many and time.perf_counter() - begin < 0.5
 
 
 def test_the_floor_needs_no_rotation():

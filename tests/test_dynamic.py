@@ -13,7 +13,8 @@ import optax
 import pytest
 
 import eoi_jax
-from eoi_jax import (
+from eoi_jax import kernel_layouts
+from eoi_jax.optim import (
   current_masks,
   dynamic_sparsity,
   restore_isometry,
@@ -66,7 +67,7 @@ def test_one_change_by_hand():
   np.testing.assert_allclose(params["kernel"], want, rtol=1e-6)
   np.testing.assert_array_equal(np.asarray(params["kernel"])[CHANGED], 0)
   np.testing.assert_allclose(params["bias"], 0.9, rtol=1e-6)
-  assert grown(state.num_grown) == 1 and int(state.count) == 1
+  assert grown(state.num_grown) == 1 and int(state.num_updates) == 1
   # The new weight is trained from the next step on, the dropped one no more.
   params, state = steps(tx, 2)
   want = np.float32([[3.9, -3.1, 0], [0, -0.3, 0]])
@@ -309,8 +310,8 @@ def test_a_run_goes_on_from_saved_arrays(name):
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_stacked_leaves_and_totals(scope):
   params, masks, goal = problem(jax.random.key(3), stacked=True)
-  stacked = lambda name, leaf: name == "a"  # noqa: E731
-  tx = RECIPES["rigl"](masks, None, scope=scope, is_stacked=stacked)
+  layouts = kernel_layouts(params, {"a": "sio", "b": "io"})
+  tx = RECIPES["rigl"](masks, None, scope=scope, layouts=layouts)
   _, state = jit(functools.partial(run, tx))(params, goal)
   before, after = masks["a"].sum((1, 2)), state.masks["a"].sum((1, 2))
   if scope == "layer":
@@ -403,7 +404,8 @@ def test_isometry_is_restored_within_the_masks():
   updates = kernels(lambda x: jax.random.normal(jax.random.key(4), x.shape), trained)
   make = functools.partial(dynamic_sparsity, optax.sgd(0.0), masks, schedule=in_step(1))
   data = {"params": trained, "updates": updates}
-  with_it, state = steps(make(restore=restore_isometry), 1, **data)
+  restore = functools.partial(restore_isometry, scale=1.0)
+  with_it, state = steps(make(restore=restore), 1, **data)
   without, plain = steps(make(), 1, **data)
   jax.tree.map(np.testing.assert_array_equal, state.masks, plain.masks)
   for name in ("dense", "conv"):
@@ -424,9 +426,8 @@ def test_restoring_at_the_kernels_own_scale():
   kernel = 3 * jax.random.normal(jax.random.key(0), (2, 12, 20)) / 20**0.5
   live = jax.random.bernoulli(jax.random.key(1), 0.5, kernel.shape)
   start = jnp.where(live, kernel, 0)
-  got = restore_isometry(
-    {"kernel": start}, {"kernel": live}, scale=None, is_stacked=lambda *_: True
-  )["kernel"]
+  layouts = kernel_layouts({"kernel": start}, {"kernel": "sio"})
+  got = restore_isometry({"kernel": start}, {"kernel": live}, layouts=layouts)["kernel"]
   for before, after in zip(start, got, strict=True):
     scale = float(jnp.sqrt(jnp.sum(before**2) / 12))
     assert frobenius(after, scale) < 0.2 * frobenius(before, scale)

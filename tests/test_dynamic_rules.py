@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eoi_jax import drop_schedule, evolve_masks
+from eoi_jax import kernel_layouts
+from eoi_jax.optim import drop_schedule, evolve_masks
 
 
 def published(drop, grow, live, fraction):
@@ -133,11 +134,11 @@ def test_layers_of_a_stack_are_layers_of_their_own():
   weights, updates = (jax.random.normal(k, (4, 6, 8)) for k in keys[:2])
   live = jax.random.bernoulli(keys[2], jnp.array([0.1, 0.3, 0.5, 0.9])[:, None, None])
   live = jnp.broadcast_to(live, weights.shape) & (weights < 1)
-  stacked = lambda name, leaf: name == "stack"  # noqa: E731
   tree = {"other": updates[0], "stack": weights}
   more = {"other": weights[0], "stack": updates}
   masks = {"other": live[0], "stack": live}
-  got = evolve_masks(None, tree, more, masks, 0.4, is_stacked=stacked)
+  layouts = kernel_layouts(tree, {"stack": "sio", "other": "io"})
+  got = evolve_masks(None, tree, more, masks, 0.4, layouts=layouts)
   for layer in range(4):
     alone = evolve_masks(None, weights[layer], updates[layer], live[layer], 0.4)
     np.testing.assert_array_equal(got["stack"][layer], alone)

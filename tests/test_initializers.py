@@ -1,5 +1,6 @@
 """`eoi_init`: kernels that keep norms, in Flax layers and in plain pytrees."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +8,14 @@ import optax
 import pytest
 from flax import linen, nnx
 
-from eoi_jax import eoi_init, kernel_masks, orthogonality_error, static_sparsity
+from eoi_jax import (
+  eoi_init,
+  kernel_layouts,
+  kernel_masks,
+  orthogonality_error,
+  static_sparsity,
+)
+from eoi_jax.layouts import find_kernels
 
 ATOL = 5e-6
 DENSITY = 0.2
@@ -19,6 +27,12 @@ IN, OUT = 16, 24
 def center(window):
   """The tap that sees its own position under SAME padding."""
   return tuple((size - 1) // 2 for size in window)
+
+
+def draw(window):
+  """A kernel; a window of one even size has to be said to be one."""
+  axes = "w" * len(window) + "io" if window == (4,) else None
+  return eoi_init(DENSITY, axes=axes)(jax.random.key(0), (*window, IN, OUT))
 
 
 def convolve(inputs, kernel, circular):
@@ -59,7 +73,7 @@ def test_a_dense_layer_keeps_norms():
 
 @pytest.mark.parametrize("window", WINDOWS)
 def test_delta_kernels_live_at_the_center_alone(window):
-  kernel = np.asarray(eoi_init(DENSITY)(jax.random.key(0), (*window, IN, OUT)))
+  kernel = np.asarray(draw(window))
   assert kernel.shape == (*window, IN, OUT)
   middle = kernel[center(window)]
   assert np.count_nonzero(kernel) == np.count_nonzero(middle)
@@ -69,7 +83,7 @@ def test_delta_kernels_live_at_the_center_alone(window):
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("circular", [True, False])
 def test_convolution_keeps_norms(window, circular):
-  kernel = eoi_init(DENSITY)(jax.random.key(0), (*window, IN, OUT))
+  kernel = draw(window)
   inputs = jax.random.normal(jax.random.key(1), (3, *(5,) * len(window), IN))
   outputs = convolve(inputs, kernel, circular)
   middle = kernel[center(window)]
@@ -284,3 +298,50 @@ def test_biases_have_no_orthogonal_start(value_error, shape):
 def test_malformed_scale(value_error, scale):
   with value_error("scale", str(scale)):
     eoi_init(DENSITY, scale=scale)
+
+
+@pytest.mark.parametrize(
+  ("axes", "shape"), [("ioo", (32, 4, 8)), ("iio", (4, 8, 16)), ("sio", (3, 16, 24))]
+)
+def test_axes_say_how_a_kernel_is_a_matrix(axes, shape):
+  kernel = eoi_init(DENSITY, axes=axes)(jax.random.key(0), shape)
+  layouts = kernel_layouts({"kernel": kernel}, {"kernel": axes})
+  (bound,) = find_kernels({"kernel": kernel}, layouts).values()
+  for matrix in bound.to_blocks(kernel):
+    assert float(orthogonality_error(matrix)) < ATOL
+    budget = round(DENSITY * matrix.size)
+    assert budget - min(matrix.shape) < jnp.count_nonzero(matrix) <= budget
+
+
+@pytest.mark.parametrize("shape", [(64, 4, 16), (4, 16, 64), (16, 16, 3, 64)])
+def test_shapes_that_may_be_anything_are_refused(value_error, shape):
+  with value_error("`axes`", str(shape), "i input"):
+    eoi_init(DENSITY)(jax.random.key(0), shape)
+
+
+def test_grouped_convolutions_take_their_groups(value_error):
+  with value_error("`groups`", "(3, 3, 1, 8)", "groups=8", "groups=1"):
+    eoi_init(0.5)(jax.random.key(0), (3, 3, 1, 8))
+  layer = linen.Conv(
+    8, (3, 3), feature_group_count=4, kernel_init=eoi_init(0.5, groups=4)
+  )
+  inputs = jax.random.normal(jax.random.key(1), (2, 5, 5, 8))
+  outputs, _ = layer.init_with_output(jax.random.key(0), inputs)
+  np.testing.assert_allclose(
+    jnp.linalg.norm(outputs), jnp.linalg.norm(inputs), rtol=1e-5
+  )
+
+
+@pytest.mark.parametrize("key", [0, nnx.Rngs(0).params, jnp.ones(3)])
+def test_what_is_no_key_is_refused(value_error, key):
+  with value_error("`key`", "PRNG key"):
+    eoi_init(DENSITY)(key, (16, 16))
+
+
+def test_keys_of_any_kind_draw_the_same_in_any_company():
+  init = eoi_init(DENSITY)
+  for impl in ("rbg", "unsafe_rbg", "threefry2x32"):
+    keys = jax.random.split(jax.random.key(0, impl=impl), 3)
+    together = jax.vmap(lambda key: init(key, (16, 16)))(keys)
+    alone = jnp.stack([init(key, (16, 16)) for key in keys])
+    chex.assert_trees_all_close(together, alone, atol=1e-6)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eoi_jax import approximate_isometry
+from eoi_jax.initializers import approximate_isometry
 
 PUBLISHED = 2.23613  # after 1000 steps, from 7.2133
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eoi_jax import apply_masks, eoi_init, kernel_masks, mask_densities, random_masks
+from eoi_jax import apply_masks, eoi_init, kernel_layouts, kernel_masks, random_masks
+from eoi_jax.masks import count_masks, mask_densities
 
 DENSITY = 0.2
 SHAPES = {"stem": (3, 3, 4, 8), "hidden": (32, 64)}
@@ -145,7 +146,7 @@ def test_a_stacked_leaf_is_as_many_kernels(params):
     jax.random.key(1),
     stacked,
     DENSITY,
-    is_stacked=lambda name, leaf: name.startswith("layers"),
+    layouts=kernel_layouts(stacked, {"layers/*": "sio"}),
   )
   stack = masks["layers"]["kernel"]
   for mask, kernel in zip(stack, stacked["layers"]["kernel"], strict=True):
@@ -159,16 +160,10 @@ def test_which_leaves_are_kernels_is_the_callers_to_say(kernel):
   params = {"embedding": kernel, "kernel": kernel}
   default = kernel_masks(jax.random.key(2), params, DENSITY)
   assert default["embedding"] is None and default["kernel"] is not None
-  seen = []
-
-  def is_kernel(name, leaf):
-    seen.append((name, leaf.shape))
-    return name == "embedding"
-
-  mine = kernel_masks(jax.random.key(2), params, DENSITY, is_kernel=is_kernel)
+  layouts = kernel_layouts(params, {"embedding": "io", "kernel": None})
+  mine = kernel_masks(jax.random.key(2), params, DENSITY, layouts=layouts)
   assert mine["kernel"] is None
   check_mask(mine["embedding"], params["embedding"], round(DENSITY * 2048))
-  assert set(seen) == {("embedding", (32, 64)), ("kernel", (32, 64))}
 
 
 class Layer(NamedTuple):
@@ -311,15 +306,63 @@ def test_densities_of_masks_are_what_sparsify_takes():
     "kernel": jnp.arange(12).reshape(3, 4) < 3,
     "stack": jnp.arange(24).reshape(3, 2, 4) < 12,
   }
-  found = mask_densities(masks, is_stacked=lambda name, leaf: name == "stack")
+  table = {"kernel": "io", "stack": "sio"}
+  layouts = kernel_layouts(masks, table)
+  found = mask_densities(masks, layouts=layouts)
   assert found["dense"] is None and found["kernel"] == 0.25
   # A layer without a weight counts as one with one: no density is 0.
   assert found["stack"].tolist() == [1, 0.5, 0.125]
   params = {name: jnp.ones(m.shape) for name, m in masks.items() if m is not None}
-  options = {
-    "is_kernel": lambda name, leaf: True,
-    "is_stacked": lambda name, leaf: name == "stack",
-  }
   wanted = {name: found[name] for name in params}
-  drawn = random_masks(jax.random.key(0), params, wanted, **options)
+  drawn = random_masks(jax.random.key(0), params, wanted, layouts=layouts)
   assert drawn["stack"].sum(axis=(1, 2)).tolist() == [8, 4, 1]
+
+
+def shapes(*shape):
+  return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def test_random_masks_have_exact_counts_and_no_favourite_cells():
+  params = {"kernel": shapes(4, 6), "bias": shapes(6)}
+  keys = jax.random.split(jax.random.key(0), 1500)
+  draw = jax.vmap(lambda key: random_masks(key, params, 0.3)["kernel"])
+  masks = np.asarray(draw(keys))
+  np.testing.assert_array_equal(masks.sum(axis=(1, 2)), round(0.3 * 24))
+  standard_error = np.sqrt(0.3 * 0.7 / len(keys))
+  assert np.abs(masks.mean(axis=0) - 7 / 24).max() < 5 * standard_error
+  assert random_masks(keys[0], params, 0.3)["bias"] is None
+
+
+def test_a_stack_may_have_a_density_for_each_layer():
+  params = {"kernel": shapes(3, 4, 6)}
+  masks = random_masks(
+    jax.random.key(0),
+    params,
+    {"kernel": np.array([0.25, 0.5, 1.0])},
+    layouts=kernel_layouts(params, {"kernel": "sio"}),
+  )
+  np.testing.assert_array_equal(masks["kernel"].sum(axis=(1, 2)), [6, 12, 24])
+
+
+def test_a_density_for_each_layer_of_another_number_of_layers(value_error):
+  params = {"kernel": shapes(3, 4, 6)}
+  with value_error("kernel", "(3,)", "(2,)"):
+    random_masks(
+      jax.random.key(0),
+      params,
+      {"kernel": np.array([0.25, 0.5])},
+      layouts=kernel_layouts(params, {"kernel": "sio"}),
+    )
+
+
+def test_count_masks():
+  masks = {
+    "a": {"kernel": np.eye(4, dtype=bool), "bias": None},
+    "b": [jnp.ones(3, bool)],
+  }
+  counts = count_masks(masks)
+  assert {name: tuple(c) for name, c in counts.items()} == {
+    "a/kernel": (4, 16),
+    "b/0": (3, 3),
+  }
+  assert counts["a/kernel"].density == 0.25

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from train import command, paper
+from train import paper
+from train.core import command
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

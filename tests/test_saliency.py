@@ -1,15 +1,20 @@
 """SNIP, GraSP and the baselines against recorded scores and plain numpy."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 
 import eoi_jax
+from eoi_jax.masks import magnitude_scores, random_scores
 from tests.golden_nets import NETS, load_net
 
-RTOL = 1e-5  # the recorded scores are float64, ours are rounded to float32
+RTOL = 1e-5  # the expected scores are float64, ours are rounded to float32
+WIDE = {"dtype": jnp.float64}
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -18,22 +23,25 @@ def test_recorded_scores_and_masks(golden, name, method):
   net = load_net(golden, name)
   (x, y), half = net.batch, len(net.batch[1]) // 2
   if method == "snip":
+    wide = eoi_jax.snip_scores(net.apply_fn, net.params, (x, y), **WIDE)
     scores, sign = eoi_jax.snip_scores(net.apply_fn, net.params, (x, y)), 1
   else:
     halves = [(x[:half], y[:half]), (x[half:], y[half:])]
     batches = [(x, y)] if method == "grasp_onebatch" else halves
+    wide = eoi_jax.grasp_scores(net.apply_fn, net.params, batches, **WIDE)
     scores, sign = eoi_jax.grasp_scores(net.apply_fn, net.params, batches), -1
   masks = eoi_jax.global_masks(scores, 0.1)
   differ = 0
-  for layer, leaf in scores.items():
+  for layer, leaf in wide.items():
     recorded = sign * net.recorded(f"{method}_score", layer)
-    np.testing.assert_allclose(leaf["kernel"], recorded, rtol=RTOL)
+    chex.assert_trees_all_close(leaf["kernel"], recorded, rtol=RTOL)
+    narrow, top = scores[layer]["kernel"], np.abs(recorded).max()
+    chex.assert_trees_all_close(narrow, recorded, rtol=RTOL, atol=2e-6 * top)
     kept = net.recorded(f"{method}_mask0.1", layer)
     differ += np.count_nonzero(kept != np.asarray(masks[layer]["kernel"]))
     assert leaf["bias"] is None and masks[layer]["bias"] is None
-  total = sum(c.total for c in eoi_jax.count_masks(masks).values())
-  live = sum(c.live for c in eoi_jax.count_masks(masks).values())
-  assert live == round(0.1 * total)
+  counts = eoi_jax.count_masks(masks).values()
+  assert sum(c.live for c in counts) == round(0.1 * sum(c.total for c in counts))
   assert differ <= 2  # int(N d) and N - int(N (1 - d)) as recorded, not round(N d)
 
 
@@ -67,7 +75,7 @@ def tanh_case():
 
 def test_snip_on_tanh(tanh_case):
   params, batch, (a, bias, b, x, y) = tanh_case
-  scores = eoi_jax.snip_scores(_tanh_net, params, batch)
+  scores = eoi_jax.snip_scores(_tanh_net, params, batch, **WIDE)
   da, db = _tanh_gradient(a, bias, b, x, y)
   expected = np.abs(a * da), np.abs(b * db)
   total = sum(e.sum() for e in expected)
@@ -92,14 +100,16 @@ def test_grasp_on_tanh(tanh_case, temperature, parts):
   ha, hb = ((u - v) / (2 * h) for u, v in zip(high, low, strict=True))
   total = np.abs((a * ha).sum() + (b * hb).sum()) + 1e-10
   batches = [(inputs[p], labels[p]) for p in pieces]
-  scores = eoi_jax.grasp_scores(_tanh_net, params, batches, temperature=temperature)
+  scores = eoi_jax.grasp_scores(
+    _tanh_net, params, batches, temperature=temperature, **WIDE
+  )
   for name, expected in (("a", a * ha), ("b", b * hb)):
     found = np.asarray(scores[name]["kernel"], np.float64)
     scale = np.abs(expected).max() / total
     np.testing.assert_allclose(found, expected / total, rtol=1e-5, atol=1e-6 * scale)
   if parts == 1:  # one batch needs no list
     alone = eoi_jax.grasp_scores(
-      _tanh_net, params, (inputs, labels), temperature=temperature
+      _tanh_net, params, (inputs, labels), temperature=temperature, **WIDE
     )
     assert jnp.array_equal(alone["a"]["kernel"], scores["a"]["kernel"])
 
@@ -147,7 +157,7 @@ def test_snip_with_batch_statistics_and_circular_padding():
     state = {"params": params, "batch_stats": stats}
     return model.apply(state, inputs, train=True, mutable=["batch_stats"])[0]
 
-  scores = eoi_jax.snip_scores(apply_fn, params, (x, y))
+  scores = eoi_jax.snip_scores(apply_fn, params, (x, y), **WIDE)
   assert scores["norm"] == {"scale": None, "bias": None}
   wide = jax.tree.map(lambda v: np.asarray(v, np.float64), params)
   expected, h = {}, 1e-6
@@ -172,11 +182,171 @@ def test_snip_with_batch_statistics_and_circular_padding():
 
 def test_64_bit_types_stay_off(tanh_case):
   params, batch, _ = tanh_case
-  eoi_jax.snip_scores(_tanh_net, params, batch)
+  wide = eoi_jax.snip_scores(_tanh_net, params, batch, **WIDE)
   assert jnp.zeros(1).dtype == jnp.float32
-  narrow = eoi_jax.snip_scores(_tanh_net, params, batch, dtype=jnp.float32)
-  wide = eoi_jax.snip_scores(_tanh_net, params, batch)
-  np.testing.assert_allclose(narrow["a"]["kernel"], wide["a"]["kernel"], rtol=1e-3)
+  narrow = eoi_jax.snip_scores(_tanh_net, params, batch)
+  chex.assert_trees_all_close(narrow, wide, rtol=1e-3)
+  chex.assert_trees_all_equal_dtypes(narrow, wide)
+
+
+def test_networks_with_types_of_their_own():
+  """The carries of an LSTM are float32 whatever its inputs are."""
+  model = nn.Sequential([nn.RNN(nn.OptimizedLSTMCell(5)), nn.Dense(3)])
+  x, y = jax.random.normal(jax.random.key(0), (4, 6, 5)), jnp.ones((4, 6), jnp.int32)
+  variables = model.init(jax.random.key(1), x)
+  layouts = eoi_jax.linen_layouts(model, x)
+  scores = eoi_jax.snip_scores(
+    lambda p, x: model.apply({"params": p}, x),
+    variables["params"],
+    (x, y),
+    layouts=layouts,
+  )
+  chex.assert_tree_all_finite(scores)
+  total = sum(jnp.sum(s) for s in jax.tree.leaves(scores))
+  chex.assert_trees_all_close(total, 1.0, rtol=1e-5)
+
+
+def test_bfloat16_scores_are_float32(tanh_case):
+  params, (x, y), _ = tanh_case
+  half = jax.tree.map(lambda v: v.astype(jnp.bfloat16), (params, x))
+  scores = eoi_jax.snip_scores(_tanh_net, half[0], (half[1], y))
+  assert scores["a"]["kernel"].dtype == jnp.float32
+  expected = eoi_jax.snip_scores(_tanh_net, params, (x, y))
+  chex.assert_trees_all_close(scores, expected, atol=0.01)
+
+
+@pytest.mark.parametrize("function", [eoi_jax.snip_scores, eoi_jax.grasp_scores])
+def test_inputs_outputs_labels_and_losses(tanh_case, function):
+  """Trees of inputs, auxiliary outputs, soft labels, a loss, and jit: the same."""
+  params, (x, y), _ = tanh_case
+  expected = function(_tanh_net, params, (x, y))
+
+  def split(params, inputs):
+    left, right = inputs
+    return _tanh_net(params, jnp.concatenate([left, right], axis=1)), {"aux": left}
+
+  pair = (x[:, :2], x[:, 2:])
+  chex.assert_trees_all_close(function(split, params, (pair, y)), expected, rtol=1e-3)
+  soft = jax.nn.one_hot(y, 4)
+  found = function(_tanh_net, params, (x, soft))
+  chex.assert_trees_all_close(found, expected, rtol=1e-3)
+
+  def loss(logits, labels):
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels["y"])
+    return losses.sum() / labels["y"].size
+
+  found = function(_tanh_net, params, (x, {"y": y}), loss=loss)
+  chex.assert_trees_all_close(found, expected, rtol=1e-3)
+  found = jax.jit(lambda p, x, y: function(_tanh_net, p, (x, y)))(params, x, y)
+  chex.assert_trees_all_close(found, expected, rtol=1e-3)
+
+
+def test_tokens():
+  params = {"embedding": jnp.eye(5, 4), "kernel": jnp.arange(1.0, 13.0).reshape(4, 3)}
+  batch = jnp.array([[0, 3], [1, 2]]), jnp.array([[0, 1], [2, 2]])
+  scores = eoi_jax.snip_scores(
+    lambda p, ids: p["embedding"][ids] @ p["kernel"], params, batch
+  )
+  assert scores["embedding"] is None and jnp.all(scores["kernel"] > 0)
+
+
+def test_grasp_through_a_custom_backward_pass(tanh_case):
+  params, batch, _ = tanh_case
+
+  @jax.custom_vjp
+  def dense(x, w):
+    return x @ w
+
+  dense.defvjp(lambda x, w: (x @ w, (x, w)), lambda r, g: (g @ r[1].T, r[0].T @ g))
+
+  def apply_fn(params, inputs):
+    hidden = dense(inputs, params["a"]["kernel"]) + params["a"]["bias"][None]
+    return dense(jnp.tanh(hidden), params["b"]["kernel"])
+
+  found = eoi_jax.grasp_scores(apply_fn, params, batch)
+  expected = eoi_jax.grasp_scores(_tanh_net, params, batch)
+  chex.assert_trees_all_close(found, expected, rtol=1e-3, atol=1e-6)
+
+
+class NnxNet(nnx.Module):
+  """Dense, batch normalization, dense."""
+
+  def __init__(self, rngs):
+    self.first = nnx.Linear(6, 8, rngs=rngs)
+    self.norm = nnx.BatchNorm(8, rngs=rngs)
+    self.last = nnx.Linear(8, 4, rngs=rngs)
+
+  def __call__(self, x):
+    return self.last(nnx.relu(self.norm(self.first(x))))
+
+
+def test_nnx_in_training_mode_leaves_the_statistics_alone(tanh_case):
+  _, batch, _ = tanh_case
+  module = NnxNet(nnx.Rngs(0))
+  graphdef, params, rest = nnx.split(module, nnx.Param, ...)
+  before = jax.tree.map(jnp.copy, nnx.to_pure_dict(rest))
+
+  def apply_fn(params, inputs):
+    return nnx.merge(graphdef, params, rest, copy=True)(inputs)
+
+  scores = eoi_jax.snip_scores(apply_fn, params, batch)
+  chex.assert_trees_all_equal(nnx.to_pure_dict(rest), before)
+  chex.assert_trees_all_equal(
+    nnx.to_pure_dict(nnx.state(module, nnx.BatchStat)), before
+  )
+  masks = eoi_jax.global_masks(scores, 0.5)
+  live = sum(c.live for c in eoi_jax.count_masks(masks).values())
+  assert live == (6 * 8 + 8 * 4) // 2
+
+
+def test_explicit_meshes_and_shard_map(tanh_case):
+  params, batch, _ = tanh_case
+  expected = eoi_jax.snip_scores(_tanh_net, params, batch)
+  masks = eoi_jax.global_masks(expected, 0.25)
+  mesh = jax.make_mesh((1,), ("m",), axis_types=(jax.sharding.AxisType.Explicit,))
+  spec = jax.sharding.PartitionSpec
+  with jax.set_mesh(mesh):
+    specs = {"a": {"kernel": spec(None, "m"), "bias": spec("m")}}
+    specs["b"] = {"kernel": spec("m", None)}
+    sharded = jax.tree.map(
+      lambda p, s: jax.device_put(p, jax.NamedSharding(mesh, s)), params, specs
+    )
+
+    def apply_fn(params, inputs):
+      hidden = jnp.tanh(inputs @ params["a"]["kernel"] + params["a"]["bias"][None])
+      return jnp.einsum(
+        "bi,io->bo", hidden, params["b"]["kernel"], out_sharding=spec(None, None)
+      )
+
+    scores = eoi_jax.snip_scores(apply_fn, sharded, batch)
+    assert scores["a"]["kernel"].sharding.spec == spec(None, "m")
+    found = eoi_jax.global_masks(scores, 0.25)
+    assert found["a"]["kernel"].sharding == scores["a"]["kernel"].sharding
+  chex.assert_trees_all_close(scores, expected, rtol=1e-5)
+  chex.assert_trees_all_equal(found, masks)
+  mapped = jax.shard_map(
+    lambda s: eoi_jax.global_masks(s, 0.25),
+    mesh=jax.make_mesh((1,), ("m",), axis_types=(jax.sharding.AxisType.Auto,)),
+    in_specs=spec("m"),
+    out_specs=spec("m"),
+  )(expected)
+  chex.assert_trees_all_equal(mapped, masks)
+
+
+def test_scores_of_nothing_but_zeros_are_refused(tanh_case, value_error):
+  params, batch, _ = tanh_case
+
+  def dead(params, inputs):
+    hidden = jax.nn.relu(inputs @ params["a"]["kernel"] - 1e3)
+    return hidden @ params["b"]["kernel"]
+
+  for function in (eoi_jax.snip_scores, eoi_jax.grasp_scores):
+    with value_error(f"`{function.__name__}`", "'a/kernel', 'b/kernel'", "`layouts`"):
+      function(dead, params, batch)
+  with value_error("`magnitude_scores`", "'b/kernel'"):
+    magnitude_scores(params | {"b": {"kernel": jnp.zeros((8, 4))}})
+  with value_error("`scores`", "zero"):
+    eoi_jax.global_masks([jnp.zeros((2, 2))], 0.5)
 
 
 def test_global_masks_keep_the_highest_and_break_ties_by_index():
@@ -195,7 +365,7 @@ def test_global_masks_keep_the_highest_and_break_ties_by_index():
   assert kept[3] == [1, 2, 3] and kept[4] == [1, 2, 3, 4]
   assert kept[6] == [0, 1, 2, 3, 4, 5] and kept[7] == [0, 1, 2, 3, 4, 5, 6]
   traced = jax.jit(lambda s: eoi_jax.global_masks(s, 0.5))(
-    jax.tree.map(lambda s: s.astype(np.float32), scores)
+    {"a": jnp.asarray(scores["a"], jnp.bfloat16), "b": None, "c": scores["c"]}
   )
   assert jnp.array_equal(traced["c"], eoi_jax.global_masks(scores, 0.5)["c"])
 
@@ -210,13 +380,13 @@ def test_baselines_have_exact_counts(density):
     "b": {"kernel": jax.random.normal(jax.random.key(1), (17, 5))},
   }
   for scores in (
-    eoi_jax.magnitude_scores(params),
-    eoi_jax.random_scores(jax.random.key(2), params),
+    magnitude_scores(params),
+    random_scores(jax.random.key(2), params),
   ):
     masks = eoi_jax.global_masks(scores, density)
     live = sum(c.live for c in eoi_jax.count_masks(masks).values())
     assert live == round(density * 612)
-  masks = eoi_jax.global_masks(eoi_jax.magnitude_scores(params), density)
+  masks = eoi_jax.global_masks(magnitude_scores(params), density)
   sizes = np.concatenate([np.abs(params[n]["kernel"]).ravel() for n in "ab"])
   kept = np.concatenate([np.ravel(masks[n]["kernel"]) for n in "ab"])
   assert sizes[kept].min() >= sizes[~kept].max(initial=0)
@@ -228,6 +398,11 @@ def test_errors(tanh_case, value_error):
     eoi_jax.snip_scores(_tanh_net, params, (x, x))
   with value_error("`labels`", "(12,)", "(11,)"):
     eoi_jax.snip_scores(_tanh_net, params, (x, y[:11]))
+  for bad in (-1, 4):
+    with value_error("`labels`", "[0, 4)", f"got {bad}", "`loss`"):
+      eoi_jax.snip_scores(_tanh_net, params, (x, y.at[3].set(bad)))
+  with value_error("`apply_fn`", "dict", "`loss`"):
+    eoi_jax.snip_scores(lambda p, x: {"out": _tanh_net(p, x)}, params, (x, y))
   with value_error("`batches`", "none"):
     eoi_jax.grasp_scores(_tanh_net, params, [])
   with value_error("`temperature`", "positive", "-1"):
@@ -237,7 +412,7 @@ def test_errors(tanh_case, value_error):
   with value_error("`snip_scores`", "nan", "'a/kernel'"):
     eoi_jax.snip_scores(_tanh_net, params, (x * jnp.nan, y))
   with value_error("`density`", "(0, 1]", "0.0"):
-    eoi_jax.global_masks(eoi_jax.magnitude_scores(params), 0.0)
+    eoi_jax.global_masks(magnitude_scores(params), 0.0)
   with value_error("`scores`", "nan", "'1'"):
     eoi_jax.global_masks([np.ones(3), np.array([1.0, np.nan])], 0.5)
   with value_error("`scores`", "not None"):

@@ -1,59 +1,55 @@
-"""The compiled sampler: pieces in cache, whole arrays elsewhere, the same matrices."""
+"""The compiled sampler: one prefix of the sequence, whatever shares the program."""
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 
-from eoi_jax import orthogonality_error, sparse_orthogonal
-from eoi_jax.givens import _sampler as sampling
+from eoi_jax import (
+  Rotations,
+  orthogonality_error,
+  rotated_identity,
+  sample_rotations,
+  sparse_orthogonal,
+)
+from eoi_jax.givens import _tuning as tuning
+from eoi_jax.givens import orthogonal
+
+SHAPE, DENSITY = (24, 40), 0.2
+sample = functools.partial(sparse_orthogonal, shape=SHAPE, density=DENSITY)
 
 
-@pytest.fixture
-def on_accelerator(monkeypatch):
-  """Takes the path of accelerators: whole arrays, `lax.scan` over all levels."""
-  sampling._sampler.cache_clear()
+@pytest.mark.parametrize("seed", range(3))
+def test_the_matrix_is_the_longest_prefix_that_fits(seed):
+  key, budget = jax.random.key(seed), round(DENSITY * 24 * 40)
+  rotations = sample_rotations(key, 40, 140)
+  lines = np.eye(24, 40, dtype=bool)
+  length = 0
+  for i, j in zip(np.asarray(rotations.i), np.asarray(rotations.j), strict=True):
+    lines[:, i] = lines[:, j] = lines[:, i] | lines[:, j]
+    if lines.sum() > budget:
+      break
+    length += 1
+  assert 0 < length < 140
+  want = rotated_identity(SHAPE, Rotations(*(field[:length] for field in rotations)))
+  got = sample(key)
+  np.testing.assert_array_equal(got != 0, want != 0)
+  chex.assert_trees_all_close(got, want, atol=1e-6)
+
+
+def test_accelerators_get_the_same_matrices(monkeypatch):
+  keys = jax.random.split(jax.random.key(0), 3)
+  pieces = jax.vmap(sample)(keys)
   jax.clear_caches()
-  monkeypatch.setattr(sampling, "_in_cache", lambda: False)
-  yield
-  sampling._sampler.cache_clear()
+  monkeypatch.setattr(tuning, "in_cache", lambda: False)
+  whole = jax.vmap(sample)(keys)
   jax.clear_caches()
-
-
-def _scan_lengths(jaxpr) -> list[int]:
-  lengths = []
-  for eqn in jaxpr.eqns:
-    if eqn.primitive.name == "scan":
-      lengths.append(eqn.params["length"])
-    for param in jax.tree.leaves(
-      list(eqn.params.values()), is_leaf=lambda p: hasattr(p, "eqns")
-    ):
-      inner = getattr(param, "jaxpr", param)
-      if hasattr(inner, "eqns"):
-        lengths += _scan_lengths(inner)
-  return lengths
-
-
-def test_accelerators_get_the_same_matrices(on_accelerator):
-  sample = functools.partial(sparse_orthogonal, shape=(96, 130), density=0.15)
-  whole = sample(jax.random.key(0))
-  sampling._sampler.cache_clear()
-  jax.clear_caches()
-  sampling._in_cache = lambda: True  # undone by the fixture
-  pieces = sample(jax.random.key(0))
   np.testing.assert_array_equal(whole != 0, pieces != 0)
-  np.testing.assert_allclose(whole, pieces, atol=1e-6)
-
-
-@pytest.mark.parametrize("schedule", ["iid", "matching"])
-def test_depth_of_4096_is_a_short_scan(on_accelerator, schedule):
-  sample = functools.partial(
-    sparse_orthogonal, shape=(4096, 4096), density=0.1, schedule=schedule
-  )
-  lengths = _scan_lengths(jax.make_jaxpr(sample)(jax.random.key(0)).jaxpr)
-  assert lengths and max(lengths) <= 64
+  chex.assert_trees_all_close(whole, pieces, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(150, 700), (700, 150)])
@@ -64,20 +60,13 @@ def test_blocks_that_do_not_divide_the_rows(shape):
   assert budget - 150 < np.count_nonzero(q) <= budget
 
 
-def test_groups_that_do_not_divide_the_batch():
-  keys = jax.random.split(jax.random.key(2), 7)
-  sample = functools.partial(sparse_orthogonal, shape=(128, 128), density=0.1)
-  assert sampling._CACHE_SIZE // 128**2 == 4  # two groups, of which the last overlaps
-  batch = jax.vmap(sample)(keys)
-  for key, matrix in zip(keys, batch, strict=True):
-    alone = sample(key)
-    np.testing.assert_array_equal(matrix != 0, alone != 0)
-    np.testing.assert_allclose(matrix, alone, atol=1e-6)
+def test_a_language_models_head_is_planned_at_once():
+  head = functools.partial(sparse_orthogonal, shape=(4096, 50000), density=0.05)
+  chex.assert_shape(jax.eval_shape(head, jax.random.key(0)), (4096, 50000))
 
 
 def test_nested_vmap_is_one_batch():
   keys = jax.random.split(jax.random.key(3), (2, 3))
-  sample = functools.partial(sparse_orthogonal, shape=(16, 16), density=0.3)
   nested = jax.vmap(jax.vmap(sample))(keys)
   flat = jax.vmap(sample)(keys.reshape(-1))
   np.testing.assert_array_equal(nested.reshape(flat.shape), flat)
@@ -85,17 +74,78 @@ def test_nested_vmap_is_one_batch():
 
 def test_traced_budgets_are_kept():
   budgets = jnp.array([32, 100, 300, 600])
-  sample = functools.partial(
-    sampling.sample_to_budget, shape=(32, 32), dtype=jnp.float32, max_budget=600
+  draw = functools.partial(
+    orthogonal.sample_to_budget, shape=(32, 32), dtype=jnp.float32, max_budget=600
   )
   keys = jax.random.split(jax.random.key(4), 4)
-  batch = jax.vmap(lambda key, budget: sample(key, budget=budget))(keys, budgets)
+  batch = jax.vmap(lambda key, budget: draw(key, budget=budget))(keys, budgets)
   counts = np.count_nonzero(batch, axis=(1, 2))
   assert (counts <= budgets).all() and (counts > budgets - 32).all()
   assert max(map(float, map(orthogonality_error, batch))) < 5e-6
 
 
-def test_old_style_keys_are_taken():
-  new = sparse_orthogonal(jax.random.key(5), (16, 16), 0.3)
-  old = sparse_orthogonal(jax.random.key_data(jax.random.key(5)), (16, 16), 0.3)
-  np.testing.assert_array_equal(old, new)
+@pytest.mark.parametrize("schedule", ["iid", "matching"])
+def test_many_shapes_share_a_program(schedule):
+  shapes = [SHAPE, (40, 24), (48, 48), (3, 64), (1, 16), (5, 5)]
+  budgets = [192, 192, 500, 40, 5, 5]
+  keys = jax.random.split(jax.random.key(6), len(shapes))
+  many = orthogonal.sample_many(keys, shapes, budgets, schedule=schedule)
+  for shape, budget, matrix in zip(shapes, budgets, many, strict=True):
+    chex.assert_shape(matrix, shape)
+    assert orthogonality_error(matrix) < 5e-6
+    assert budget - min(shape) < np.count_nonzero(matrix) <= budget
+  if schedule == "iid":
+    np.testing.assert_allclose(many[0], sample(keys[0]), atol=1e-6)
+
+
+def test_rbg_keys_do_not_depend_on_the_batch():
+  keys = jax.random.split(jax.random.key(7, impl="rbg"), 3)
+  batch = jax.vmap(sample)(keys)
+  chex.assert_trees_all_close(batch[2], sample(keys[2]), atol=1e-6)
+  assert (batch[0] != batch[1]).any()
+
+
+class Stream:
+  """A callable that hands out keys, as streams of NNX do."""
+
+  def __call__(self):
+    return jax.random.key(0)
+
+
+@pytest.mark.parametrize(
+  "key, word",
+  [
+    (0, "0"),
+    (np.zeros(2), "float64"),
+    (jax.random.split(jax.random.key(0)), "(2,)"),
+    (Stream(), "pass `rngs.params()`"),
+  ],
+)
+def test_what_is_no_key_is_refused(value_error, key, word):
+  with value_error("`key` must be a PRNG key", word):
+    sample(key)
+
+
+def test_a_zero_dimensional_angle_is_a_number():
+  got = sample(jax.random.key(0), angle=jnp.float32(0.5))
+  np.testing.assert_array_equal(got, sample(jax.random.key(0), angle=0.5))
+
+
+def test_float8_is_refused(value_error):
+  with value_error("`dtype` must have at least 16 bits", "float8_e4m3fn"):
+    sample(jax.random.key(0), dtype=jnp.float8_e4m3fn)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_a_key_for_each_device_of_a_shard_map(axis_type):
+  mesh = jax.make_mesh((1,), ("x",), axis_types=(axis_type,))
+  spec = PartitionSpec("x")
+  draw = jax.shard_map(
+    lambda keys: sample(keys[0])[None], mesh=mesh, in_specs=spec, out_specs=spec
+  )
+  keys = jax.random.split(jax.random.key(8), 1)
+  with jax.set_mesh(mesh):
+    got = draw(jax.device_put(keys, jax.NamedSharding(mesh, spec)))
+  chex.assert_trees_all_close(
+    np.asarray(got[0]), np.asarray(sample(keys[0])), atol=1e-6
+  )

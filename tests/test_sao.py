@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eoi_jax import orthogonality_error, sao_degrees, sao_orthogonal
+from eoi_jax import orthogonality_error
+from eoi_jax.initializers import sao_degrees, sao_orthogonal
 
 ATOL = 5e-6
 

@@ -7,8 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eoi_jax import apply_rotations, dead_units, expected_density, sparse_orthogonal
-from eoi_jax.givens import _candidates as schedules
+from eoi_jax import (
+  apply_rotations,
+  dead_units,
+  expected_density,
+  sample_rotations,
+  sparse_orthogonal,
+)
+
+SCHEDULES = ("iid", "matching")
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +52,7 @@ def test_iid_rows_follow_the_recurrence():
   )
 
   def rows(key):
-    rotations = schedules.sample_candidates(
-      key, num_columns, num_columns, num_rotations
-    )
+    rotations = sample_rotations(key, num_columns, num_rotations)
     return jnp.sum(apply_rotations(jnp.eye(num_columns), rotations) != 0, axis=1)
 
   keys = jax.random.split(jax.random.key(0), number)
@@ -60,7 +65,7 @@ def test_iid_rows_follow_the_recurrence():
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (32, 64), (64, 10)])
-@pytest.mark.parametrize("schedule", schedules.SCHEDULES)
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_counts_and_isometry(draw, shape, schedule):
   density = 0.2
   q = np.asarray(draw(40, shape, density, schedule), np.float64)
@@ -79,7 +84,7 @@ def test_matching_fills_small_matrices(draw, size):
 
 def test_matching_evens_out_the_nonzeros(draw):
   spread = {}
-  for schedule in schedules.SCHEDULES:
+  for schedule in SCHEDULES:
     support = np.asarray(draw(40, (64, 64), 0.2, schedule)) != 0
     spread[schedule] = support.sum(axis=1).std(), support.sum(axis=2).std()
   assert all(
@@ -94,17 +99,16 @@ def test_matching_rotates_every_column_above_density_two_over_n(draw):
   assert (untouched.sum(axis=1) == 1).any()
 
 
-def test_a_round_is_a_uniform_perfect_matching():
+def test_a_round_is_a_uniform_perfect_matching(draw):
+  # 12 nonzeros: the first round of the matching, and nothing more.
   size, number = 6, 3000
-  sample = functools.partial(
-    schedules.sample_candidates, lo=size, hi=size, num_rotations=3, schedule="matching"
-  )
-  rounds = jax.vmap(sample)(jax.random.split(jax.random.key(1), number))
-  i, j = np.asarray(rounds.i), np.asarray(rounds.j)
-  assert (np.sort(np.concatenate([i, j], axis=1)) == np.arange(size)).all()
-  pairs = np.zeros((size, size))
-  np.add.at(pairs, (i, j), 1)
-  observed = pairs[np.triu_indices(size, 1)]
+  support = np.asarray(draw(number, (size, size), 12 / 36, "matching")) != 0
+  pairs = support & ~np.eye(size, dtype=bool)
+  whole = support.sum(axis=(1, 2)) == 12
+  # (Cosines and sines are never zero but for a chance of 2^-22.)
+  assert whole.mean() > 0.999
+  assert (pairs[whole].sum(axis=1) == 1).all() and (pairs[whole].sum(axis=2) == 1).all()
+  observed = pairs.sum(axis=0)[np.triu_indices(size, 1)]
   expected = number * 3 / 15
   # Chi-square with 14 degrees of freedom: 36.1 is its 0.999 quantile.
   assert ((observed - expected) ** 2 / expected).sum() < 36.1

@@ -8,13 +8,17 @@ import numpy as np
 import pytest
 
 from eoi_jax import (
+  Layout,
   apply_masks,
+  conv_singular_values,
   count_masks,
   gram_errors,
-  pattern_fill,
+  kernel_layouts,
   random_masks,
   sparsify,
 )
+from eoi_jax.givens import pattern_fill
+from eoi_jax.layouts import find_kernels
 
 ATOL = 5e-6
 KEY = jax.random.key(0)
@@ -253,7 +257,8 @@ def convolve(inputs, kernel, groups):
 )
 def test_grouped_convolutions_are_isometries(shape, groups):
   params = tree(conv=shape)
-  options = {} if groups == 8 else {"num_groups": lambda *_: groups}
+  layouts = kernel_layouts(params, {"conv/kernel": Layout("wwio", groups)})
+  options = {"layouts": layouts}
   new, masks = sparsify(KEY, params, 0.3, **options)
   kernel = new["conv"]["kernel"]
   assert live(masks)["conv/kernel"] == round(0.3 * kernel.size)
@@ -272,13 +277,16 @@ def test_grouped_convolutions_are_isometries(shape, groups):
 
 def test_depthwise_kernels_keep_every_channel_or_say_so(value_error):
   params = tree(depthwise=(3, 3, 1, 32), pointwise=(1, 1, 32, 64))
+  with value_error("depthwise/kernel", "doubt", "groups=32"):
+    sparsify(KEY, params, 0.5)
+  layouts = kernel_layouts(params, {"depthwise/kernel": Layout("wwio", groups=32)})
   for start in ("eoi", "base", "ai", "sao", "eoi_structured", "conv_orthogonal"):
-    options = FEW_STEPS.get(start)
-    new, _ = sparsify(KEY, params, 0.5, start=start, options=options)
+    options = {"options": FEW_STEPS.get(start), "layouts": layouts}
+    new, _ = sparsify(KEY, params, 0.5, start=start, **options)
     kernel = new["depthwise"]["kernel"]
     assert bool((kernel != 0).any(axis=(0, 1, 2)).all()), start
   with value_error("depthwise/kernel", "0.1111", "channel", "None"):
-    sparsify(KEY, params, 0.1)
+    sparsify(KEY, params, 0.1, layouts=layouts)
   densities = {
     "depthwise": {"kernel": None, "bias": None},
     "pointwise": {"kernel": 0.1, "bias": None},
@@ -292,7 +300,7 @@ def test_depthwise_kernels_keep_every_channel_or_say_so(value_error):
 
 def test_an_image_of_one_channel_is_no_depthwise_convolution():
   params = tree(stem=(3, 3, 1, 8))
-  options = {"num_groups": lambda *_: 1}
+  options = {"layouts": kernel_layouts(params, {"stem/kernel": "wwio"})}
   new, masks = sparsify(KEY, params, 0.5, **options)
   assert float(gram_errors(new, **options)["stem/kernel"][0]) < ATOL
   inputs = jax.random.normal(jax.random.key(1), (1, 6, 6, 1))
@@ -304,14 +312,15 @@ def test_an_image_of_one_channel_is_no_depthwise_convolution():
 
 
 def test_groups_must_divide_the_outputs(value_error):
-  with value_error("`num_groups`", "conv/kernel", "8 outputs", "3"):
-    sparsify(KEY, CNN, 0.3, num_groups=lambda *_: 3)
+  with value_error("`groups`", "conv/kernel", "8 outputs", "3"):
+    kernel_layouts(CNN, {"conv/kernel": Layout("wwio", groups=3)})
 
 
 def test_patches_are_one_orthogonal_matrix():
   """Stride = window, as in a patch embedding: the whole window takes part."""
   params = tree(embed=(4, 4, 3, 64))
-  new, masks = sparsify(KEY, params, 0.2, is_patches=lambda *_: True)
+  layouts = kernel_layouts(params, {"embed/kernel": "iiio"})
+  new, masks = sparsify(KEY, params, 0.2, layouts=layouts)
   kernel = new["embed"]["kernel"]
   assert live(masks)["embed/kernel"] == round(0.2 * kernel.size)
   assert bool((kernel != 0).any(axis=(2, 3)).all()), "a tap is dead"
@@ -343,7 +352,8 @@ def test_embeddings_stay_dense_unless_asked_for():
   new, masks = sparsify(KEY, params, 0.3)
   assert masks["embed"]["embedding"] is None
   np.testing.assert_array_equal(new["embed"]["embedding"], jnp.ones((64, 16)))
-  new, masks = sparsify(KEY, params, 0.3, is_kernel=lambda _, leaf: leaf.ndim == 2)
+  layouts = kernel_layouts(params, {"embed/embedding": "io"})
+  new, masks = sparsify(KEY, params, 0.3, layouts=layouts)
   assert live(masks)["embed/embedding"] == round(0.3 * 1024)
   table = new["embed"]["embedding"]  # orthonormal columns, one for each feature
   gram = jnp.matmul(table.T, table, precision="highest")
@@ -353,8 +363,8 @@ def test_embeddings_stay_dense_unless_asked_for():
 @pytest.mark.parametrize("start", [*MASKED, "sao", "eoi_in_mask"])
 def test_stacked_leaves_hold_independent_layers(start):
   params = {"hidden": {"kernel": jnp.zeros((4, 24, 24)), "bias": jnp.ones((4, 24))}}
-  options = {"start": start, "is_stacked": lambda *_: True}
-  options["is_kernel"] = lambda name, _: name.endswith("kernel")
+  layouts = kernel_layouts(params, {"*/kernel": "sio"})
+  options = {"start": start, "layouts": layouts}
   if start in FEW_STEPS:
     options["options"] = FEW_STEPS[start]
   new, masks = sparsify(KEY, params, 0.25, **options)
@@ -362,9 +372,7 @@ def test_stacked_leaves_hold_independent_layers(start):
   assert mask.sum(axis=(1, 2)).tolist() == [144] * 4
   assert float(jnp.abs(kernel[1] - kernel[2]).max()) > 0.1
   if start not in ("base", "ai"):
-    errors = gram_errors(
-      new, is_stacked=options["is_stacked"], is_kernel=options["is_kernel"]
-    )
+    errors = gram_errors(new, layouts=layouts)
     assert errors["hidden/kernel"].shape == (4,)
     assert errors["hidden/kernel"].max() < ATOL
 
@@ -372,9 +380,10 @@ def test_stacked_leaves_hold_independent_layers(start):
 def test_stacked_leaves_take_a_density_a_layer():
   params = {"hidden": {"kernel": jnp.zeros((3, 24, 24))}}
   densities = {"hidden": {"kernel": np.array([0.1, 0.3, 1.0])}}
-  new, masks = sparsify(KEY, params, densities, is_stacked=lambda *_: True)
+  layouts = kernel_layouts(params, {"hidden/kernel": "sio"})
+  new, masks = sparsify(KEY, params, densities, layouts=layouts)
   assert masks["hidden"]["kernel"].sum(axis=(1, 2)).tolist() == [58, 173, 576]
-  errors = gram_errors(new, is_stacked=lambda *_: True)
+  errors = gram_errors(new, layouts=layouts)
   assert errors["hidden/kernel"].max() < ATOL
 
 
@@ -448,3 +457,31 @@ def test_errors_name_the_leaf(value_error):
   masks["first"]["bias"] = jnp.ones(24, bool)
   with value_error("masks", "first/bias"):
     sparsify(KEY, MLP, masks)
+
+
+def test_all_taps_of_every_kind_of_convolution(value_error):
+  params = {
+    "square": {"kernel": jnp.zeros((3, 3, 16, 24))},
+    "stack": {"kernel": jnp.zeros((2, 3, 16, 16))},
+    "groups": {"kernel": jnp.zeros((3, 3, 8, 16))},
+    "dense": {"kernel": jnp.zeros((24, 24))},
+  }
+  table = {"stack/*": "swio", "groups/*": Layout("wwio", groups=2)}
+  layouts = kernel_layouts(params, table)
+  new, masks = sparsify(
+    KEY, params, 0.2, layouts=layouts, options={"taps": "all", "schedule": "matching"}
+  )
+  check_zeros(new, masks)
+  assert live(masks) == {
+    n: round(0.2 * k.layer_size) * k.num_layers
+    for n, k in find_kernels(params, layouts).items()
+  }
+  for kernel in find_kernels(new, layouts).values():
+    for block in kernel.to_blocks(np.asarray(kernel.leaf)):
+      if block.ndim > 2:
+        image = (5,) * (block.ndim - 2)
+        values = conv_singular_values(block, image, padding="CIRCULAR")
+        np.testing.assert_allclose(values, 1.0, atol=1e-5)
+        assert (block != 0).any(axis=(-1, -2)).all(), "a tap is empty"
+  with value_error("`taps`", "'center', 'all'", "'every'"):
+    sparsify(KEY, CNN, 0.3, options={"taps": "every"})

@@ -1,5 +1,6 @@
 """SynFlow against recorded scores, multilinear references and log-space at depth."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 import eoi_jax
+from eoi_jax.signal import find_collapse
 from tests.golden_nets import NETS, load_net
 
 
@@ -19,7 +21,7 @@ def test_recorded_scores_and_masks(golden, name):
   differ = total = live = 0
   for layer in net.params:
     recorded = net.recorded("synflow_score_step1", layer)
-    np.testing.assert_allclose(scores[layer]["kernel"], recorded, rtol=1e-5)
+    chex.assert_trees_all_close(scores[layer]["kernel"], recorded, rtol=1e-5)
     mask = np.asarray(masks[layer]["kernel"])
     differ += np.count_nonzero(net.recorded("synflow_mask100it0.1", layer) != mask)
     total, live = total + mask.size, live + mask.sum()
@@ -145,6 +147,10 @@ def _deep(params, inputs):
   return x @ params["last"]["kernel"]
 
 
+def _layouts(params):
+  return eoi_jax.kernel_layouts(params, {"hidden/kernel": "sio"})
+
+
 def _deep_params(depth, width, scale, key=0):
   keys = jax.random.split(jax.random.key(key), 3)
   return {
@@ -159,7 +165,7 @@ def _deep_params(depth, width, scale, key=0):
 @pytest.mark.parametrize("scale", [1e-3, 30.0])
 def test_a_thousand_layers_neither_over_nor_underflow(scale):
   params = _deep_params(1000, 8, scale)  # R is about 10**-2100 or 10**2300
-  scores = eoi_jax.synflow_scores(_deep, params, (1, 8))
+  scores = eoi_jax.synflow_scores(_deep, params, (1, 8), layouts=_layouts(params))
   hidden = np.asarray(scores["hidden"]["kernel"], np.float64)
   # The same by hand, each vector divided by its sum and the sums kept as logarithms.
   kernels = np.abs(np.asarray(params["hidden"]["kernel"], np.float64))
@@ -197,13 +203,13 @@ def test_a_thousand_layers_neither_over_nor_underflow(scale):
 @pytest.mark.parametrize("density", [0.125, 1.0])
 def test_masks_of_a_deep_net_are_exact_and_leave_no_layer_dead(density):
   params = _deep_params(300, 16, 10.0)
-  masks = eoi_jax.synflow_masks(_deep, params, (1, 16), density, num_rounds=20)
+  masks = eoi_jax.synflow_masks(
+    _deep, params, (1, 16), density, num_rounds=20, layouts=_layouts(params)
+  )
   total = 300 * 16 * 16 + 48
   live = sum(c.live for c in eoi_jax.count_masks(masks).values())
   assert live == round(density * total)
-  found = eoi_jax.find_collapse(
-    _deep, params, masks, (1, 16), is_stacked=lambda name, leaf: "hidden" in name
-  )
+  found = find_collapse(_deep, params, masks, (1, 16), layouts=_layouts(params))
   assert found.message == ""
 
 
@@ -213,10 +219,11 @@ def test_all_scores_of_a_thousand_layers_are_finite_and_exact():
   params["hidden"] = {"kernel": 1.0247 * kernels, "bias": jnp.zeros((1000, 16))}
   inputs = jax.random.normal(jax.random.key(1), (12, 16))
   batch = inputs, jnp.arange(12) % 3
+  layouts = _layouts(params)
   for scores in (
-    eoi_jax.snip_scores(_deep, params, batch),
-    eoi_jax.grasp_scores(_deep, params, [batch]),
-    eoi_jax.synflow_scores(_deep, params, (1, 16)),
+    eoi_jax.snip_scores(_deep, params, batch, layouts=layouts),
+    eoi_jax.grasp_scores(_deep, params, [batch], layouts=layouts),
+    eoi_jax.synflow_scores(_deep, params, (1, 16), layouts=layouts),
   ):
     layers = np.abs(np.asarray(scores["hidden"]["kernel"])).sum(axis=(1, 2))
     assert np.all(np.isfinite(layers)) and np.all(layers > 0)
@@ -226,26 +233,142 @@ def test_all_scores_of_a_thousand_layers_are_finite_and_exact():
 
 
 def test_rounds_keep_the_published_counts():
-  """One weight at a time, by hand: the mask follows from the counts of each round."""
+  """One round at a time, by hand: the mask follows from the counts of each round."""
   params = _deep_params(3, 5, 1.0)
+  layouts = _layouts(params)
   density, rounds, total = 0.3, 4, 90
+  scores = jax.jit(lambda p: eoi_jax.synflow_scores(_deep, p, (1, 5), layouts=layouts))
   alive = jax.tree.map(lambda p: p, params)
-  leaves = [("hidden", 75), ("last", 15)]
   for e in range(rounds):
-    scores = eoi_jax.synflow_scores(_deep, alive, (1, 5))
-    flat = np.concatenate([np.ravel(scores[n]["kernel"]) for n, _ in leaves])
+    found = scores(alive)
+    flat = np.concatenate([np.ravel(found[n]["kernel"]) for n in ("hidden", "last")])
     left = total - int((1 - density ** ((e + 1) / rounds)) * total)
     left = round(density * total) if e == rounds - 1 else left
     keep = np.zeros(total, bool)
     keep[np.argsort(-flat, kind="stable")[:left]] = True
-    for (name, size), part in zip(leaves, np.split(keep, [75]), strict=True):
-      assert part.size == size
+    for name, part in zip(("hidden", "last"), np.split(keep, [75]), strict=True):
       shape = alive[name]["kernel"].shape
       alive[name]["kernel"] = alive[name]["kernel"] * part.reshape(shape).astype("f4")
-  masks = eoi_jax.synflow_masks(_deep, params, (1, 5), density, num_rounds=rounds)
-  for name, _ in leaves:
-    expected = np.asarray(alive[name]["kernel"]) != 0
-    assert np.array_equal(masks[name]["kernel"], expected)
+  masks = eoi_jax.synflow_masks(
+    _deep, params, (1, 5), density, num_rounds=rounds, layouts=layouts
+  )
+  for name in ("hidden", "last"):
+    chex.assert_trees_all_equal(masks[name]["kernel"], alive[name]["kernel"] != 0)
+  traced = jax.jit(
+    lambda p: eoi_jax.synflow_masks(
+      _deep, p, (1, 5), density, num_rounds=rounds, layouts=layouts
+    )
+  )(params)
+  chex.assert_trees_all_equal(traced, masks)
+
+
+def test_a_name_is_not_an_activation():
+  """A jitted function of the name of an activation, with a weight of its own."""
+
+  @jax.jit
+  def swish(x, w):
+    return x @ w
+
+  @jax.jit
+  def softplus(x):
+    return 3.0 * x
+
+  rng = np.random.default_rng(0)
+  a, b = (rng.normal(size=(4, 4)).astype(np.float32) for _ in range(2))
+  params = {"a": {"kernel": a}, "b": {"kernel": b}}
+
+  def apply_fn(params, x):
+    return swish(softplus(swish(x, params["a"]["kernel"])), params["b"]["kernel"])
+
+  scores = eoi_jax.synflow_scores(apply_fn, params, (1, 4))
+  a, b = np.abs(a), np.abs(b)
+  chex.assert_trees_all_close(scores["a"]["kernel"], 3 * a * b.sum(1)[None], rtol=1e-5)
+  chex.assert_trees_all_close(
+    scores["b"]["kernel"], 3 * a.sum(0)[:, None] * b, rtol=1e-5
+  )
+  dead = {"a": {"kernel": np.zeros((4, 4), bool)}, "b": {"kernel": None}}
+  found = find_collapse(apply_fn, params, dead, (1, 4))
+  assert found.empty == ("a/kernel",) and found.disconnected
+
+
+class Block(nn.Module):
+  """A pre-LN transformer block on tokens, with a causal mask and a group norm."""
+
+  @nn.compact
+  def __call__(self, tokens):
+    x = nn.Embed(11, 16, name="embed")(tokens)
+    y = nn.LayerNorm(name="norm")(x)
+    mask = nn.make_causal_mask(tokens)
+    x = x + nn.MultiHeadDotProductAttention(num_heads=2, name="attention")(y, mask=mask)
+    y = nn.gelu(nn.Dense(32, name="up")(nn.RMSNorm(name="rms")(x)))
+    x = nn.GroupNorm(4, name="group")(x + nn.Dense(16, name="down")(y))
+    return nn.Dense(3, name="head")(x), {"aux": x}
+
+
+def _linear_block(params, tokens):
+  """R of `Block` by hand: scale-only norms, attention `(q k^T) v / n`."""
+  attention = params["attention"]
+  x = jnp.broadcast_to(params["embed"]["embedding"].mean(0), (tokens, 16))
+  scaled = lambda x, norm: x * norm["scale"][None] + norm.get("bias", 0.0)  # noqa: E731
+  y = scaled(x, params["norm"])
+  q, k, v = (
+    jnp.einsum("ti,ihd->thd", y, attention[name]["kernel"]) + attention[name]["bias"]
+    for name in ("query", "key", "value")
+  )
+  logits = jnp.einsum("thd,shd->hts", q / 8**0.5, k)
+  weights = jnp.where(np.tri(tokens, dtype=bool), logits, 0.0) / tokens
+  y = jnp.einsum("hts,shd->thd", weights, v)
+  x = x + jnp.einsum("thd,hdo->to", y, attention["out"]["kernel"])
+  x = x + attention["out"]["bias"]
+  y = scaled(x, params["rms"]) @ params["up"]["kernel"] + params["up"]["bias"]
+  x = x + y @ params["down"]["kernel"] + params["down"]["bias"]
+  x = scaled(x, params["group"])
+  return (x @ params["head"]["kernel"] + params["head"]["bias"]).sum()
+
+
+def test_a_transformer_block_is_scored_as_its_linear_form():
+  model, tokens = Block(), jax.ShapeDtypeStruct((1, 5), jnp.int32)
+  params = model.init(jax.random.key(0), jnp.ones((1, 5), jnp.int32))["params"]
+  params = jax.tree.map(lambda p: p + 0.1, params)
+  layouts = eoi_jax.linen_layouts(model, tokens)
+
+  def apply_fn(params, tokens):
+    return model.apply({"params": params}, tokens)
+
+  scores = eoi_jax.synflow_scores(apply_fn, params, tokens, layouts=layouts)
+  positive = jax.tree.map(jnp.abs, params)
+  with jax.numpy_rank_promotion("allow"):
+    slopes = jax.jit(jax.grad(lambda p: _linear_block(p, 5)))(positive)
+  expected = jax.tree.map(jnp.multiply, positive, slopes)
+  named = jax.tree.map(
+    lambda score, e: e, scores, expected, is_leaf=lambda s: s is None
+  )
+  for name in ("query", "key", "value", "out"):
+    assert jnp.all(scores["attention"][name]["kernel"] > 0), name
+    chex.assert_trees_all_close(
+      scores["attention"][name]["kernel"],
+      named["attention"][name]["kernel"],
+      rtol=1e-4,
+    )
+  for name in ("up", "down", "head"):
+    chex.assert_trees_all_close(
+      scores[name]["kernel"], named[name]["kernel"], rtol=1e-4
+    )
+  masks = eoi_jax.synflow_masks(
+    apply_fn, params, tokens, 0.2, num_rounds=10, layouts=layouts
+  )
+  found = find_collapse(apply_fn, params, masks, tokens, layouts=layouts)
+  assert found.message == ""
+
+
+def test_several_inputs_by_name():
+  params = {"a": {"kernel": jnp.ones((3, 2))}, "b": {"kernel": jnp.ones((4, 2))}}
+
+  def apply_fn(params, inputs):
+    return inputs["x"] @ params["a"]["kernel"] + inputs["y"] @ params["b"]["kernel"]
+
+  scores = eoi_jax.synflow_scores(apply_fn, params, {"x": (1, 3), "y": (1, 4)})
+  chex.assert_trees_all_close(scores, params)
 
 
 def test_errors(value_error):
@@ -258,6 +381,22 @@ def test_errors(value_error):
     eoi_jax.synflow_masks(dense, params, (1, 3), 1.5)
   with value_error("`num_rounds`", "at least 1", "0"):
     eoi_jax.synflow_masks(dense, params, (1, 3), 0.5, num_rounds=0)
+  with value_error("`synflow_scores`", "zeros only", "'a/kernel'", "`layouts`"):
+    dead = {"a": {"kernel": jnp.zeros((3, 3))}, "b": {"kernel": jnp.ones((3, 2))}}
+    eoi_jax.synflow_scores(
+      lambda p, x: x @ p["b"]["kernel"] + x @ p["a"]["kernel"] @ p["b"]["kernel"],
+      dead,
+      (1, 3),
+    )
+  with value_error("`density`", "path", "0.03"):
+    chain = [{"kernel": jnp.eye(4)} for _ in range(3)]
+    eoi_jax.synflow_masks(
+      lambda p, x: x @ p[0]["kernel"] @ p[1]["kernel"] @ p[2]["kernel"],
+      chain,
+      (1, 4),
+      0.03,
+      num_rounds=3,
+    )
   with value_error("`synflow_scores`", "'kernel'"):
     bad = params | {"kernel": jnp.full((3, 2), jnp.nan)}
     eoi_jax.synflow_scores(dense, bad, (1, 3))

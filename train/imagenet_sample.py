@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from absl import app
 
-from train.imagenet_archives import (
+from train.data.imagenet import (
   TRAIN,
   VALIDATION,
   validation_ids,

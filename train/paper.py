@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import app, flags
-from absl import logging as absl_logging
 
-from train import paper_angles, paper_data, paper_draw, paper_spectrum, runs
-from train.command import exit_with
-from train.errors import UserError
-from train.workdir import replace_text
+from train.core.command import use_compilation_cache
+from train.core.console import UserError, run_main, warnings_only
+from train.core.workdir import replace_text
+from train.reproduce import angles, draw, numbers, spectrum
+from train.sweeps import tables
 
 _OUT = flags.DEFINE_string("out", "workdirs/figures", "directory of the figures")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "how many seeds", lower_bound=1)
@@ -68,7 +68,7 @@ def _density(text: str) -> float:
 
 
 def _spectrum(_: list[str]) -> dict[str, Any]:
-  return paper_spectrum.spectrum(
+  return spectrum.spectrum(
     activations=_ACTIVATIONS.value,
     distributions=_DISTRIBUTIONS.value,
     starts=_STARTS.value,
@@ -81,16 +81,14 @@ def _spectrum(_: list[str]) -> dict[str, Any]:
 
 FIGURES = {
   "density": Figure(
-    lambda _: paper_data.density(num_seeds=_SEEDS.value), paper_draw.draw_density
+    lambda _: numbers.density(num_seeds=_SEEDS.value), draw.draw_density
   ),
-  "spectrum": Figure(_spectrum, paper_draw.draw_spectrum),
-  "time": Figure(lambda _: paper_data.init_time(), paper_draw.draw_time),
-  "angles": Figure(
-    lambda _: paper_angles.angles(num_seeds=_SEEDS.value), paper_draw.draw_angles
-  ),
-  "delta": Figure(lambda _: paper_data.delta_kernel(), paper_draw.draw_delta),
-  "curves": Figure(runs.curves, paper_draw.draw_curves, from_runs=True),
-  "accuracy": Figure(runs.accuracy_over_density, paper_draw.draw_accuracy, True),
+  "spectrum": Figure(_spectrum, draw.draw_spectrum),
+  "time": Figure(lambda _: numbers.init_time(), draw.draw_time),
+  "angles": Figure(lambda _: angles.angles(num_seeds=_SEEDS.value), draw.draw_angles),
+  "delta": Figure(lambda _: numbers.delta_kernel(), draw.draw_delta),
+  "curves": Figure(tables.curves, draw.draw_curves, from_runs=True),
+  "accuracy": Figure(tables.accuracy_over_density, draw.draw_accuracy, True),
 }
 
 
@@ -125,13 +123,15 @@ def make(name: str, out: Path, arguments: list[str]) -> Path:
 
 def main(argv: list[str]) -> None:
   """Makes the figure that the command line names."""
-  absl_logging.set_verbosity(absl_logging.WARNING)
-  try:
-    if len(argv) < 2:
-      raise UserError(f"name a figure: {', '.join(FIGURES)}.")
-    print(f"figure: {make(argv[1], Path(_OUT.value), argv[2:])}")
-  except UserError as error:
-    exit_with(error)
+  warnings_only()
+  run_main(lambda: _run(argv[1:]))
+
+
+def _run(arguments: list[str]) -> None:
+  if not arguments:
+    raise UserError(f"name a figure: {', '.join(FIGURES)}.")
+  use_compilation_cache("auto")
+  print(f"figure: {make(arguments[0], Path(_OUT.value), arguments[1:])}")
 
 
 if __name__ == "__main__":

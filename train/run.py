@@ -3,14 +3,14 @@
 python -m train.run --config=configs/quickstart.py
 python -m train.run --config=configs/mnist_mlp7.py --config.sparsity.density=0.05
 
-A config is a small file of fields; configs/default.py explains each, and
+A config is a small file of fields; --fields prints what each means, and
 --config.FIELD=VALUE replaces one:
 
   --config.seeds="(0, 1, 2)"  several seeds in one program
-  --config.dry_run            tell what would be done, its time and memory, and stop
+  --config.dry_run            print what would be done, its time and memory, and stop
   --config.placement=sharded  split the parameters over the devices
 
-Run the same command again after an interruption, and it goes on. On several machines
+Run the same command again after an interruption, and it continues. On several machines
 run it on all of them: with --distributed on a TPU pod slice or under Slurm, elsewhere
 with --coordinator=HOST:PORT --num_processes=N --process_id=I.
 
@@ -18,23 +18,15 @@ Exit status: 0 done, 2 a mistake in the command or of the machine, in one line; 
 stopped by Ctrl-C; 143 stopped by SIGTERM, after saving; 1 a defect of the program.
 """
 
-import logging
 import sys
+from typing import Any
 
 from absl import app, flags
 
-from train import cluster, compare, dry_run
-from train.command import (
-  CONFIG,
-  WORKDIR,
-  default_workdir,
-  exit_with,
-  log_to_stderr,
-  parse,
-)
-from train.errors import UserError
-from train.mesh import is_primary
-from train.progress import logger
+from train.core import mesh
+from train.core.command import CONFIG, WORKDIR, default_workdir, parse
+from train.core.console import log_to_stderr, logger, run_main
+from train.core.loop import train_or_compare
 
 _QUIET = flags.DEFINE_bool("quiet", False, "Show warnings and the result only.")
 _DISTRIBUTED = flags.DEFINE_bool(
@@ -52,26 +44,26 @@ _PROCESS_ID = flags.DEFINE_integer(
 def main(argv: list[str]) -> None:
   """Trains what the flags ask for."""
   del argv
-  workdir = WORKDIR.value or default_workdir(sys.argv[1:])
   log_to_stderr(quiet=_QUIET.value)
-  try:
-    cluster.join(
-      _COORDINATOR.value,
-      _NUM_PROCESSES.value,
-      _PROCESS_ID.value,
-      detect=_DISTRIBUTED.value,
-    )
-    if not is_primary():
-      logger.setLevel(logging.WARNING)
-    if CONFIG.value.get("dry_run"):
-      print(dry_run.describe(CONFIG.value))
-    else:
-      compare.run(CONFIG.value, workdir)
-  except UserError as error:
-    exit_with(error)
-  except KeyboardInterrupt:
-    print("\nstopped; the same command goes on from the last checkpoint.")
-    sys.exit(130)
+  run_main(_run)
+
+
+def _run() -> None:
+  mesh.join(
+    _COORDINATOR.value,
+    _NUM_PROCESSES.value,
+    _PROCESS_ID.value,
+    detect=_DISTRIBUTED.value,
+  )
+  if not mesh.is_primary():
+    logger.setLevel("WARNING")
+  config: Any = CONFIG.value
+  if config.get("dry_run"):
+    from train.analysis.dry_run import dry_run
+
+    print(dry_run(config))
+  else:
+    train_or_compare(config, WORKDIR.value or default_workdir(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -252,6 +252,9 @@ def dense_to_blocks(matrix: jax.Array, layout: BlockLayout) -> jax.Array:
   Returns:
     `[*stack, G, r, bi, bo]`, the inverse of `blocks_to_dense`.
 
+  Raises:
+    ValueError: if `matrix` has another shape than the layout.
+
   Example:
     >>> layout = block_layout(jax.random.key(0), (8, 12), 0.5, block_size=2)
     >>> blocks = jnp.ones(layout.blocks_shape)
@@ -267,7 +270,13 @@ def dense_to_blocks(matrix: jax.Array, layout: BlockLayout) -> jax.Array:
 
 
 def block_mask(layout: BlockLayout) -> jax.Array:
-  """Mask of the dense view, bool `[*stack, in, out]`, True = the weight exists.
+  """Mask of the dense view: True = the weight exists.
+
+  Args:
+    layout: layout of the blocks.
+
+  Returns:
+    Bool array `[*stack, in, out]`.
 
   Example:
     >>> layout = block_layout(jax.random.key(0), (100, 70), 0.2, block_size=8)

@@ -18,6 +18,8 @@ from eoi_jax.blocks.layout import BlockLayout, block_layout
 from eoi_jax.blocks.orthogonal import block_orthogonal
 from eoi_jax.blocks.product import block_matmul
 
+__all__ = ["BlockDense"]
+
 
 class BlockDense(nn.Module):
   """A linear layer with a block-sparse kernel; it stands where `nn.Dense` stands.

@@ -14,6 +14,8 @@ from eoi_jax.blocks.layout import BlockLayout, block_layout
 from eoi_jax.blocks.orthogonal import block_orthogonal
 from eoi_jax.blocks.product import block_matmul
 
+__all__ = ["BlockDense", "BlockTable"]
+
 
 class BlockTable(nnx.Variable):
   """An index table of a layout: saved and stacked with the parameters, not trained."""

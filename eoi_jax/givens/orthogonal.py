@@ -1,26 +1,26 @@
 """Sparse, exactly orthogonal matrices: plan the support on bits, then rotate.
 
-A rotation of columns turns the supports `S_i`, `S_j` into `S_i | S_j` and so adds
-`|S_i xor S_j|` nonzeros: which rotations fit into a budget is known before any
-arithmetic (`support.py`). Rotations of disjoint columns commute, so planning and
-arithmetic go level by level (`levels.py`): dozens of wide steps instead of thousands
-of narrow ones, for one matrix or many at once (`sampling.py`).
+Which of a random sequence of rotations fit into a budget of nonzeros is known before
+any arithmetic, and rotations of disjoint columns run together (`_plan.py`): dozens of
+wide steps instead of thousands of narrow ones.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 
-from eoi_jax import _checks as checks
-from eoi_jax.givens import _candidates as schedules
-from eoi_jax.givens import _sampler as sampling
-from eoi_jax.givens import patterns as guided
-from eoi_jax.givens.rotations import Angle
+from eoi_jax import _keys as keys_lib
+from eoi_jax.givens import _plan as plan_lib
+from eoi_jax.givens import _tuning as tuning
+from eoi_jax.givens import patterns
+from eoi_jax.givens.rotations import Angle, check_angle
 
 
 def sparse_orthogonal(
@@ -81,21 +81,167 @@ def sparse_orthogonal(
   Reference: Nowak et al., 2024, arXiv:2406.01755, section 4.
   """
   shape = check_shape(shape)
-  budget = round(check_density(density, shape) * shape[0] * shape[1])
+  budget = round(_check_density(density, shape) * shape[0] * shape[1])
   if pattern is not None:
-    pattern = guided.check_pattern(pattern, shape)
-    return guided.sample_in_pattern(
+    pattern = patterns.check_pattern(pattern, shape)
+    return patterns.sample_in_pattern(
       key, pattern, budget, check_dtype(dtype), angle=angle
     )
-  return sampling.sample_to_budget(
-    key,
-    shape,
-    budget,
-    check_dtype(dtype),
-    angle=angle,
-    schedule=schedules.check_schedule(schedule),
-    cover=bool(cover),
+  return sample_to_budget(
+    key, shape, budget, dtype, angle=angle, schedule=schedule, cover=cover
   )
+
+
+def sample_to_budget(
+  key: jax.Array,
+  shape: tuple[int, int],
+  budget,
+  dtype,
+  *,
+  max_budget: int | None = None,
+  angle: Angle = None,
+  schedule: str = "iid",
+  cover: bool = False,
+) -> jax.Array:
+  """Samples a sparse orthogonal matrix of at most `budget` nonzeros.
+
+  Args:
+    key: a PRNG key; it is consumed.
+    shape: `(rows, cols)`, static.
+    budget: largest number of nonzeros, at least `min(shape)`; an int, or a traced
+      int32 scalar if `max_budget` is given.
+    dtype: floating dtype of the result.
+    max_budget: largest value of `budget`, static; it sizes the compiled program.
+    angle: as in `sparse_orthogonal`.
+    schedule: as in `sparse_orthogonal`.
+    cover: as in `sparse_orthogonal`.
+
+  Returns:
+    Array of `shape`.
+  """
+  lo, hi = min(shape), max(shape)
+  largest = budget if max_budget is None else max_budget
+  plan_lib.check_schedule(schedule)
+  cover = bool(cover) and hi > lo and largest > lo
+  num_rotations = plan_lib.num_candidates(lo, hi, largest, schedule)
+  settings = plan_lib.Settings(
+    rows=lo,
+    columns=hi,
+    num_rotations=num_rotations,
+    depth=plan_lib.max_depth(lo, hi, num_rotations, schedule, cover=cover),
+    dtype=check_dtype(dtype),
+    tall=shape[0] > shape[1],
+    angle=check_angle(angle),
+    schedule=schedule,
+    cover=cover,
+  )
+  return _sample(keys_lib.check_key(key), jnp.asarray(budget, jnp.int32), settings)
+
+
+@functools.partial(jax.jit, static_argnames="settings")
+def _sample(key, budget, settings: plan_lib.Settings) -> jax.Array:
+  """Samples one matrix, or under `vmap` many."""
+  if settings.num_rotations == 0:
+    return jnp.eye(*settings.shape, dtype=settings.dtype)
+  matrix = plan_lib.Matrix(settings.rows, settings.columns, settings.num_rotations)
+  draw = functools.partial(_plan_and_rotate, matrix=matrix, settings=settings)
+  size = settings.rows * settings.columns
+  return tuning.batched(draw, keys_lib.key_data(key), budget, size)
+
+
+def _plan_and_rotate(words, budget, *, matrix, settings, alone: bool) -> jax.Array:
+  wide = settings._replace(dtype=jnp.promote_types(settings.dtype, jnp.float32))
+  plan = plan_lib.plan(words, budget, matrix, settings, stop_early=tuning.in_cache())
+  if settings.dtype == jnp.float16:
+    return cast(tuning.rotated_identity(plan, wide, matrix.lo, alone), settings.dtype)
+  return tuning.rotated_identity(plan, settings, matrix.lo, alone)
+
+
+def sample_many(
+  keys: list[jax.Array] | jax.Array,
+  shapes: list[tuple[int, int]],
+  budgets: list[int],
+  dtype=jnp.float32,
+  *,
+  angle: Angle = None,
+  schedule: str = "iid",
+  cover: bool = False,
+) -> list[np.ndarray]:
+  """Samples matrices of many shapes by a few compiled programs.
+
+  Matrices whose larger sides lie between two powers of 4 share a program, in which
+  sizes and budgets are values. Not for use under a transformation of JAX.
+
+  Args:
+    keys: one PRNG key for each matrix, or their threefry key data, uint32 `[n, 2]`.
+    shapes: `(rows, cols)` of each matrix.
+    budgets: largest number of nonzeros of each, at least `min(shape)`.
+    dtype: floating dtype of the results.
+    angle: as in `sparse_orthogonal`.
+    schedule: as in `sparse_orthogonal`.
+    cover: as in `sparse_orthogonal`; each shape then compiles its own program.
+
+  Returns:
+    NumPy arrays, on the host. Each depends on its own key, shape and budget alone; with
+    schedule "iid" it is the matrix of `sample_to_budget`.
+  """
+  dtype, angle = check_dtype(dtype), check_angle(angle)
+  plan_lib.check_schedule(schedule)
+  results = []
+  for key, shape, budget in zip(keys, shapes, budgets, strict=True):
+    lo, hi, budget = min(shape), max(shape), int(budget)
+    num = plan_lib.num_candidates(lo, hi, budget, schedule)
+    if num == 0:
+      results.append(np.eye(*shape, dtype=dtype))
+      continue
+    if cover and lo < hi:
+      options = {"angle": angle, "schedule": schedule, "cover": True}
+      results.append(np.asarray(sample_to_budget(key, shape, budget, dtype, **options)))
+      continue
+    size = 2 * 4 ** max(1, math.ceil(math.log(hi / 2, 4)))
+    per_column = num // (hi // 2) if schedule == "matching" else num / hi
+    quarter = 2 if schedule == "matching" else 1
+    per_column = 4 ** math.ceil(math.log(max(per_column / quarter, 1), 4)) * quarter
+    depth = plan_lib.max_depth(lo, hi, num, schedule)
+    settings = plan_lib.Settings(
+      rows=size,
+      columns=size,
+      num_rotations=per_column * (size // 2 if schedule == "matching" else size),
+      depth=64 * 4 ** math.ceil(math.log(max(depth / 64, 1), 4)),
+      dtype=dtype,
+      tall=True,
+      angle=angle,
+      schedule=schedule,
+    )
+    sizes = np.array([lo, hi, num, budget], np.int32)
+    results.append((shape, _sample_padded(key, sizes, settings)))
+  for place, result in enumerate(results):
+    if isinstance(result, tuple):
+      shape, matrix = result
+      matrix = np.asarray(matrix)[: max(shape), : min(shape)]
+      matrix = matrix if shape[0] > shape[1] else matrix.T
+      results[place] = np.ascontiguousarray(matrix)
+  return results
+
+
+@functools.partial(jax.jit, static_argnames="settings")
+def _sample_padded(key, sizes, settings: plan_lib.Settings) -> jax.Array:
+  """Samples one matrix of sizes `(lo, hi, num_rotations, budget)`, `[hi, lo]`."""
+  typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+  words = keys_lib.key_data(key) if typed else key
+  lo, hi, num, budget = sizes
+  matrix = plan_lib.Matrix(lo, hi, num)
+  return _plan_and_rotate(words, budget, matrix=matrix, settings=settings, alone=False)
+
+
+def cast(matrix: jax.Array, dtype) -> jax.Array:
+  """Casts a matrix; nonzeros that would round to zero become the smallest number."""
+  result = matrix.astype(dtype)
+  if jnp.finfo(dtype).smallest_subnormal <= jnp.finfo(matrix.dtype).smallest_subnormal:
+    return result
+  least = jnp.finfo(dtype).smallest_subnormal.astype(dtype)
+  least = jnp.where(matrix > 0, least, -least)
+  return jnp.where((result == 0) & (matrix != 0), least, result)
 
 
 def orthogonality_error(matrix: jax.Array) -> jax.Array:
@@ -122,7 +268,7 @@ def orthogonality_error(matrix: jax.Array) -> jax.Array:
     )
   if not jnp.issubdtype(matrix.dtype, jnp.floating):
     raise ValueError(f"`matrix` must be floating point, got {matrix.dtype}.")
-  matrix = matrix.astype(checks.compute_dtype(matrix.dtype))
+  matrix = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
   if matrix.shape[0] < matrix.shape[1]:
     matrix = matrix.T
   gram = jnp.matmul(matrix.T, matrix, precision=jax.lax.Precision.HIGHEST)
@@ -144,7 +290,7 @@ def check_shape(shape) -> tuple[int, int]:
   return sizes
 
 
-def check_density(density, shape: tuple[int, int]) -> float:
+def _check_density(density, shape: tuple[int, int]) -> float:
   """Returns `density` as a float in `[1 / max(shape), 1]` or raises ValueError."""
   if isinstance(density, jax.core.Tracer):
     raise ValueError(
@@ -164,9 +310,12 @@ def check_density(density, shape: tuple[int, int]) -> float:
   return value
 
 
-def check_dtype(dtype):
+def check_dtype(dtype) -> jnp.dtype:
   """Returns the canonical floating dtype or raises ValueError."""
   dtype = jax.dtypes.canonicalize_dtype(dtype)
   if not jnp.issubdtype(dtype, jnp.floating):
     raise ValueError(f"`dtype` must be floating point, got {dtype}.")
+  if dtype.itemsize < 2:
+    # Most entries would round to zero or to each other.
+    raise ValueError(f"`dtype` must have at least 16 bits, got {dtype}.")
   return dtype

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax import _checks as checks
-from eoi_jax.givens.rotations import Angle, sample_angles
+from eoi_jax import _keys as keys_lib
+from eoi_jax.givens._plan import Angle, check_angle, draw_angles
 
 _NUM_PHASES = 4  # columns, rows, columns, rows
 
@@ -63,14 +64,14 @@ def sample_in_pattern(
   if problem := matching_error(match, pattern.shape):
     raise ValueError(problem)
   matrix = _sample(
-    key,
+    keys_lib.as_key(key),
     jnp.asarray(wide),
     jnp.asarray(match),
     _neighbours(wide.T, wide.shape[0] == wide.shape[1]),
     _neighbours(wide, True),
     jnp.int32(budget),
     dtype=jnp.dtype(dtype),
-    angle=angle,
+    angle=check_angle(angle),
   )
   return matrix.T if tall else matrix
 
@@ -193,7 +194,9 @@ def _round(pattern, neighbours: _Neighbours, angle: Angle, carry, key):
   total = jnp.cumsum(jnp.where(first, added, 0))
   kept = first & (total <= left)
   kept |= kept[partner] & (index > partner)
-  angles = sample_angles(key_angle, partner.shape, angle).astype(lines.dtype)
+  angles = draw_angles(jax.random.key_data(key_angle), partner.shape, angle).astype(
+    lines.dtype
+  )
   angles = jnp.where(index < partner, angles, angles[partner])
   cos = jnp.where(kept, jnp.cos(angles), 1)[:, None]
   sin = jnp.where(index < partner, jnp.sin(angles), -jnp.sin(angles))

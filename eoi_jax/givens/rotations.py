@@ -1,10 +1,9 @@
-"""Random Givens rotations of pairs of columns (arXiv:2406.01755, section 4)."""
+"""Givens rotations of pairs of columns: drawn, applied, and read off a matrix.
+
+Reference: Nowak et al., 2024, arXiv:2406.01755, section 4.
+"""
 
 from __future__ import annotations
-
-import math
-from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.core
@@ -12,22 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax import _checks as checks
-
-Angle = float | Callable[[jax.Array, tuple[int, ...]], jax.Array] | None
-
-
-class Rotations(NamedTuple):
-  """A sequence of `T` Givens rotations of columns, applied in order.
-
-  Attributes:
-    i: first column of each plane, int32 `[T]`, with `i < j`.
-    j: second column of each plane, int32 `[T]`.
-    angle: angle of each rotation in radians, float `[T]`.
-  """
-
-  i: jax.Array
-  j: jax.Array
-  angle: jax.Array
+from eoi_jax import _keys as keys_lib
+from eoi_jax.givens._plan import Angle, Rotations, check_angle, draw_rotations
 
 
 def sample_rotations(
@@ -61,50 +46,9 @@ def sample_rotations(
   """
   num_columns = checks.integer("num_columns", num_columns, 2)
   num_rotations = checks.integer("num_rotations", num_rotations, 0)
-  # One draw of bits for all: most of the time of a small kernel is spent here.
-  bits = jax.random.bits(key, (num_rotations, 3), jnp.uint32)
-  if angle is None:
-    angles = _angle_from_bits(bits[:, 2])
-  else:
-    # Far from the counters that the bits above come from.
-    key_angle = jax.random.fold_in(key, 2**31 - 1)
-    angles = sample_angles(key_angle, (num_rotations,), angle)
-  first = _scale_bits(bits[:, 0], num_columns)
-  other = _scale_bits(bits[:, 1], num_columns - 1)
-  other = jnp.where(other >= first, other + 1, other)
-  return Rotations(jnp.minimum(first, other), jnp.maximum(first, other), angles)
-
-
-def _scale_bits(bits: jax.Array, bound: int) -> jax.Array:
-  """Integers `floor(bits * bound / 2**32)` in `[0, bound)`, int32, from uint32 bits.
-
-  No value is likelier than another by more than `bound / 2**32` of itself.
-  """
-  bits_high, bits_low = bits >> 16, bits & 0xFFFF
-  high, low = jnp.uint32(bound >> 16), jnp.uint32(bound & 0xFFFF)
-  middle = bits_high * low + ((bits_low * low) >> 16)
-  carry = bits_low * high + (middle & 0xFFFF)
-  return (bits_high * high + (middle >> 16) + (carry >> 16)).astype(jnp.int32)
-
-
-def _angle_from_bits(bits: jax.Array) -> jax.Array:
-  """Angles on `[0, 2 pi)` from uint32 bits, in the default floating dtype."""
-  dtype = jnp.result_type(float)
-  return (bits >> 8).astype(dtype) * jnp.array(2 * math.pi / 2**24, dtype)
-
-
-def sample_angles(key: jax.Array, shape: tuple[int, ...], angle: Angle) -> jax.Array:
-  """Angles in radians of the given `shape`, by the rule of `sample_rotations`."""
-  if angle is None:
-    return jax.random.uniform(key, shape, maxval=2 * jnp.pi)
-  if callable(angle):
-    angles = jnp.asarray(angle(key, shape))
-    if angles.shape != shape:
-      raise ValueError(
-        f"`angle` must return an array of shape {shape}, got {angles.shape}."
-      )
-    return angles
-  return jnp.full(shape, checks.number("angle", angle))
+  place = jnp.arange(num_rotations, dtype=jnp.int32)
+  words = keys_lib.key_data(key)
+  return draw_rotations(words, place, num_columns, check_angle(angle))
 
 
 def apply_rotations(matrix: jax.Array, rotations: Rotations) -> jax.Array:
@@ -139,7 +83,7 @@ def apply_rotations(matrix: jax.Array, rotations: Rotations) -> jax.Array:
     )
   if not jnp.issubdtype(matrix.dtype, jnp.floating):
     raise ValueError(f"`matrix` must be floating point, got {matrix.dtype}.")
-  rotations = check_rotations(rotations, matrix.shape[1])
+  rotations = _check_rotations(rotations, matrix.shape[1])
   compute_dtype = checks.compute_dtype(matrix.dtype)
   rotated = _rotate_one_by_one(matrix.astype(compute_dtype), rotations)
   return rotated.astype(matrix.dtype)
@@ -166,7 +110,108 @@ def _rotate_one_by_one(matrix: jax.Array, rotations: Rotations) -> jax.Array:
   return jnp.swapaxes(columns, 0, 1)
 
 
-def check_rotations(rotations: Rotations, num_columns: int) -> Rotations:
+def rotated_identity(
+  shape: tuple[int, int], rotations: Rotations, *, dtype=jnp.float32
+) -> jax.Array:
+  """Builds the orthogonal matrix of an explicit list of rotations.
+
+  Args:
+    shape: `(rows, cols)`, static.
+    rotations: `Rotations` of the `max(shape)` columns of the partial identity
+      `eye(min(shape), max(shape))`, applied in order; if `rows > cols` the result is
+      transposed, as in `sparse_orthogonal`.
+    dtype: floating dtype of the result.
+
+  Returns:
+    Array of `shape` with orthonormal rows or columns. Its support is that of the
+    planes: every rotation unites the supports of two columns.
+
+  Raises:
+    ValueError: if a plane names a column out of range, or fields differ in length.
+
+  Example:
+    >>> quarter = Rotations(jnp.array([0]), jnp.array([1]), jnp.array([jnp.pi / 2]))
+    >>> bool(jnp.allclose(rotated_identity((2, 2), quarter),
+    ...                   jnp.array([[0., -1.], [1., 0.]]), atol=1e-6))
+    True
+  """
+  rows, cols = shape
+  identity = jnp.eye(min(shape), max(shape), dtype=checks.compute_dtype(dtype))
+  matrix = apply_rotations(identity, rotations)
+  return (matrix.T if rows > cols else matrix).astype(dtype)
+
+
+def rotations_from_orthogonal(matrix) -> Rotations:
+  """Factors an orthogonal matrix into rotations of columns (Givens QR).
+
+  Zeros are skipped, so that a sparse matrix gives a short list. Runs on the host in
+  float64.
+
+  Args:
+    matrix: float array `[rows, cols]`, orthonormal on its smaller side, not traced. A
+      square matrix must have determinant 1: rotations make no reflection. (A matrix
+      with determinant -1 becomes one when a row or column is negated.)
+
+  Returns:
+    `Rotations` that `rotated_identity(matrix.shape, ...)` turns back into the matrix;
+    angles are float64 under x64, else float32.
+
+  Raises:
+    ValueError: if `matrix` is traced, not two-dimensional, not orthogonal, or a
+      reflection.
+
+  Example:
+    >>> from eoi_jax import sparse_orthogonal
+    >>> q = sparse_orthogonal(jax.random.key(0), (16, 24), 0.2)
+    >>> rotations = rotations_from_orthogonal(q)
+    >>> bool(jnp.allclose(rotated_identity((16, 24), rotations), q, atol=1e-5))
+    True
+  """
+  if isinstance(matrix, jax.core.Tracer):
+    raise ValueError("`matrix` must be a concrete array, got a traced value.")
+  work = np.array(matrix, np.float64)
+  if work.ndim != 2:
+    raise ValueError(f"`matrix` must have shape (rows, cols), got shape {work.shape}.")
+  work = work.T.copy() if work.shape[0] > work.shape[1] else work
+  lo, hi = work.shape
+  error = np.abs(work @ work.T - np.eye(lo)).max(initial=0.0)
+  if not error < 1e-3:
+    raise ValueError(
+      "`matrix` must be orthonormal on its smaller side, got a Gram error of "
+      f"{error:.3g}."
+    )
+  undone = []
+  for row in range(lo):
+    for column in range(row + 1, hi):
+      if work[row, column] != 0.0:
+        angle = float(np.arctan2(work[row, column], work[row, row]))
+        undone.append((row, column, angle))
+        _rotate(work, row, column, angle)
+        work[row, column] = 0.0
+    # The last column left has nothing to turn with: its sign shows a reflection.
+    if work[row, row] < 0.0 and row + 1 < hi:
+      undone.append((row, row + 1, np.pi))
+      _rotate(work, row, row + 1, np.pi)
+  if lo == hi and work[-1, -1] < 0.0:
+    raise ValueError(
+      "`matrix` must have determinant 1, got -1: negate a row or column first."
+    )
+  planes = np.array([(i, j) for i, j, _ in reversed(undone)], np.int32).reshape(-1, 2)
+  angles = np.array([-angle for _, _, angle in reversed(undone)], np.float64)
+  dtype = jnp.result_type(float)
+  return Rotations(
+    jnp.asarray(planes[:, 0]), jnp.asarray(planes[:, 1]), jnp.asarray(angles, dtype)
+  )
+
+
+def _rotate(work: np.ndarray, i: int, j: int, angle: float) -> None:
+  """Rotates two columns in place."""
+  x, y = work[:, i].copy(), work[:, j].copy()
+  work[:, i] = np.cos(angle) * x + np.sin(angle) * y
+  work[:, j] = np.cos(angle) * y - np.sin(angle) * x
+
+
+def _check_rotations(rotations: Rotations, num_columns: int) -> Rotations:
   """Returns rotations as arrays `[T]`, checked as far as their values are known.
 
   Args:

@@ -19,9 +19,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from eoi_jax import _checks as checks
-from eoi_jax.initializers import eoi as initializers
-from eoi_jax.initializers.eoi import Initializer
+from eoi_jax import _checks
+from eoi_jax.initializers.eoi import Initializer, delta_kernel, place
 
 
 def dense_orthogonal(scale: float = 1.0) -> Initializer:
@@ -41,11 +40,11 @@ def dense_orthogonal(scale: float = 1.0) -> Initializer:
 
   Reference: Saxe et al., 2014, arXiv:1312.6120.
   """
-  scale = checks.number("scale", scale)
+  scale = _checks.number("scale", scale)
 
   def init(key, shape, dtype=jnp.float32, out_sharding=None):
-    shape = initializers.check_shape(shape)
-    return initializers.place(_flat(key, shape, dtype, scale), out_sharding)
+    shape = _check_shape(shape)
+    return place(_flat(key, shape, dtype, scale), out_sharding)
 
   return init
 
@@ -67,14 +66,12 @@ def delta_orthogonal(scale: float = 1.0) -> Initializer:
 
   Reference: Xiao et al., 2018, arXiv:1806.05393.
   """
-  scale = checks.number("scale", scale)
+  scale = _checks.number("scale", scale)
 
   def init(key, shape, dtype=jnp.float32, out_sharding=None):
-    *window, rows, cols = initializers.check_shape(shape)
+    *window, rows, cols = _check_shape(shape)
     matrix = _flat(key, (rows, cols), dtype, scale)
-    return initializers.place(
-      initializers.delta_kernel(matrix, tuple(window)), out_sharding
-    )
+    return place(delta_kernel(matrix, tuple(window)), out_sharding)
 
   return init
 
@@ -101,11 +98,11 @@ def conv_orthogonal(scale: float = 1.0) -> Initializer:
 
   Reference: Xiao et al., 2018, arXiv:1806.05393, algorithms 1 and 2.
   """
-  scale = checks.number("scale", scale)
+  scale = _checks.number("scale", scale)
 
   def init(key, shape, dtype=jnp.float32, out_sharding=None):
-    *window, rows, cols = initializers.check_shape(shape)
-    compute_dtype = checks.compute_dtype(dtype)
+    *window, rows, cols = _check_shape(shape)
+    compute_dtype = _checks.compute_dtype(dtype)
     key_matrix, key_blocks = jax.random.split(key)
     kernel = _flat(key_matrix, (rows, cols), compute_dtype, scale)
     if rows > cols:
@@ -117,9 +114,20 @@ def conv_orthogonal(scale: float = 1.0) -> Initializer:
       kernel = _widen(kernel, projection, axis)
     if rows > cols:
       kernel = jnp.swapaxes(kernel, -1, -2)
-    return initializers.place(kernel.astype(dtype), out_sharding)
+    return place(kernel.astype(dtype), out_sharding)
 
   return init
+
+
+def _check_shape(shape) -> tuple[int, ...]:
+  """Returns the shape of a kernel as a tuple or raises ValueError."""
+  shape = tuple(shape)
+  if not 2 <= len(shape) <= 5 or min(shape) < 1:
+    raise ValueError(
+      "`shape` must be (in, out) or (*window, in, out) with a window of rank 1 to 3, "
+      f"got {shape}."
+    )
+  return shape
 
 
 def _axes(window) -> list[int]:
@@ -130,7 +138,7 @@ def _axes(window) -> list[int]:
 
 def _flat(key, shape, dtype, scale: float) -> jax.Array:
   """Kernel whose `(fan_in, out)` matrix is `scale` times orthogonal, cast last."""
-  compute_dtype = checks.compute_dtype(dtype)
+  compute_dtype = _checks.compute_dtype(dtype)
   matrix = (math.prod(shape[:-1]), shape[-1])
   kernel = jax.nn.initializers.orthogonal(scale)(key, matrix, compute_dtype)
   return kernel.astype(dtype).reshape(shape)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 
-from eoi_jax import _checks as checks
-from eoi_jax.givens import _candidates as schedules
-from eoi_jax.givens import _sampler as sampling
-from eoi_jax.givens import orthogonal
-from eoi_jax.givens import rotations as rotations_lib
+from eoi_jax import _checks, _keys
+from eoi_jax.givens._plan import Angle, check_schedule
+from eoi_jax.givens.orthogonal import check_dtype, sample_to_budget
+from eoi_jax.initializers._paraunitary import all_taps
+from eoi_jax.layouts import Kernel, Layout, check_fit
 
 Initializer = Callable[..., jax.Array]
 
+TAPS = ("center", "all")
 CENTER_RULES = ("plain", "more")
 
 
@@ -23,26 +26,41 @@ def eoi_init(
   density: float,
   *,
   scale: float = 1.0,
-  angle: rotations_lib.Angle = None,
+  angle: Angle = None,
   schedule: str = "iid",
   cover: bool = False,
+  taps: str = "center",
   center: str = "plain",
+  axes: str | None = None,
+  groups: int | None = None,
 ) -> Initializer:
   """Exact orthogonal initialization of sparse kernels.
 
   A dense kernel `(in, out)` is `scale` times a `sparse_orthogonal` matrix. A
-  convolution kernel `(*window, in, out)` carries such a matrix `H` at its centre tap
-  and zeros elsewhere (delta-orthogonal): at stride 1, with "SAME" or circular padding,
-  the convolution is exactly isometric (from the smaller to the larger of `in`, `out`).
+  convolution kernel `(*window, in, out)` is isometric as a convolution, from the
+  smaller to the larger of `in` and `out`:
+
+    - taps "center", as published: such a matrix `H` at the centre tap and zeros
+      elsewhere (delta-orthogonal), isometric at stride 1 with "SAME" or circular
+      padding;
+    - taps "all": nonzeros on every tap, isometric at stride 1 with circular padding;
+      zero padding loses what is shifted out at the border.
 
   The density counts all weights of the kernel, all taps included. `kernel_masks` fills
-  the mask up to it with trainable zeros. The density of `H` is
+  the mask up to it with trainable zeros. The density of `H` at the centre tap is
 
     - "plain": `density`;
     - "more": `min(density * taps, sqrt(density), 1)`, more of them at the centre;
 
   in both cases at least the floor `1 / max(in, out)`, if the kernel's budget
   `round(density * size)` reaches that far.
+
+  An initializer sees a shape and nothing else. It reads rank 2 as `(in, out)`; ranks 4
+  and 5 with a window of sizes up to 11, and rank 3 if that size is odd, too, as a
+  convolution of one group. It refuses other shapes, and windows over one input
+  channel: say `axes` and `groups`. It cannot see that a convolution is grouped:
+  pass `groups=feature_group_count`. Flax flattens the kernels of DenseGeneral and of
+  attention before it calls an initializer; those of Einsum need `axes`.
 
   Args:
     density: fraction of trainable weights, in `[1 / (taps max(in, out)), 1]`.
@@ -51,15 +69,20 @@ def eoi_init(
     schedule: as in `sparse_orthogonal`.
     cover: as in `sparse_orthogonal`: leaves no input or output dead, as far as the
       density allows.
+    taps: which taps of a convolution carry nonzeros, "center" or "all".
     center: rule for the density of a convolution's centre tap, "plain" or "more".
+    axes: meaning of the axes of the shape, one letter an axis (i input, o output, w
+      window, s stack), as in `Layout`: "ioo" for a kernel `(in, heads, dim)`.
+    groups: groups of a convolution, 1 for one that sees a gray image; None = 1 where
+      that leaves no doubt.
 
   Returns:
-    `init(key, shape, dtype=jnp.float32, out_sharding=None)`, a JAX initializer for
-    shapes of rank 2 to 5. It is pure, jittable, and vmappable over keys.
+    `init(key, shape, dtype=jnp.float32, out_sharding=None)`, a JAX initializer. It is
+    pure, jittable, and vmappable over keys.
 
   Raises:
-    ValueError: if an argument is out of range; from `init`, if the rank is not 2 to
-      5 or the density is below the floor of the shape.
+    ValueError: if an argument is out of range; from `init`, if the shape is in doubt or
+      the density is below its floor.
 
   Example:
     >>> kernel = eoi_init(0.1)(jax.random.key(0), (3, 3, 32, 64))
@@ -68,71 +91,143 @@ def eoi_init(
 
   Reference: Nowak et al., 2024, arXiv:2406.01755, sections 4 and 5, appendix F.
   """
-  density = checks.density(density)
-  scale = checks.number("scale", scale)
-  if center not in CENTER_RULES:
-    raise ValueError(f"`center` must be one of {CENTER_RULES}, got {center!r}.")
-  schedules.check_schedule(schedule)
+  density, cover = _checks.density(density), bool(cover)
+  scale = _checks.number("scale", scale)
+  check_options(taps, center, schedule)
+  if groups is not None:
+    groups = _checks.integer("groups", groups, 1)
+  if axes is not None:
+    Layout(axes)  # checks the letters
 
   def init(key, shape, dtype=jnp.float32, out_sharding=None):
-    dtype = orthogonal.check_dtype(dtype)
-    budget = center_budget(shape, density, center=center)
-    compute_dtype = checks.compute_dtype(dtype)
-    matrix = sampling.sample_to_budget(
-      key,
-      tuple(shape[-2:]),
-      budget,
-      compute_dtype,
-      angle=angle,
-      schedule=schedule,
-      cover=bool(cover),
-    )
-    kernel = delta_kernel((scale * matrix).astype(dtype), tuple(shape[:-2]))
-    return place(kernel, out_sharding)
+    dtype, shape, key = check_dtype(dtype), tuple(shape), _keys.as_key(key)
+    kernel, block = None, shape
+    if axes is not None or groups is not None:
+      layout = Layout(axes or "w" * (len(shape) - 2) + "io", groups or 1)
+      check_fit("shape", shape, layout)
+      kernel = Kernel("shape", jax.ShapeDtypeStruct(shape, dtype), layout)
+      block = kernel.block_shape
+    else:
+      _check_without_doubt(shape)
+    budget = kernel_budget(block, density, taps, center)
+    at_center = taps == "center" or math.prod(block[:-2]) == 1
+    sample_shape = block[-2:] if at_center else block
+    wide = jnp.promote_types(dtype, jnp.float32)
+
+    def sample(key):
+      drawn = sample_kernel(
+        key, sample_shape, budget, wide, angle=angle, schedule=schedule, cover=cover
+      )
+      drawn = (scale * drawn).astype(dtype)
+      return delta_kernel(drawn, block[:-2]) if at_center else drawn
+
+    if kernel is None:
+      return place(sample(key), out_sharding)
+    if kernel.num_blocks == 1:
+      blocks = sample(key)[None]
+    else:
+      blocks = jax.vmap(sample)(jax.random.split(key, kernel.num_blocks))
+    return place(kernel.from_blocks(blocks), out_sharding)
 
   return init
 
 
-def center_budget(shape, density: float, *, center: str = "plain") -> int:
-  """Nonzeros that `eoi_init` may place in a kernel of `shape`.
-
-  Args:
-    shape: `(in, out)` or `(*window, in, out)`.
-    density: fraction of trainable weights of the whole kernel.
-    center: rule of `eoi_init` for convolutions.
-
-  Returns:
-    Largest number of nonzeros of the matrix at the centre tap.
-
-  Raises:
-    ValueError: if the rank is not 2 to 5 or the density is below the floor.
-  """
-  shape = check_shape(shape)
-  window, matrix_shape = shape[:-2], shape[-2:]
-  taps, size = math.prod(window), math.prod(matrix_shape)
-  floor = 1 / (taps * max(matrix_shape))
-  if not floor * (1 - 1e-9) <= density <= 1.0:
-    raise ValueError(
-      f"`density` must be in [{floor:.4g}, 1] for shape {shape}, got {density}."
-    )
-  central = density
-  if taps > 1:
-    if center == "more":
-      central = min(density * taps, math.sqrt(density), 1.0)
-    central = max(central, 1 / max(matrix_shape))
-  lowest = min(matrix_shape)
-  return max(lowest, min(round(central * size), round(density * taps * size)))
-
-
-def check_shape(shape) -> tuple[int, ...]:
-  """Returns the shape of a kernel as a tuple or raises ValueError."""
-  shape = tuple(shape)
-  if not 2 <= len(shape) <= 5 or min(shape) < 1:
+def _check_without_doubt(shape: tuple[int, ...]) -> None:
+  """Raises ValueError unless a shape is a matrix or a convolution of one group."""
+  rank, window = len(shape), shape[:-2]
+  if not 2 <= rank <= 5 or min(shape) < 1:
     raise ValueError(
       "`shape` must be (in, out) or (*window, in, out) with a window of rank 1 to 3, "
       f"got {shape}."
     )
-  return shape
+  if max(window, default=1) > 11 or (rank == 3 and window[0] % 2 == 0):
+    raise ValueError(
+      f"`axes` must say what the axes of `shape` {shape} are, since it is no kernel "
+      "(in, out) and no convolution (*window, in, out) with a window of sizes up to "
+      "11 (odd, if it has one axis): one letter an axis (i input, o output, w "
+      f'window, s stack): `eoi_init(density, axes="{"i" + "o" * (rank - 1)}")`.'
+    )
+  if math.prod(window) > 1 and shape[-2] == 1 < shape[-1]:
+    raise ValueError(
+      f"`groups` must say whether `shape` {shape} is a depthwise convolution "
+      f"(`groups={shape[-1]}`) or one that sees a single channel (`groups=1`)."
+    )
+
+
+def check_options(taps: str, center: str, schedule: str) -> None:
+  """Raises ValueError, with the known ones, unless the options are known."""
+  if taps not in TAPS:
+    raise ValueError(f"`taps` must be one of {TAPS}, got {taps!r}.")
+  if center not in CENTER_RULES:
+    raise ValueError(f"`center` must be one of {CENTER_RULES}, got {center!r}.")
+  check_schedule(schedule)
+
+
+def kernel_budget(
+  shape: tuple[int, ...], density: float, taps: str = "center", center: str = "plain"
+) -> int:
+  """Nonzeros that `eoi_init` may place in a kernel.
+
+  Args:
+    shape: `(in, out)` or `(*window, in, out)`.
+    density: fraction of trainable weights of the whole kernel.
+    taps: as in `eoi_init`.
+    center: as in `eoi_init`.
+
+  Returns:
+    Largest number of nonzeros: of the whole kernel for taps "all", else of the matrix
+    at the centre tap.
+
+  Raises:
+    ValueError: if the density is below the floor of the shape.
+  """
+  window, matrix_shape = shape[:-2], shape[-2:]
+  num_taps, size = math.prod(window), math.prod(matrix_shape)
+  floor = 1 / (num_taps * max(matrix_shape))
+  if not floor * (1 - 1e-9) <= density <= 1.0:
+    raise ValueError(
+      f"`density` must be in [{floor:.4g}, 1] for shape {tuple(shape)}, got {density}."
+    )
+  whole = round(density * num_taps * size)
+  if taps == "all" and num_taps > 1:
+    return max(min(matrix_shape), whole)
+  central = density
+  if num_taps > 1:
+    if center == "more":
+      central = min(density * num_taps, math.sqrt(density), 1.0)
+    central = max(central, 1 / max(matrix_shape))
+  return max(min(matrix_shape), min(round(central * size), whole))
+
+
+def sample_kernel(
+  key: jax.Array,
+  shape: tuple[int, ...],
+  budget: Any,
+  dtype: Any,
+  *,
+  max_budget: int | None = None,
+  angle: Angle = None,
+  schedule: str = "iid",
+  cover: bool = False,
+) -> jax.Array:
+  """A sparse orthogonal matrix, or a convolution isometric on all its taps.
+
+  Args:
+    key: a PRNG key; it is consumed.
+    shape: `(in, out)`, or `(*window, in, out)` for all taps.
+    budget: largest number of nonzeros; an int, or traced if `max_budget` is given.
+    dtype: floating dtype of the result.
+    max_budget: largest value of `budget`, static.
+    angle: as in `sparse_orthogonal`.
+    schedule: as in `sparse_orthogonal`.
+    cover: as in `sparse_orthogonal`.
+
+  Returns:
+    Array of `shape`.
+  """
+  draw = sample_to_budget if len(shape) == 2 else all_taps
+  options = {"angle": angle, "schedule": schedule, "cover": cover}
+  return draw(key, shape, budget, dtype, max_budget=max_budget, **options)
 
 
 def delta_kernel(matrix: jax.Array, window: tuple[int, ...]) -> jax.Array:

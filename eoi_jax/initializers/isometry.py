@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from eoi_jax import _checks as checks
 
@@ -24,7 +25,6 @@ _NUM_STEPS = {"sgd": 10_000, "adam": 200}
 _STEP_SIZE = {"sgd": 0.1, "adam": 0.25}
 # Numbers of an array that a CPU keeps in its cache beside a few more.
 _CACHE_SIZE = 2**15
-_DECAY_MEAN, _DECAY_SQUARE, _EPSILON = 0.9, 0.999, 1e-8
 
 
 class IsometryResult(NamedTuple):
@@ -83,7 +83,8 @@ def approximate_isometry(
 
   Reference: Nowak et al., 2024, arXiv:2406.01755; Lee et al., 2020, arXiv:1906.06307.
   """
-  check_method(method)
+  if method not in METHODS:
+    raise ValueError(f"`method` must be one of {METHODS}, got {method!r}.")
   kernels, masks = jnp.asarray(kernels), jnp.asarray(masks)
   if kernels.ndim < 3 or kernels.shape != masks.shape or masks.dtype != jnp.bool_:
     raise ValueError(
@@ -95,13 +96,8 @@ def approximate_isometry(
   num_steps = checks.integer("num_steps", num_steps, 0)
   step_size = _STEP_SIZE[method] if step_size is None else step_size
   step_size = checks.positive("step_size", step_size)
-  return _run(kernels, masks, scale, step_size, num_steps, method, curve)
-
-
-def check_method(method: str) -> None:
-  """Raises ValueError unless the method is known."""
-  if method not in METHODS:
-    raise ValueError(f"`method` must be one of {METHODS}, got {method!r}.")
+  with jax.numpy_dtype_promotion("standard"):  # optax promotes its counter
+    return _run(kernels, masks, scale, step_size, num_steps, method, curve)
 
 
 @functools.partial(jax.jit, static_argnames=("num_steps", "method", "curve"))
@@ -131,21 +127,36 @@ def _run(kernels, masks, scale, step_size, num_steps: int, method: str, curve: b
 
 def _descend(weights, live, scale, step_size, num_steps: int, method: str, curve: bool):
   """Optimizes one matrix; returns it, and its errors `[num_steps + 1]` or `[2]`."""
-  init, update = _METHODS[method]
+  if method == "adam":
+    start, size = _unit_rows(weights, live, scale)
+    tx = optax.adam(optax.cosine_decay_schedule(1.0, max(num_steps, 1)))
+  else:
+    start, size, tx = weights, jnp.ones_like(scale), optax.sgd(1.0)
 
-  def step(carry, index):
-    progress = index.astype(weights.dtype) / max(num_steps, 1)
-    norm, carry = update(carry, live, scale, step_size, progress, index)
-    return carry, norm if curve else None
+  def step(carry, _):
+    weights, state = carry
+    gradient, norm = _gradient(weights, live, scale)
+    if method == "sgd":  # of ||R||_F, which is 2 R C / ||R||_F, zero where the norm is
+      tiny = jnp.finfo(weights.dtype).tiny
+      gradient *= jnp.where(norm > 0, 2 / jnp.maximum(norm, tiny), 0)
+    updates, state = tx.update(gradient, state)
+    return (weights + step_size * size * updates, state), norm if curve else None
 
   first = _residual(weights, scale)[1]
-  steps = jnp.arange(num_steps, dtype=jnp.int32)
-  carry, norms = jax.lax.scan(step, init(weights, live, scale), steps)
-  last = _residual(carry[0], scale)[1]
+  (moved, _), norms = jax.lax.scan(step, (start, tx.init(start)), length=num_steps)
+  last = _residual(moved, scale)[1]
   # Steps on a norm overshoot where the start is exact already.
-  weights = jnp.where(last < first, carry[0], weights)
+  weights = jnp.where(last < first, moved, weights)
   ends = jnp.stack([first, jnp.minimum(last, first)])
   return weights, ends if norms is None else jnp.concatenate([norms, ends[1:]])
+
+
+def _unit_rows(weights, live, scale) -> tuple[jax.Array, jax.Array]:
+  """Rows scaled to norm `scale`, and the size of a final weight."""
+  norms = jnp.sqrt(jnp.sum(jnp.square(weights), axis=1, keepdims=True))
+  weights = jnp.where(norms > 0, scale * weights / jnp.where(norms > 0, norms, 1), 0)
+  count = jnp.maximum(jnp.sum(live), 1).astype(weights.dtype)
+  return weights, scale * jnp.sqrt(weights.shape[0] / count)
 
 
 def _is_wide(shape) -> bool:
@@ -170,42 +181,3 @@ def _gradient(weights, live, scale):
   residual, norm = _residual(weights, scale)
   gradient = jnp.matmul(residual, weights)
   return jnp.where(live, gradient, jnp.zeros((), gradient.dtype)), norm
-
-
-def _sgd_init(weights, live, scale):
-  del live, scale
-  return (weights,)
-
-
-def _sgd_step(carry, live, scale, step_size, progress, index):
-  """The gradient of `||R||_F` is `2 R C / ||R||_F`, zero where the norm is."""
-  del progress, index
-  (weights,) = carry
-  gradient, norm = _gradient(weights, live, scale)
-  tiny = jnp.finfo(weights.dtype).tiny
-  factor = jnp.where(norm > 0, 2 * step_size / jnp.maximum(norm, tiny), 0)
-  return norm, (weights - factor * gradient,)
-
-
-def _adam_init(weights, live, scale):
-  """Rows of norm `scale`, moments at zero, and the size of a final weight."""
-  norms = jnp.sqrt(jnp.sum(jnp.square(weights), axis=1, keepdims=True))
-  weights = jnp.where(norms > 0, scale * weights / jnp.where(norms > 0, norms, 1), 0)
-  count = jnp.maximum(jnp.sum(live), 1).astype(weights.dtype)
-  unit = scale * jnp.sqrt(weights.shape[0] / count)
-  return weights, jnp.zeros_like(weights), jnp.zeros_like(weights), unit
-
-
-def _adam_step(carry, live, scale, step_size, progress, index):
-  weights, mean, square, unit = carry
-  gradient, norm = _gradient(weights, live, scale)
-  mean = _DECAY_MEAN * mean + (1 - _DECAY_MEAN) * gradient
-  square = _DECAY_SQUARE * square + (1 - _DECAY_SQUARE) * jnp.square(gradient)
-  count = (index + 1).astype(weights.dtype)
-  unbiased = mean / (1 - jnp.power(_DECAY_MEAN, count))
-  root = jnp.sqrt(square / (1 - jnp.power(_DECAY_SQUARE, count)))
-  rate = step_size * unit * (1 + jnp.cos(jnp.pi * progress)) / 2
-  return norm, (weights - rate * unbiased / (root + _EPSILON), mean, square, unit)
-
-
-_METHODS = {"sgd": (_sgd_init, _sgd_step), "adam": (_adam_init, _adam_step)}

@@ -1,25 +1,38 @@
-"""One door from a dense tree to a sparse start: `sparsify`."""
+"""One door from a dense tree to a sparse start: `sparsify`, and the starts behind it.
+
+`sparsify` reads the tree as blocks by its layouts, gathers the blocks of one shape into
+a `_Stack`, and gives every stack to the start. A start is a function of a stack and
+options that returns `(values, masks)`: arrays `[n, *shape]`, with masks None where the
+blocks are dense. Masks and what is put together from samples are NumPy arrays outside
+of `jax.jit`, and traced arrays under it.
+"""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
-from typing import Any
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from eoi_jax import _blocks as blocks_lib
-from eoi_jax import _checks as checks
-from eoi_jax import _kernels as kernels_lib
-from eoi_jax._blocks import GroupCount, Layout
-from eoi_jax._kernels import Kernel, LeafPredicate
-from eoi_jax.initializers import _starts as starts_lib
-from eoi_jax.masks import trees as masks_lib
-
-STARTS = tuple(starts_lib.STARTS)
+from eoi_jax import _keys
+from eoi_jax.givens import patterns
+from eoi_jax.givens.orthogonal import sample_many
+from eoi_jax.givens.rotations import Angle
+from eoi_jax.initializers import dense, eoi, isometry, sao
+from eoi_jax.layouts import Kernel, Layouts, fill_tree
+from eoi_jax.masks.trees import (
+  check_masks,
+  fill,
+  given_kernels,
+  kernel_counts,
+  live_counts,
+  place_like,
+)
 
 
 def sparsify(
@@ -30,17 +43,14 @@ def sparsify(
   start: str = "eoi",
   scale: float = 1.0,
   options: Mapping[str, Any] | None = None,
-  is_kernel: LeafPredicate = kernels_lib.is_kernel,
-  is_stacked: LeafPredicate = kernels_lib.never_stacked,
-  num_groups: GroupCount = blocks_lib.depthwise_groups,
-  is_patches: LeafPredicate = blocks_lib.never_patches,
+  layouts: Layouts | None = None,
 ) -> tuple[Any, Any]:
   """Gives every kernel of a tree a sparse start and its mask.
 
   The starts, with their options:
 
     - "eoi": exact orthogonal initialization. Of masks only the number of trained
-      weights per layer is kept, the support is drawn anew. `center`, `angle`,
+      weights per layer is kept, the support is drawn anew. `taps`, `center`, `angle`,
       `schedule`, `cover` as in `eoi_init`.
     - "eoi_in_mask": an exact isometry on the given mask itself (or a random one), at
       the centre tap of convolutions; the rest of the mask starts at zero. A mask that
@@ -60,11 +70,10 @@ def sparsify(
     - "orthogonal", "delta_orthogonal", "conv_orthogonal": dense; the density is not
       used.
 
-  Kernels of one shape, of any leaves, are started together in one compiled call.
-  Convolutions are read as stride 1. Grouped ones are started group by group:
-  depthwise kernels keep every channel isometric. Where stride = window the whole
-  window is one matrix, if `is_patches` says so. A leaf that is not named like a
-  kernel, such as an embedding, stays dense unless `is_kernel` takes it.
+  Blocks of one shape, of any leaves, are started together in one compiled call; masks
+  are drawn on the host. Convolutions are read as stride 1, but where stride = window
+  (the layout then has no window: the whole patch is one matrix). Grouped ones are
+  started group by group: depthwise kernels keep every channel isometric.
 
   Args:
     key: a PRNG key; it is consumed. What a layer gets depends on the key, its name
@@ -76,13 +85,8 @@ def sparsify(
     start: name of the start.
     scale: gain `sigma_w` of the kernels.
     options: options of the start by name.
-    is_kernel: `(name, leaf) -> bool`, which leaves are kernels.
-    is_stacked: `(name, leaf) -> bool`, which kernels have a leading axis of layers.
-    num_groups: `(name, leaf) -> int`, groups of a convolution, whose kernel is
-      `(*window, in / groups, out)`; `leaf` has the shape of one layer. By default a
-      window over one input channel is depthwise, anything else is not grouped.
-    is_patches: `(name, leaf) -> bool`, which convolutions have stride = window and
-      "VALID" padding.
+    layouts: how leaves are read; None = by shape (`kernel_layouts`), where a leaf in
+      doubt is an error. A leaf that is given None in a tree needs no layout.
 
   Returns:
     `(params, masks)`: the kernels in their start, zero off the mask; and the masks, a
@@ -90,8 +94,9 @@ def sparsify(
     "base" and "ai" every layer has exactly `round(density * size)` trained weights.
 
   Raises:
-    ValueError: if `start` or an option is unknown, structures differ, or a density is
-      out of the range of its kernel; the leaf is named.
+    ValueError: if `start` or an option is unknown, structures differ, a leaf is in
+      doubt or not of a real floating dtype of at least 16 bits, or a density is out of
+      the range of its kernel; the leaf is named.
 
   Example:
     >>> dense = {"kernel": jnp.ones((16, 16)), "bias": jnp.zeros(16)}
@@ -101,100 +106,488 @@ def sparsify(
 
   Reference: Nowak et al., 2024, arXiv:2406.01755, section 5.
   """
-  run, options = _check_start(start, options)
-  scale = checks.number("scale", scale)
-  kernels = kernels_lib.find_kernels(params, is_kernel=is_kernel, is_stacked=is_stacked)
-  given = _given_masks(kernels, params, densities_or_masks)
-  if given is None:
-    counts = _counts(kernels, params, densities_or_masks)
-  else:
-    counts = {
-      n: None
-      if isinstance(m, jax.core.Tracer)
-      else masks_lib.live_counts(kernels[n], m)
-      for n, m in given.items()
-    }
-  kernels = {name: kernel for name, kernel in kernels.items() if name in counts}
-  layouts = blocks_lib.find_layouts(
-    kernels, num_groups=num_groups, is_patches=is_patches
-  )
-  values, masks = {}, {}
-  for stack, members in _stacks(key, layouts, counts, given):
-    new, live = run(stack, scale, **options)
-    first = 0
-    for layout in members:
-      name, rows = layout.kernel.name, slice(first, first + layout.num_blocks)
-      values[name] = blocks_lib.join(layout, new[rows])
-      masks[name] = None if live is None else blocks_lib.join(layout, live[rows])
-      first += layout.num_blocks
-  return (
-    kernels_lib.fill_tree(params, values, keep=True),
-    kernels_lib.fill_tree(params, masks),
-  )
-
-
-def _check_start(start: str, options: Mapping[str, Any] | None):
-  """The function of a start and its options, known by name."""
   if start not in STARTS:
-    raise ValueError(f"`start` must be one of {STARTS}, got {start!r}.")
-  run = starts_lib.STARTS[start]
-  parameters = inspect.signature(run).parameters.values()
-  known = tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
-  for name in options or {}:
+    raise ValueError(f"`start` must be one of {tuple(STARTS)}, got {start!r}.")
+  run, known = STARTS[start]
+  options = dict(options or {})
+  for name in options:
     if name not in known:
       raise ValueError(
         f"`options` of start {start!r} must be among {known}, got {name!r}."
       )
-  return run, dict(options or {})
-
-
-def _given_masks(kernels: dict[str, Kernel], params: Any, tree: Any):
-  """Masks by name, or None if the tree holds densities."""
-  leaves = jax.tree.leaves(tree)
-  if not leaves or not all(jnp.asarray(x).dtype == jnp.bool_ for x in leaves):
-    return None
-  masks = masks_lib.check_masks(params, tree)
-  for name, mask in masks.items():
-    if mask is not None and name not in kernels:
-      raise ValueError(f"`masks` must be None for {name!r}, which is no kernel.")
-  return {name: mask for name, mask in masks.items() if mask is not None}
-
-
-def _counts(kernels: dict[str, Kernel], params: Any, densities: Any):
-  """Trained weights of every layer of every kernel that is given a density."""
-  by_name = kernels_lib.kernel_densities(kernels, params, densities)
-  return {n: masks_lib.layer_counts(kernels[n], d) for n, d in by_name.items()}
-
-
-def _stacks(key, layouts: dict[str, Layout], counts, masks):
-  """Stacks of equal blocks, each with the layouts that they come from, in order."""
-  key_values, key_masks = jax.random.split(key)
-  groups: dict[Any, list[Layout]] = {}
-  for layout in layouts.values():
-    groups.setdefault((layout.shape, layout.kernel.leaf.dtype), []).append(layout)
-  for (shape, dtype), members in groups.items():
-    names = [layout.kernel.name for layout in members]
-    budgets = [
-      blocks_lib.block_counts(layout, counts[n])
-      for n, layout in zip(names, members, strict=True)
-      if counts[n] is not None
-    ]
-    live = None
-    if masks is not None:
-      live = jnp.concatenate(
-        [blocks_lib.split(m, masks[n]) for n, m in zip(names, members, strict=True)]
-      )
-    yield (
-      starts_lib.Stack(
-        names=tuple(
-          n for n, m in zip(names, members, strict=True) for _ in range(m.num_blocks)
-        ),
-        shape=shape,
-        dtype=dtype,
-        keys=blocks_lib.block_keys(key_values, members),
-        mask_keys=blocks_lib.block_keys(key_masks, members),
-        budgets=np.concatenate(budgets) if len(budgets) == len(names) else None,
-        masks=live,
-      ),
-      members,
+  if not math.isfinite(scale := float(scale)):
+    raise ValueError(f"`scale` must be a finite number, got {scale}.")
+  given = _given_masks(params, densities_or_masks, layouts)
+  if given is None:
+    counts = kernel_counts(params, densities_or_masks, layouts)
+  else:
+    counts = {n: (k, _known_counts(k, mask)) for n, (k, mask) in given.items()}
+  data = _keys.key_data(key)
+  key_values, key_masks = _keys.fold_in(data, 0), _keys.fold_in(data, 1)
+  stacks: dict[Any, list[str]] = {}
+  for name, (kernel, _) in counts.items():
+    _check_dtype(kernel)
+    kind = (kernel.block_shape, kernel.leaf.dtype, kernel.groups)
+    stacks.setdefault(kind, []).append(name)
+  values, masks = {}, {}
+  for (shape, dtype, _), names in stacks.items():
+    kernels = [counts[name][0] for name in names]
+    budgets = [_block_counts(*counts[name]) for name in names]
+    stack = _Stack(
+      names=tuple(k.name for k in kernels for _ in range(k.num_blocks)),
+      shape=shape,
+      dtype=dtype,
+      keys=_keys.block_keys(key_values, kernels),
+      mask_keys=_keys.block_keys(key_masks, kernels),
+      budgets=None if any(b is None for b in budgets) else np.concatenate(budgets),
+      masks=given and _join([k.to_blocks(_on_host(given[k.name][1])) for k in kernels]),
     )
+    new, live = map(_on_host, run(stack, scale, **options))
+    ends = np.cumsum([kernel.num_blocks for kernel in kernels]).tolist()
+    for kernel, end in zip(kernels, ends, strict=True):
+      rows = slice(end - kernel.num_blocks, end)
+      values[kernel.name] = kernel.from_blocks(new[rows])
+      if live is not None:
+        masks[kernel.name] = kernel.from_blocks(live[rows])
+  kernels = [kernel for kernel, _ in counts.values()]
+  return (
+    fill_tree(params, place_like(values, kernels), keep=True),
+    fill_tree(params, place_like(masks, kernels)),
+  )
+
+
+def _given_masks(params: Any, tree: Any, layouts) -> dict[str, Any] | None:
+  """Kernels and their masks by name, or None if the tree holds densities."""
+  leaves = jax.tree.leaves(tree)
+  if not leaves or not all(jnp.result_type(x) == jnp.bool_ for x in leaves):
+    return None
+  check_masks(params, tree)
+  return given_kernels(params, tree, layouts, "masks")
+
+
+def _known_counts(kernel: Kernel, mask: Any) -> np.ndarray | None:
+  return None if isinstance(mask, jax.core.Tracer) else live_counts(kernel, mask)
+
+
+def _block_counts(kernel: Kernel, counts: np.ndarray | None) -> np.ndarray | None:
+  """Shares the trained weights of each layer out to its groups, evenly.
+
+  Returns:
+    Integers `[num_blocks]`; groups of a layer differ by at most one.
+  """
+  if counts is None:
+    return None
+  groups = kernel.groups
+  shares = (counts[:, None] + groups - 1 - np.arange(groups)) // groups
+  return shares.ravel()
+
+
+def _check_dtype(kernel: Kernel) -> None:
+  dtype = jnp.dtype(kernel.leaf.dtype)
+  if not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize < 2:
+    raise ValueError(
+      f"kernel {kernel.name!r} must have a real floating dtype of at least 16 bits, "
+      f"got {dtype}."
+    )
+
+
+def _join(parts: list[Any]) -> Any:
+  if len(parts) == 1:
+    return parts[0]
+  traced = any(isinstance(part, jax.core.Tracer) for part in parts)
+  return (jnp if traced else np).concatenate(parts)
+
+
+# The starts.
+
+REFERENCES = {
+  "orthogonal": dense.dense_orthogonal,
+  "delta_orthogonal": dense.delta_orthogonal,
+  "conv_orthogonal": dense.conv_orthogonal,
+}
+# What `eoi_in_mask` may do where no isometry fits: one of fewer units, or other starts.
+FALLBACKS = ("partial", "ai", "base")
+# Blocks of one shape from which on a program of their own pays for its compilation.
+_MANY = 16
+
+
+class _Stack(NamedTuple):
+  """Blocks of one shape, of one or several leaves.
+
+  Attributes:
+    names: name of the leaf of each block.
+    shape: `(in, out)` or `(*window, in, out)`.
+    dtype: dtype of the leaves.
+    keys: key data of the values, uint32 `[n, 2]`.
+    mask_keys: key data of the masks, uint32 `[n, 2]`.
+    budgets: trained weights of each block, int `[n]`; None if masks are traced.
+    masks: bool `[n, *shape]`, True = trained; None if only densities are given.
+  """
+
+  names: tuple[str, ...]
+  shape: tuple[int, ...]
+  dtype: Any
+  keys: Any
+  mask_keys: Any
+  budgets: np.ndarray | None
+  masks: Any
+
+  @property
+  def matrix_shape(self) -> tuple[int, int]:
+    """`(in, out)`."""
+    return (self.shape[-2], self.shape[-1])
+
+  def known_budgets(self) -> np.ndarray:
+    """The budgets, for a start that draws masks of its own."""
+    if self.budgets is None:
+      raise ValueError(
+        "masks must be concrete arrays for a start that draws new ones; call "
+        "`sparsify` outside of `jax.jit`."
+      )
+    return self.budgets
+
+  def known_masks(self) -> Any:
+    """The given masks, or uniformly random ones."""
+    if self.masks is not None:
+      return self.masks
+    nothing = np.zeros((len(self.names), *self.shape), bool)
+    return fill(self.mask_keys, nothing, self.known_budgets())
+
+  def rows(self, rows: np.ndarray) -> _Stack:
+    """Some of the blocks."""
+    return self._replace(
+      names=tuple(self.names[n] for n in rows),
+      keys=self.keys[rows],
+      mask_keys=self.mask_keys[rows],
+      budgets=None if self.budgets is None else self.budgets[rows],
+      masks=None if self.masks is None else self.masks[rows],
+    )
+
+
+Blocks = tuple[Any, Any]
+
+
+def _dense_blocks(stack: _Stack, scale: float, *, kind: str) -> Blocks:
+  """Dense blocks. A channel on its own is a unit vector: every tap takes part."""
+  if kind not in REFERENCES:
+    raise ValueError(f"`reference` must be one of {tuple(REFERENCES)}, got {kind!r}.")
+  kind = "orthogonal" if stack.matrix_shape == (1, 1) else kind
+  dtype = jnp.dtype(stack.dtype)
+  return _dense(
+    stack.keys, scale=scale, kind=kind, shape=stack.shape, dtype=dtype
+  ), None
+
+
+@functools.partial(jax.jit, static_argnames=("scale", "kind", "shape", "dtype"))
+def _dense(keys, *, scale: float, kind: str, shape, dtype) -> jax.Array:
+  init = REFERENCES[kind](scale)
+  return _each(lambda key: init(key, shape, dtype), keys)
+
+
+def _each(draw: Callable[[jax.Array], jax.Array], keys: jax.Array) -> jax.Array:
+  """Draws for every key; one after the other on a CPU.
+
+  There a batched QR decomposition waits for threads of the pool that it runs in, and
+  a program with several of them can wait forever.
+  """
+
+  def draw_one(data):
+    return draw(jax.random.wrap_key_data(data, impl="threefry2x32"))
+
+  if jax.default_backend() == "cpu":
+    return jax.lax.map(draw_one, keys)
+  return jax.vmap(draw_one)(keys)
+
+
+def _base(
+  stack: _Stack, scale: float, *, reference: str = "delta_orthogonal"
+) -> Blocks:
+  """A dense reference times the mask."""
+  masks = stack.known_masks()
+  values = _on_host(_dense_blocks(stack, scale, kind=reference)[0])
+  return _where(masks, values), masks
+
+
+def _ai(
+  stack: _Stack,
+  scale: float,
+  *,
+  reference: str = "orthogonal",
+  method: str = "sgd",
+  num_steps: int | None = None,
+  step_size: float | None = None,
+) -> Blocks:
+  """Approximate isometry on the mask, from a dense reference."""
+  masks = stack.known_masks()
+  result = isometry.approximate_isometry(
+    _dense_blocks(stack, scale, kind=reference)[0],
+    masks,
+    scale=scale,
+    method=method,
+    num_steps=num_steps,
+    step_size=step_size,
+  )
+  return result.kernels, masks
+
+
+def _eoi(
+  stack: _Stack,
+  scale: float,
+  *,
+  taps: str = "center",
+  center: str = "plain",
+  angle: Angle = None,
+  schedule: str = "iid",
+  cover: bool = False,
+) -> Blocks:
+  """Exact orthogonal matrices of the budgets, and trainable zeros up to them."""
+  eoi.check_options(taps, center, schedule)
+  budgets = stack.known_budgets()
+  inner = _by_budget(
+    stack, lambda density: eoi.kernel_budget(stack.shape, density, taps, center)
+  )
+  options = {"angle": angle, "schedule": schedule, "cover": cover}
+  if taps == "all" and math.prod(stack.shape[:-2]) > 1:
+    values = _sample(stack, inner, scale, options, stack.shape)
+  else:
+    values = _delta(stack, _sample(stack, inner, scale, options, stack.matrix_shape))
+  return values, fill(stack.mask_keys, values != 0, budgets)
+
+
+def _eoi_in_mask(
+  stack: _Stack, scale: float, *, angle: Angle = None, fallback: str | None = None
+) -> Blocks:
+  """An exact isometry inside the mask; the rest of the mask starts at zero."""
+  if fallback not in (None, *FALLBACKS):
+    raise ValueError(f"`fallback` must be None or in {FALLBACKS}, got {fallback!r}.")
+  masks = stack.known_masks()
+  if isinstance(masks, jax.core.Tracer):
+    stack._replace(budgets=None).known_budgets()
+  center = eoi.center_tap(stack.shape[:-2])
+  dtype = jnp.promote_types(stack.dtype, jnp.float32)
+  matrices, failed = [], []
+  for n, pattern in enumerate(np.asarray(masks)[(slice(None), *center)]):
+    problem = patterns.matching_error(patterns.match_lines(pattern), pattern.shape)
+    if problem and fallback is None:
+      raise ValueError(
+        f"kernel {stack.names[n]!r}: no exact isometry on this mask: {problem} Option "
+        f"`fallback` ({', '.join(FALLBACKS)}) starts such a layer in another way."
+      )
+    if problem:
+      failed.append(n)
+    key = jax.random.wrap_key_data(jnp.asarray(stack.keys[n]), impl="threefry2x32")
+    matrices.append(_isometry_in(key, pattern, dtype, angle))
+  values = _delta(stack, (scale * np.stack(matrices)).astype(stack.dtype))
+  if failed and fallback != "partial":
+    part = stack.rows(np.array(failed))
+    start = _ai(part, scale, method="adam") if fallback == "ai" else _base(part, scale)
+    values[failed] = _on_host(start[0])
+  return values, masks
+
+
+def _isometry_in(key, pattern: np.ndarray, dtype, angle: Angle) -> np.ndarray:
+  """An isometry of the lines that can be matched inside the pattern; others zero."""
+  tall = pattern.shape[0] > pattern.shape[1]
+  wide = pattern.T if tall else pattern
+  lines = np.flatnonzero(patterns.match_lines(pattern) >= 0)
+  matrix = np.zeros(wide.shape, dtype)
+  if lines.size:
+    matrix[lines] = patterns.sample_in_pattern(
+      key, wide[lines], wide.size, dtype, angle=angle
+    )
+  return matrix.T if tall else matrix
+
+
+def _eoi_structured(
+  stack: _Stack,
+  scale: float,
+  *,
+  angle: Angle = None,
+  schedule: str = "iid",
+  cover: bool = False,
+) -> Blocks:
+  """EIS: a sparse matrix at the centre tap, trained at all taps of its support.
+
+  Dense kernels and convolutions of three or fewer channels are dense orthogonal.
+  """
+  if len(stack.shape) == 2 or stack.shape[-2] <= 3:
+    return _dense_blocks(stack, scale, kind="delta_orthogonal")
+  taps = math.prod(stack.shape[:-2])
+  inner = np.round(stack.known_budgets() / taps).astype(np.int64)
+  for name, budget in zip(stack.names, inner, strict=True):
+    if budget < min(stack.matrix_shape):
+      raise ValueError(
+        f"kernel {name!r}: density must be at least {1 / max(stack.matrix_shape):.4g} "
+        f"for shape {stack.shape} under start 'eoi_structured', got "
+        f"{budget / math.prod(stack.matrix_shape):.4g}; "
+        '`allocate(..., floors="lift")` lifts such layers.'
+      )
+  options = {"angle": angle, "schedule": schedule, "cover": cover}
+  matrices = _sample(stack, inner, scale, options, stack.matrix_shape)
+  return _delta(stack, matrices), _at_all_taps(stack, matrices != 0)
+
+
+def _sao(
+  stack: _Stack, scale: float, *, degree: int | None = None, relu: bool = False
+) -> Blocks:
+  """Orthogonal blocks on random columns; at the centre tap, trained at all taps.
+
+  Dense kernels that are not square and convolutions of three or fewer channels are
+  dense orthogonal.
+  """
+  *window, rows, cols = stack.shape
+  if (rows <= 3 or min(rows, cols) == 1) if window else rows != cols:
+    return _dense_blocks(stack, scale, kind="delta_orthogonal")
+  degrees = np.array([_degree(stack, n, degree, relu) for n in range(len(stack.names))])
+
+  def sample(rows_of, value):
+    return scale * _each(
+      lambda k: sao.sao_orthogonal(k, (rows, cols), value, relu=relu),
+      stack.keys[rows_of],
+    )
+
+  matrices = _by_value(degrees, sample).astype(stack.dtype)
+  return _delta(stack, matrices), _at_all_taps(stack, matrices != 0)
+
+
+def _degree(stack: _Stack, index: int, degree: int | None, relu: bool) -> int:
+  """Degree of one block, from its budget if none is asked for."""
+  if degree is None:
+    size = math.prod(stack.shape)
+    exact = stack.known_budgets()[index] * max(stack.matrix_shape) / size
+    degree = int(exact) if exact == int(exact) else exact
+  try:
+    return sao.check_degree(stack.matrix_shape, degree, relu=relu)
+  except ValueError as error:
+    raise ValueError(f"kernel {stack.names[index]!r}: {error}") from None
+
+
+def _by_budget(stack: _Stack, budget_of: Callable[[float], int]) -> np.ndarray:
+  """Nonzeros of each block, from its density; errors name the leaf."""
+  budgets, size = stack.known_budgets(), math.prod(stack.shape)
+  inner: dict[int, int] = {}
+  for name, budget in zip(stack.names, budgets.tolist(), strict=True):
+    if budget in inner:
+      continue
+    try:
+      inner[budget] = budget_of(budget / size)
+    except ValueError as error:
+      hint = ' `allocate(..., floors="lift")` lifts layers to their floor.'
+      if stack.matrix_shape == (1, 1):
+        hint = " One weight for each channel, or None in its place to keep it dense."
+      raise ValueError(f"kernel {name!r}: {error}{hint}") from None
+  return np.array([inner[budget] for budget in budgets.tolist()], np.int64)
+
+
+def _sample(stack: _Stack, budgets: np.ndarray, scale: float, options, shape) -> Any:
+  """Sparse orthogonal kernels `[n, *shape]` of given numbers of nonzeros.
+
+  A few blocks share compiled programs with those of other shapes. Many have one of
+  their own, for budgets up to a largest one: those are few, and which one a block gets
+  depends on its own budget alone, so that its values do, too.
+  """
+  dtype = jnp.promote_types(stack.dtype, jnp.float32)
+  shared = shape == stack.matrix_shape and options["schedule"] == "iid"
+  traced = isinstance(stack.keys, jax.core.Tracer)
+  if shared and not traced and len(budgets) < _MANY:
+    shapes = [shape] * len(budgets)
+    drawn = np.stack(sample_many(stack.keys, shapes, budgets, dtype, **options))
+    return (scale * drawn).astype(stack.dtype)
+  static = {"shape": shape, "dtype": dtype, "options": tuple(sorted(options.items()))}
+
+  def sample(rows, largest):
+    drawn = _draw(
+      stack.keys[rows], budgets[rows].astype(np.int32), largest=largest, **static
+    )
+    return (scale * _on_host(drawn)).astype(stack.dtype)
+
+  largest = np.array([_rung(shape, int(budget)) for budget in budgets])
+  return _by_value(largest, sample)
+
+
+@functools.partial(jax.jit, static_argnames=("shape", "largest", "dtype", "options"))
+def _draw(keys, budgets, *, shape, largest: int, dtype, options) -> jax.Array:
+  def draw(data, budget):
+    key = jax.random.wrap_key_data(data, impl="threefry2x32")
+    return eoi.sample_kernel(
+      key, shape, budget, dtype, max_budget=largest, **dict(options)
+    )
+
+  return jax.vmap(draw)(keys, budgets)
+
+
+def _rung(shape: tuple[int, ...], budget: int) -> int:
+  """The next of a few budgets, whose densities are evenly spaced in their logits.
+
+  The rotations that a density takes grow with its logit: the next budget costs at
+  most half a rotation more for each column.
+  """
+  size, lowest, sides = math.prod(shape), min(shape[-2:]), max(shape[-2:])
+  if budget <= lowest or 2 * budget * sides >= size * (2 * sides - 1):
+    return lowest if budget <= lowest else size
+  logit = math.ceil(math.log(budget / (size - budget)))
+  return min(size, math.ceil(size / (1 + math.exp(-logit))))
+
+
+def _by_value(values: np.ndarray, sample: Callable[..., Any]) -> Any:
+  """Concatenates `sample(rows, value)` of equal values, in the order of the rows."""
+  rows = [np.flatnonzero(values == value) for value in np.unique(values)]
+  parts = [_on_host(sample(r, int(values[r[0]]))) for r in rows]
+  if len(parts) == 1:
+    return parts[0]
+  order = np.argsort(np.concatenate(rows))
+  if isinstance(parts[0], jax.core.Tracer):
+    return jnp.concatenate(parts)[order]
+  return np.concatenate(parts)[order]
+
+
+def _delta(stack: _Stack, matrices: Any) -> Any:
+  """Kernels with the matrices at their centre taps."""
+  window = stack.shape[:-2]
+  if not window:
+    return matrices
+  place = (slice(None), *eoi.center_tap(window))
+  shape = (len(matrices), *stack.shape)
+  if isinstance(matrices, jax.core.Tracer):
+    return jnp.zeros(shape, matrices.dtype).at[place].set(matrices)
+  kernels = np.zeros(shape, matrices.dtype)
+  kernels[place] = matrices
+  return kernels
+
+
+def _at_all_taps(stack: _Stack, support: Any) -> Any:
+  """Masks of the support of matrices, at every tap."""
+  window = stack.shape[:-2]
+  xp = jnp if isinstance(support, jax.core.Tracer) else np
+  support = support.reshape(-1, *(1,) * len(window), *stack.matrix_shape)
+  return xp.broadcast_to(support, (len(support), *stack.shape))
+
+
+def _on_host(array: Any) -> Any:
+  """A NumPy array; None and a traced array as they are."""
+  if array is None or isinstance(array, jax.core.Tracer):
+    return array
+  return np.asarray(array)
+
+
+def _where(masks: Any, values: Any) -> Any:
+  """The values on the masks, zero elsewhere."""
+  if isinstance(masks, jax.core.Tracer) or isinstance(values, jax.core.Tracer):
+    return jnp.where(masks, values, jnp.zeros((), values.dtype))
+  return np.where(masks, values, np.zeros((), values.dtype))
+
+
+def _kind(kind: str) -> Callable[..., Blocks]:
+  return functools.partial(_dense_blocks, kind=kind)
+
+
+# Of each start: the function, and the names of its options.
+STARTS: dict[str, tuple[Callable[..., Blocks], tuple[str, ...]]] = {
+  "eoi": (_eoi, ("taps", "center", "angle", "schedule", "cover")),
+  "eoi_in_mask": (_eoi_in_mask, ("angle", "fallback")),
+  "eoi_structured": (_eoi_structured, ("angle", "schedule", "cover")),
+  "base": (_base, ("reference",)),
+  "ai": (_ai, ("reference", "method", "num_steps", "step_size")),
+  "sao": (_sao, ("degree", "relu")),
+  **{kind: (_kind(kind), ()) for kind in REFERENCES},
+}

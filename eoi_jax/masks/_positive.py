@@ -1,13 +1,22 @@
 """The positive linear view of a network, whatever its framework and depth.
 
 SynFlow, and the search for cut paths, look at a network in which parameters are
-absolute values and activations are linear. That view is read off the jaxpr of
-`apply_fn`: what depends on the inputs is *active* and is evaluated by the rules below;
-everything else is evaluated as it stands.
+absolute values and the rest is linear. That view is read off the jaxpr of `apply_fn`:
+what depends on the inputs is *active* and is evaluated by the rules below; everything
+else is evaluated as it stands.
 
-- Activations become linear: tanh, sigmoid, erf, clipping and the named functions of
-  `jax.nn` turn into the identity, `x * sigmoid(x)` and its like into `x`. A rectifier
-  is kept: it is the identity on what is positive.
+- Inputs are all ones. Integers are tokens: a lookup by tokens gives the mean row of its
+  table. Bools are True.
+- Activations become linear: tanh, sigmoid, erf, clipping and the functions of `jax.nn`
+  turn into the identity, `x * sigmoid(x)` and its like into `x`. A rectifier is kept:
+  it is the identity on what is positive.
+- Normalization by statistics of the array itself becomes its scale and offset alone:
+  the mean or maximum of `x` is not subtracted from `x` (an all-ones input is its own
+  mean, and a difference has no sign to rely on), and dividing `x` by a root of its
+  statistics leaves it as it is, as batch normalization does at its initial statistics.
+- Softmax becomes linear: the logits divided by their number. Attention is then
+  `(q k^T) v / n`, linear in query, key and value. The softmax itself, of equal tokens,
+  is uniform whatever query and key are. Masked logits (-1e4 and below) count as zero.
 - An active array is `mantissa * 2**exponent` with one exponent for the whole array, so
   that a thousand layers neither over- nor underflow. Exponents are constants to the
   derivative, and powers of two: nothing is rounded.
@@ -17,8 +26,9 @@ everything else is evaluated as it stands.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.core
@@ -26,11 +36,8 @@ import jax.extend.core as jex_core
 import jax.numpy as jnp
 import numpy as np
 
-from eoi_jax.masks._active import Active, is_floating
-from eoi_jax.masks._control_flow import ControlFlow
-
 # Activations by the name of their call in a jaxpr, and the slope that stands for them.
-ACTIVATIONS = {
+_ACTIVATIONS = {
   "celu": 1.0,
   "elu": 1.0,
   "gelu": 1.0,
@@ -55,7 +62,7 @@ _MOVES = frozenset((
   "abs", "broadcast_in_dim", "copy", "copy_p", "cummax", "dynamic_slice", "expand_dims",
   "gather", "neg", "optimization_barrier", "real", "reduce_max", "reduce_min",
   "reduce_window_max", "reduce_window_min", "reshape", "rev", "sharding_constraint",
-  "slice", "sort", "split", "squeeze", "transpose",
+  "slice", "sort", "split", "squeeze", "stop_gradient", "transpose",
 ))
 _SUMS = frozenset(("cumsum", "reduce_sum", "reduce_window_sum"))
 _POWERS = {"sqrt": 0.5, "rsqrt": -0.5, "square": 2.0}
@@ -65,30 +72,71 @@ _ALIGNED = frozenset((
 ))
 # fmt: on
 _COMPARISONS = frozenset(["eq", "ge", "gt", "le", "lt", "ne"])
+# Reductions to a statistic, and what makes a new array of one.
+_STATISTICS = frozenset(["reduce_max", "reduce_min", "reduce_sum"])
+_MIXING = frozenset(
+  (
+    "conv_general_dilated",
+    "cummax",
+    "cumsum",
+    "dot_general",
+    "reduce_window_max",
+    "reduce_window_min",
+    "reduce_window_sum",
+  )
+)
 _PRODUCTS = frozenset(["conv_general_dilated", "div", "dot_general", "mul"])
+# The exponent of an array of zeros: below any other.
+_NOTHING = -1e6
+# Products between two searches for the largest element, each of which takes time to
+# compile; mantissas have room for as many.
+_MAX_DEPTH = 4
+# Constants that mask logits: nothing at or below this is taken for a weight.
+_MASKED = -1e4
 
 
-class Positive(NamedTuple):
-  """The network in its positive linear view.
+class _Active:
+  """An array that depends on the inputs: `mantissa * 2**exponent`.
 
   Attributes:
-    apply: `params -> (total, exponent)`; the sum of the outputs is
-      `total * 2**exponent`. Differentiable; the exponent is constant.
-    dtype: dtype of the arithmetic; `params` are to have it.
+    mantissa: array.
+    exponent: scalar of the same dtype; at depth 0, within a few units of that of the
+      largest element, `_NOTHING` of an array of zeros.
+    depth: number of products since the mantissa was last brought near 1.
+    root: token shared by elementwise functions of one array.
+    limit: if the array saturates, the value that it tends to; else None.
+    content: token shared by an array and what is made of it and constants alone.
+    merged: elements that a statistic (sum, maximum) merged into one; 0 of others.
+    spread: if the array is a root of a statistic, the plain array that takes its place
+      as a divisor; else None.
+    logits: if the array is an exponential, its argument; else None.
   """
 
-  apply: Callable[[Any], tuple[jax.Array, jax.Array]]
-  dtype: Any
+  def __init__(self, mantissa, exponent, depth=0, *, root=None, limit=None):
+    self.mantissa = mantissa
+    self.exponent = exponent
+    self.depth = depth
+    self.root = object() if root is None else root
+    self.limit = limit
+    self.content = object()
+    self.merged, self.spread, self.logits = 0, None, None
+
+
+class _Tokens:
+  """An integer or bool array that depends on integer inputs."""
+
+  def __init__(self, value):
+    self.value = value
 
 
 def positive_network(
-  apply_fn: Callable[[Any, jax.Array], jax.Array],
+  apply_fn: Callable[[Any, Any], Any],
   params: Any,
-  input_shape: Sequence[int],
+  input_shape: Any,
   *,
   dtype: Any,
   reach: bool = False,
-) -> Positive:
+) -> Callable[[Any], tuple[jax.Array, jax.Array]]:
   """Builds the positive linear view of `apply_fn` on an all-ones input.
 
   The network is traced here, in the caller's settings; evaluate it where `dtype` is
@@ -96,46 +144,179 @@ def positive_network(
   by absolute values.
 
   Args:
-    apply_fn: `(params, inputs) -> logits`.
+    apply_fn: `(params, inputs) -> logits`; of a tuple the first entry is taken.
     params: tree of arrays or shape-dtype structs.
-    input_shape: shape of the inputs, with a batch of one.
-    dtype: float32 or float64.
+    input_shape: shape of the inputs, with a batch of one; or what `apply_fn` takes, a
+      tree of shapes, arrays or shape-dtype structs. Integers are tokens.
+    dtype: float32 or float64, dtype of the arithmetic.
     reach: whether to ask for reachability alone.
 
   Returns:
-    A `Positive`; nonnegative parameters are the caller's part.
+    `params -> (total, exponent)`: the sum of the logits is `total * 2**exponent`. It is
+    differentiable, the exponent is constant. Parameters are to have `dtype`;
+    nonnegative ones are the caller's part.
 
   Raises:
     ValueError: if the outputs do not depend on the inputs, or by way of a `while` loop.
   """
-  inputs = jax.ShapeDtypeStruct(tuple(input_shape), jnp.float32)
-  closed = jax.make_jaxpr(apply_fn)(params, inputs)
+  inputs = jax.tree.map(_struct, input_shape, is_leaf=_is_shape)
+
+  def logits(params, inputs):
+    outputs = apply_fn(params, inputs)
+    return jax.tree.leaves(outputs[0] if isinstance(outputs, tuple) else outputs)
+
+  closed = jax.make_jaxpr(logits)(params, inputs)
   consts = [_absolute(c) for c in closed.consts]
   evaluator = _Evaluator(jnp.dtype(dtype), reach)
 
+  def one(struct):
+    if jnp.issubdtype(struct.dtype, jnp.floating):
+      return evaluator.settle(jnp.ones(struct.shape, dtype), evaluator.zero)
+    ones = jnp.ones(struct.shape, struct.dtype)
+    return ones if struct.dtype == jnp.bool_ else _Tokens(ones)
+
   def apply(params):
-    ones = Active(jnp.ones(inputs.shape, dtype), jnp.zeros((), dtype))
-    arguments = [*map(evaluator.cast, jax.tree.leaves(params)), ones]
-    outputs = evaluator.evaluate(closed.jaxpr, consts, arguments)
-    if not isinstance(outputs[0], Active):
+    arguments = map(evaluator.cast, jax.tree.leaves(params))
+    ones = map(one, jax.tree.leaves(inputs))
+    outputs = evaluator.evaluate(closed.jaxpr, consts, [*arguments, *ones])
+    outputs = [x for x in outputs if isinstance(x, _Active)]
+    if not outputs:
       raise ValueError("`apply_fn` must depend on its inputs, got constant logits.")
-    logits = evaluator.settle(outputs[0].mantissa, outputs[0].exponent)
-    total = evaluator.settle(jnp.sum(logits.mantissa), logits.exponent)
+    sums = []
+    for x in outputs:
+      x = evaluator.settle(x.mantissa, x.exponent)
+      sums.append(evaluator.settle(jnp.sum(x.mantissa), x.exponent))
+    mantissas, exponent, _ = evaluator.align(sums)
+    total = evaluator.settle(functools.reduce(jnp.add, mantissas), exponent)
     return total.mantissa, total.exponent
 
-  return Positive(apply, jnp.dtype(dtype))
+  return apply
+
+
+def _is_shape(node) -> bool:
+  return isinstance(node, tuple | list) and all(isinstance(n, int) for n in node)
+
+
+def _struct(leaf):
+  if _is_shape(leaf):
+    return jax.ShapeDtypeStruct(tuple(leaf), jnp.float32)
+  return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
 
 
 def _absolute(value):
   """Absolute values of a floating array that the network closes over."""
-  if not is_floating(value) or not np.ndim(value):
+  if not _is_floating(value) or not np.ndim(value):
     return value
-  value = np.asarray(value)
-  return np.where(np.isfinite(value), np.abs(value), value)
+  xp = jnp if isinstance(value, jax.core.Tracer) else np
+  value = xp.asarray(value)
+  return xp.where(xp.isfinite(value) & (value > _MASKED), xp.abs(value), value)
 
 
-class _Evaluator(ControlFlow):
-  """Evaluates a jaxpr with active arrays; one instance per dtype and question."""
+@jax.custom_vjp
+def _saturate(x):
+  return (x != 0).astype(x.dtype)
+
+
+_saturate.defvjp(
+  lambda x: (_saturate(x), None), lambda _, g: ((g != 0).astype(g.dtype),)
+)
+
+
+def _is_floating(value) -> bool:
+  """Whether a Python or array value is of a floating type."""
+  return jnp.issubdtype(getattr(value, "dtype", type(value)), jnp.floating)
+
+
+def _depth(value) -> int:
+  return value.depth if isinstance(value, _Active) else 0
+
+
+def _no_size(value) -> bool:
+  """Whether a constant is known to be all zeros or infinities, equal at any scale."""
+  known = not isinstance(value, jax.Array)
+  return known and bool(np.all((value == 0) | ~np.isfinite(value)))
+
+
+class _Evaluator:
+  """Evaluates a jaxpr with active arrays; one instance per dtype and question.
+
+  Attributes:
+    dtype: float32 or float64, the dtype of mantissas and exponents.
+    reach: whether arrays stand for what can be reached, in 0 and 1.
+  """
+
+  def __init__(self, dtype, reach):
+    self.dtype = jnp.dtype(dtype)
+    self.reach = reach
+    self.zero = np.zeros((), self.dtype)
+
+  def cast(self, value: Any) -> Any:
+    """Any floating array in the dtype of the arithmetic; scalars stay concrete."""
+    if isinstance(value, _Active) or not _is_floating(value):
+      return value
+    if isinstance(value, jax.Array):
+      return value.astype(self.dtype)
+    return np.asarray(value).astype(self.dtype)
+
+  def settle(self, mantissa, exponent):
+    """Brings a mantissa near 1 (or, for reachability, to 0 and 1)."""
+    if self.reach:
+      return _Active(_saturate(mantissa), self.zero)
+    shift = self._top(mantissa)
+    factor = jnp.exp2(jnp.where(shift > _NOTHING, -shift, jnp.zeros_like(shift)))
+    return _Active(mantissa * factor, jnp.maximum(exponent + shift, _NOTHING))
+
+  def fresh(self, mantissa, exponent, depth):
+    """An array that is settled if too many products went into it."""
+    if depth > _MAX_DEPTH:
+      return self.settle(mantissa, exponent)
+    return _Active(mantissa, exponent, depth)
+
+  def value(self, x):
+    """The plain array; it may overflow."""
+    if isinstance(x, _Active):
+      return x.mantissa * jnp.exp2(x.exponent)
+    return self.cast(x)
+
+  def align(self, values):
+    """Mantissas of several arrays at one exponent, that exponent, and their depth."""
+    if self.reach:  # what does not depend on the inputs has no say
+      mantissas = [
+        v.mantissa if isinstance(v, _Active) else jnp.zeros_like(self.cast(v))
+        for v in values
+      ]
+      return mantissas, self.zero, max(_depth(v) for v in values)
+    common = {id(v.exponent) for v in values if isinstance(v, _Active)}
+    if len(common) == 1 and all(isinstance(v, _Active) or _no_size(v) for v in values):
+      exponent = next(v.exponent for v in values if isinstance(v, _Active))
+      mantissas = [v.mantissa if isinstance(v, _Active) else v for v in values]
+      return mantissas, exponent, max(_depth(v) for v in values)
+    settled = [
+      self.settle(v.mantissa, v.exponent) if _depth(v) else self.cast(v) for v in values
+    ]
+    return *self._rescale(settled), 0
+
+  def _rescale(self, values):
+    """Mantissas at the largest exponent, and that exponent."""
+    mantissas = [v.mantissa if isinstance(v, _Active) else v for v in values]
+    exponents = [v.exponent if isinstance(v, _Active) else self.zero for v in values]
+    tops = [v.exponent if isinstance(v, _Active) else self._top(v) for v in values]
+    highest = functools.reduce(jnp.maximum, tops)
+    factors = [jax.lax.stop_gradient(jnp.exp2(e - highest)) for e in exponents]
+    factors = [
+      # Constants of zeros and infinities (the padding of a maximum) are as they are.
+      f if isinstance(v, _Active) else jnp.where(top > _NOTHING, f, jnp.ones_like(f))
+      for f, v, top in zip(factors, values, tops, strict=True)
+    ]
+    return [m * f for m, f in zip(mantissas, factors, strict=True)], highest
+
+  def _top(self, mantissa):
+    """Exponent of the largest element, a constant; `_NOTHING` of zeros."""
+    size = jnp.abs(jax.lax.stop_gradient(jnp.asarray(mantissa, self.dtype)))
+    size = jnp.where(jnp.isfinite(size), size, jnp.zeros_like(size))
+    top = jnp.max(size, initial=0.0)
+    exponent = jnp.floor(jnp.log2(jnp.where(top > 0, top, jnp.ones_like(top))))
+    return jnp.where(top > 0, exponent, jnp.full_like(exponent, _NOTHING))
 
   def evaluate(self, jaxpr, consts, arguments):
     """Values of the outputs of a jaxpr; each active or a plain array."""
@@ -156,39 +337,89 @@ class _Evaluator(ControlFlow):
   def equation(self, eqn, inputs):
     """Values of the outputs of one equation."""
     name = eqn.primitive.name
-    if name == "scan":
-      return self.scan(eqn.params, inputs)
-    if name == "while":
-      return self.while_loop(eqn.params, inputs)
-    if name == "cond":
-      return self.cond(eqn.params, inputs)
+    control = {"scan": self.scan, "while": self.while_loop, "cond": self.cond}
+    if name in control:
+      return control[name](eqn.params, [_plain(x) for x in inputs])
+    active = [x for x in inputs if isinstance(x, _Active)]
     inner = _called(eqn)
-    any_active = any(isinstance(x, Active) for x in inputs)
     if inner is not None:
-      slope = ACTIVATIONS.get(eqn.params.get("name", ""))
-      if slope is not None and any_active and len(eqn.outvars) == 1:
-        x = next(x for x in inputs if isinstance(x, Active))
-        if x.mantissa.shape == eqn.outvars[0].aval.shape:
-          return [Active(x.mantissa * slope, x.exponent, x.depth, root=x.root)]
+      slope = _slope(eqn) if len(active) == 1 else None
+      if slope is not None:
+        (x,) = active
+        return [_Active(x.mantissa * slope, x.exponent, x.depth, root=x.root)]
       jaxpr, consts = inner
       return self.evaluate(jaxpr, [_absolute(c) for c in consts], inputs)
-    if not any_active:
-      return self.bind(eqn, inputs)
-    if name in _MOVES | _SUMS and not any(isinstance(x, Active) for x in inputs[1:]):
-      return self.move(eqn, inputs)
-    out = self.rule(name, eqn, inputs)
-    return out if isinstance(out, list) else [out]
+    is_lookup = any(isinstance(x, _Tokens) for x in inputs)
+    inputs = [_plain(x) for x in inputs]
+    if not active:
+      if is_lookup and name == "gather" and _is_floating(inputs[0]):
+        axes = eqn.params["dimension_numbers"].start_index_map
+        row = jnp.mean(self.cast(inputs[0]), axis=axes, keepdims=True)
+        inputs[0] = jnp.broadcast_to(row, inputs[0].shape)
+      outputs = self.bind(eqn, inputs)
+      if not is_lookup:
+        return outputs
+      return [
+        self.settle(x, self.zero) if _is_floating(x) else _Tokens(x) for x in outputs
+      ]
+    if name in _MOVES | _SUMS and not any(isinstance(x, _Active) for x in inputs[1:]):
+      outputs = self.move(eqn, inputs)
+    else:
+      outputs = self.rule(name, eqn, inputs)
+      outputs = outputs if isinstance(outputs, list) else [outputs]
+    if not self.reach:
+      self.relate(name, eqn, inputs, outputs)
+    return outputs
+
+  def relate(self, name, eqn, inputs, outputs):
+    """Notes which arrays are statistics of which."""
+    active = [x for x in inputs if isinstance(x, _Active)]
+    x = active[0]
+    if name in _MIXING or any(other.content is not x.content for other in active):
+      return
+    for out in outputs:
+      if not isinstance(out, _Active) or out is x:
+        continue
+      out.content, out.merged = x.content, min(v.merged for v in active)
+      if name in _STATISTICS:
+        out.merged = max(1, x.merged) * (x.mantissa.size // out.mantissa.size)
+      if name in ("sqrt", "rsqrt", "pow") and out.merged:
+        out.spread = jnp.ones_like(out.mantissa)
+      elif len(active) == len(outputs) == 1 and x.spread is not None:
+        (out.spread,) = self.bind(eqn, [x.spread if v is x else v for v in inputs])
+      if name == "exp":
+        out.logits = x
+
+  def normalized(self, name, eqn, inputs):
+    """An array less, times or by a statistic of its own; None of anything else."""
+    x, s = inputs
+    if name == "mul" and isinstance(x, _Active) and x.merged:
+      x, s = s, x
+    if not (isinstance(x, _Active) and isinstance(s, _Active)):
+      return None
+    if x.content is not s.content or x.merged or not s.merged:
+      return None
+    if name == "sub":
+      return x
+    if name == "div" and x.logits is not None:  # softmax
+      logits = x.logits
+      return _Active(logits.mantissa / s.merged, logits.exponent, logits.depth)
+    return None if s.spread is None else self.scaled(name, eqn, [x, s.spread])
 
   def rule(self, name, eqn, inputs):
     """Outputs of an equation with an active input."""
     if name in _SATURATING:
       (x,) = inputs
       limit = _SATURATING[name]
-      return Active(x.mantissa, x.exponent, x.depth, root=x.root, limit=limit)
+      return _Active(x.mantissa, x.exponent, x.depth, root=x.root, limit=limit)
     if name == "clamp" or name == "min":
-      x = [x for x in inputs if isinstance(x, Active)]
+      x = [x for x in inputs if isinstance(x, _Active)]
       if len(x) == 1 and x[0].mantissa.shape == eqn.outvars[0].aval.shape:
         return x[0]
+    if name in ("sub", "mul", "div") and not self.reach:
+      found = self.normalized(name, eqn, inputs)
+      if found is not None:
+        return found
     if name in _ALIGNED or name == "min":
       return self.sum(name, eqn, inputs)
     if name in _PRODUCTS:
@@ -205,7 +436,7 @@ class _Evaluator(ControlFlow):
       power = _POWERS[name] if name in _POWERS else float(eqn.params["y"])
       (m,) = self.bind(eqn, [x.mantissa])
       out = self.settle(m, x.exponent * power)
-      return Active(out.mantissa, out.exponent, root=x.root)
+      return _Active(out.mantissa, out.exponent, root=x.root)
     return self.other(eqn, inputs)
 
   def _comparable(self, inputs):
@@ -213,7 +444,7 @@ class _Evaluator(ControlFlow):
     if not self.reach:
       return self.align(inputs)[0]
     return [
-      self.settle(x.mantissa, x.exponent).mantissa if isinstance(x, Active) else x
+      self.settle(x.mantissa, x.exponent).mantissa if isinstance(x, _Active) else x
       for x in inputs
     ]
 
@@ -226,10 +457,18 @@ class _Evaluator(ControlFlow):
       return [self.settle(m, x.exponent) for m in outputs]
     same = eqn.primitive.name in ("neg", "copy", "copy_p")
     tags = {"root": x.root, "limit": x.limit} if same else {}
-    return [Active(m, x.exponent, x.depth, **tags) for m in outputs]
+    return [_Active(m, x.exponent, x.depth, **tags) for m in outputs]
 
   def sum(self, name, eqn, inputs):
     """Sums, maxima, selections and joins: arrays at one exponent."""
+    plain = [
+      not isinstance(x, _Active) and _is_floating(x) and np.ndim(x) > 0 for x in inputs
+    ]
+    masked = None
+    if name in ("add", "select_n") and any(plain) and not self.reach:
+      off = [self.cast(x) <= _MASKED for x, p in zip(inputs, plain, strict=True) if p]
+      masked = functools.reduce(jnp.logical_or, off) if name == "add" else None
+      inputs = [_unmasked(x) if p else x for x, p in zip(inputs, plain, strict=True)]
     if name == "select_n":
       cases, exponent, depth = self.align(inputs[1:])
       (m,) = self.bind(eqn, [inputs[0], *cases])
@@ -247,6 +486,8 @@ class _Evaluator(ControlFlow):
       m = mantissas[0] + mantissas[1]
     else:
       (m,) = self.bind(eqn, mantissas)
+    if masked is not None:
+      m = jnp.where(masked, jnp.zeros_like(m), m)
     out = self.fresh(m, exponent, depth)
     if name in ("add", "sub"):
       out.root = _shared_root(inputs) or out.root
@@ -255,12 +496,12 @@ class _Evaluator(ControlFlow):
 
   def product(self, name, eqn, inputs):
     """Products and quotients: exponents add up."""
-    roots = [x.root for x in inputs if isinstance(x, Active)]
+    roots = [x.root for x in inputs if isinstance(x, _Active)]
     if name == "mul" and len(roots) == 2 and roots[0] is roots[1]:
       gated, gate = sorted(inputs, key=lambda x: x.limit is not None)
       if gated.limit is None and gate.limit is not None:  # x * sigmoid(x) and its like
         m = gated.mantissa * gate.limit
-        return Active(m, gated.exponent, gated.depth, root=gated.root)
+        return _Active(m, gated.exponent, gated.depth, root=gated.root)
     if name in ("mul", "div") and len(roots) == 1:
       out = self.scaled(name, eqn, inputs)
     elif self.reach and len(roots) == 2:
@@ -275,7 +516,7 @@ class _Evaluator(ControlFlow):
       right_exponent = -right.exponent if name == "div" else right.exponent
       out = self.settle(m, left.exponent + right_exponent)
     else:
-      x = next(x for x in inputs if isinstance(x, Active))
+      x = next(x for x in inputs if isinstance(x, _Active))
       (m,) = self.bind(eqn, [x.mantissa if v is x else v for v in inputs])
       out = self.fresh(m, x.exponent, x.depth + 1)
     if name in ("mul", "div"):
@@ -285,11 +526,11 @@ class _Evaluator(ControlFlow):
 
   def scaled(self, name, eqn, inputs):
     """An active array times or by a plain one, or a plain one by it."""
-    first = isinstance(inputs[0], Active)
+    first = isinstance(inputs[0], _Active)
     x, factor = inputs if first else inputs[::-1]
     if self.reach:
       m = x.mantissa * (jnp.asarray(factor) != 0).astype(self.dtype)
-      return Active(m, x.exponent, x.depth)
+      return _Active(m, x.exponent, x.depth)
     (m,) = self.bind(eqn, [v.mantissa if v is x else v for v in inputs])
     if name == "div" and not first:
       return self.settle(m, -x.exponent)
@@ -298,7 +539,7 @@ class _Evaluator(ControlFlow):
   def other(self, eqn, inputs):
     """Anything else: as it is; what it does to reachability is taken from shapes."""
     outputs = []
-    active = [x for x in inputs if isinstance(x, Active)]
+    active = [x for x in inputs if isinstance(x, _Active)]
     shapes = {x.mantissa.shape for x in active}
     if self.reach and shapes == {v.aval.shape for v in eqn.outvars}:
       total = sum(x.mantissa for x in active[1:]) + active[0].mantissa
@@ -324,6 +565,130 @@ class _Evaluator(ControlFlow):
     )
     return self.dtype if is_dtype and jnp.issubdtype(param, jnp.floating) else param
 
+  def pack(self, value, as_active):
+    """A value as a tree for JAX's control flow."""
+    if not as_active:
+      return value
+    if not isinstance(value, _Active):
+      value = self.settle(jnp.asarray(value, self.dtype), self.zero)
+    elif value.depth:
+      value = self.settle(value.mantissa, value.exponent)
+    return value.mantissa, jnp.asarray(value.exponent, self.dtype)
+
+  def scan(self, params, inputs):
+    """`lax.scan` over active and plain arrays."""
+    num_consts, num_carry = params["num_consts"], params["num_carry"]
+    consts, rest = inputs[:num_consts], inputs[num_consts:]
+    init, xs = rest[:num_carry], rest[num_carry:]
+    closed, length = params["jaxpr"], params["length"]
+    flags = [isinstance(x, _Active) for x in init]
+    y_flags = []
+
+    def body(carry, x):
+      carry = [_Active(*c) if f else c for c, f in zip(carry, flags, strict=True)]
+      x = [_Active(*c) if isinstance(c, tuple) else c for c in x]
+      outputs = self.evaluate(closed.jaxpr, closed.consts, [*consts, *carry, *x])
+      new, ys = outputs[:num_carry], outputs[num_carry:]
+      found = [f or isinstance(c, _Active) for c, f in zip(new, flags, strict=True)]
+      y_flags[:] = [isinstance(y, _Active) for y in ys]
+      new = [self.pack(c, f) for c, f in zip(new, found, strict=True)]
+      ys = [self.pack(y, f) for y, f in zip(ys, y_flags, strict=True)]
+      changed.append(found)
+      return new, ys
+
+    packed_xs = [
+      (x.mantissa, jnp.full((length,), x.exponent)) if isinstance(x, _Active) else x
+      for x in xs
+    ]
+    slices = jax.tree.map(lambda x: x[0], packed_xs)
+    while True:  # a plain carry may become active on the way round
+      changed = []
+      carry = [self.pack(c, f) for c, f in zip(init, flags, strict=True)]
+      jax.eval_shape(body, carry, slices)
+      if changed[-1] == flags:
+        break
+      flags = changed[-1]
+    carry, ys = jax.lax.scan(
+      body, carry, packed_xs, length=length, reverse=params["reverse"]
+    )
+    carry = [_Active(c[0], c[1]) if f else c for c, f in zip(carry, flags, strict=True)]
+    ys = [self._stack(y) if f else y for y, f in zip(ys, y_flags, strict=True)]
+    return [*carry, *ys]
+
+  def _stack(self, packed):
+    """One exponent for a stack of arrays that each have their own."""
+    mantissas, exponents = packed
+    highest = jnp.max(exponents)
+    factor = jnp.exp2(exponents - highest)
+    factor = factor.reshape(-1, *[1] * (mantissas.ndim - 1))
+    return _Active(mantissas * jax.lax.stop_gradient(factor), highest)
+
+  def while_loop(self, params, inputs):
+    """`lax.while_loop` over what does not depend on the inputs."""
+    if any(isinstance(x, _Active) for x in inputs):
+      raise ValueError(
+        "`apply_fn` must not carry its inputs through a `while` loop, which has no "
+        "reverse derivative; use `lax.scan`, or `fori_loop` with static bounds."
+      )
+    cond, body = params["cond_jaxpr"], params["body_jaxpr"]
+    split = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
+    first, second, init = inputs[: split[0]], inputs[slice(*split)], inputs[split[1] :]
+    return jax.lax.while_loop(
+      lambda c: self.evaluate(cond.jaxpr, cond.consts, [*first, *c])[0],
+      lambda c: self.evaluate(body.jaxpr, body.consts, [*second, *c]),
+      init,
+    )
+
+  def cond(self, params, inputs):
+    """`lax.switch`; floating outputs are active if any input is."""
+    index, *rest = inputs
+    active = any(isinstance(x, _Active) for x in rest)
+    outs = params["branches"][0].out_avals
+    flags = [active and jnp.issubdtype(a.dtype, jnp.floating) for a in outs]
+
+    def branch(closed):
+      def run(_):
+        values = self.evaluate(closed.jaxpr, closed.consts, rest)
+        return [self.pack(v, f) for v, f in zip(values, flags, strict=True)]
+
+      return run
+
+    values = jax.lax.switch(index, [branch(c) for c in params["branches"]], 0)
+    return [_Active(*v) if f else v for v, f in zip(values, flags, strict=True)]
+
+
+def _plain(x):
+  return x.value if isinstance(x, _Tokens) else x
+
+
+def _unmasked(x):
+  """A constant without the entries that mask logits."""
+  return jnp.where(x <= _MASKED, jnp.zeros_like(x), x)
+
+
+def _slope(eqn):
+  """Slope that stands for a call of an activation of `jax.nn`; None of other calls.
+
+  A name is not enough: the program must be that of `jax.nn` as well.
+  """
+  name = eqn.params.get("name")
+  if name not in _ACTIVATIONS or not hasattr(jax.nn, name):
+    return None
+  avals = [v.aval for v in eqn.invars]
+  structs = [
+    jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in avals
+  ]
+  for options in ({}, {"approximate": False}) if name == "gelu" else ({},):
+    function = functools.partial(getattr(jax.nn, name), **options)
+    try:
+      real = jax.make_jaxpr(function)(*structs).eqns
+    except TypeError:  # it does not take such arguments
+      return None
+    inner = [_called(other) for other in real]
+    if any(other and str(other[0]) == str(_called(eqn)[0]) for other in inner):
+      return _ACTIVATIONS[name]
+  return None
+
 
 def _called(eqn):
   """Jaxpr and constants of a call (jit, custom derivative, checkpoint), or None."""
@@ -340,8 +705,8 @@ def _called(eqn):
 
 def _shared_root(inputs):
   """Root of elementwise functions of one array; None of anything else."""
-  roots = {id(x.root): x.root for x in inputs if isinstance(x, Active)}
-  scalars = all(isinstance(x, Active) or np.ndim(x) == 0 for x in inputs)
+  roots = {id(x.root): x.root for x in inputs if isinstance(x, _Active)}
+  scalars = all(isinstance(x, _Active) or np.ndim(x) == 0 for x in inputs)
   return next(iter(roots.values())) if len(roots) == 1 and scalars else None
 
 
@@ -349,7 +714,7 @@ def _shared_limit(name, inputs):
   """Limit of a saturating array times or plus a literal; None of anything else."""
   limits = []
   for x in inputs:
-    limit = x.limit if isinstance(x, Active) else x
+    limit = x.limit if isinstance(x, _Active) else x
     if limit is None or np.ndim(limit) or isinstance(limit, jax.core.Tracer):
       return None
     limits.append(float(limit))

@@ -1,9 +1,10 @@
-"""Exactly the `count` highest of many scores, by bisection on their bits."""
+"""Exactly the `count` highest of many scores, under tracing and on the host."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def top_mask(scores: jax.Array, count) -> jax.Array:
@@ -36,13 +37,57 @@ def top_mask(scores: jax.Array, count) -> jax.Array:
     enough = jnp.sum(bits >= higher, dtype=jnp.int32) >= count
     return jnp.where(enough, higher, threshold)
 
-  threshold = jax.lax.fori_loop(
-    jnp.int32(0), jnp.int32(num_bits), refine, jnp.zeros((), bits.dtype)
-  )
+  # Zero, but with the manual axes of the scores inside `shard_map`.
+  zero = jnp.max(bits, initial=0) & jnp.zeros((), bits.dtype)
+  threshold = jax.lax.fori_loop(jnp.int32(0), jnp.int32(num_bits), refine, zero)
   above = bits > threshold
   ties = bits == threshold
   rank = jnp.cumsum(ties.reshape(-1), dtype=jnp.int32).reshape(scores.shape)
   return above | (ties & (rank <= count - jnp.sum(above, dtype=jnp.int32)))
+
+
+def top_masks(scores: dict[str, jax.Array], count) -> dict[str, jax.Array]:
+  """Marks the `count` highest scores of several arrays, as `top_mask` of all in a row.
+
+  Args:
+    scores: real arrays by name, without nan.
+    count: number of entries to mark, as in `top_mask`.
+
+  Returns:
+    Bool arrays by name.
+  """
+  with jax.numpy_dtype_promotion("standard"):
+    dtype = jnp.result_type(*scores.values())
+  flat = [jnp.ravel(s).astype(dtype) for s in scores.values()]
+  ends = np.cumsum([piece.size for piece in flat])[:-1]
+  pieces = jnp.split(top_mask(jnp.concatenate(flat), count), ends)
+  return {n: p.reshape(scores[n].shape) for n, p in zip(scores, pieces, strict=True)}
+
+
+def mark_highest(scores: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+  """Masks of the `count` highest of all scores; of equal ones, the first.
+
+  Selection in linear time on the host, where it is many times faster than sorting.
+
+  Args:
+    scores: real arrays by name, without nan, of one dtype.
+    count: number of entries to mark.
+
+  Returns:
+    Bool arrays by name.
+  """
+  if count == 0:
+    return {name: np.zeros(s.shape, bool) for name, s in scores.items()}
+  flat = np.concatenate([s.reshape(-1) for s in scores.values()])
+  flat.partition(flat.size - count)
+  threshold = flat[flat.size - count]
+  masks = {name: np.asarray(s > threshold) for name, s in scores.items()}
+  missing = count - sum(np.count_nonzero(mask) for mask in masks.values())
+  for name, s in scores.items():
+    ties = np.flatnonzero(s == threshold)[:missing]
+    masks[name].reshape(-1)[ties] = True
+    missing -= ties.size
+  return masks
 
 
 def _ordered_bits(scores: jax.Array) -> jax.Array:

@@ -1,9 +1,8 @@
-"""Densities of the kernels of a tree from their shapes, and exact integer budgets.
+"""Where the density goes: densities of the kernels of a tree, by rule, exact or real.
 
-`uniform` and `erk` give densities as real numbers. `budgets` turns densities into
-numbers of weights that add up to the total exactly, and `densities_from_budgets` turns
-those back into densities that `sparsify` and `kernel_masks` take, of which
-`round(density * size)` is the budget to the weight.
+`uniform` and `erk` are the published rules as real numbers. `allocate` turns a rule, or
+scores of all weights, into densities whose counts add up to the total exactly: of what
+it returns, `round(density * size)` is the number of trained weights of each layer.
 """
 
 from __future__ import annotations
@@ -12,14 +11,17 @@ import math
 from collections.abc import Collection
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
-from eoi_jax import _checks as checks
-from eoi_jax import _kernels as kernels_lib
-from eoi_jax._kernels import Kernel, LeafPredicate
+from eoi_jax import _checks
+from eoi_jax.layouts import Kernel, Layouts, fill_tree, find_kernels
+from eoi_jax.masks._topk import mark_highest
+from eoi_jax.masks.trees import given_kernels, live_counts
 
-# What to do with a layer whose budget is below the floor of an orthogonal kernel.
-FLOORS = ("ignore", "error", "raise")
+RULES = ("uniform", "erk")
+# What to do with a layer whose count is below the floor of an orthogonal kernel.
+FLOORS = ("ignore", "error", "lift")
 
 
 def uniform(
@@ -27,8 +29,7 @@ def uniform(
   density: float,
   *,
   dense: Collection[str] = (),
-  is_kernel: LeafPredicate = kernels_lib.is_kernel,
-  is_stacked: LeafPredicate = kernels_lib.never_stacked,
+  layouts: Layouts | None = None,
 ) -> Any:
   """The same density for every kernel, but 1 for the ones that are to stay dense.
 
@@ -38,8 +39,7 @@ def uniform(
     dense: names of kernels of density 1, such as the first and the last of a network
       (the order of a tree does not tell which these are). The others keep `density`,
       so that the whole is denser than that.
-    is_kernel: `(name, leaf) -> bool`, which leaves are kernels.
-    is_stacked: `(name, leaf) -> bool`, which kernels have a leading axis of layers.
+    layouts: how leaves are read; None = by shape (`kernel_layouts`).
 
   Returns:
     Tree like `params`: a float for each kernel, None = dense leaf.
@@ -48,18 +48,16 @@ def uniform(
     ValueError: if `density` is not in `(0, 1]`, or `dense` names no kernel.
 
   Example:
-    >>> import jax.numpy as jnp
     >>> uniform({"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, 0.5)
     {'bias': None, 'kernel': 0.5}
   """
-  density = checks.density(density)
-  kernels = kernels_lib.find_kernels(params, is_kernel=is_kernel, is_stacked=is_stacked)
-  densities = dict.fromkeys(kernels, density)
+  density = _checks.density(density)
+  densities = dict.fromkeys(find_kernels(params, layouts), density)
   for name in dense:
     if name not in densities:
-      raise ValueError(f"`dense` must name kernels of {[*kernels]}, got {name!r}.")
+      raise ValueError(f"`dense` must name kernels of {[*densities]}, got {name!r}.")
     densities[name] = 1.0
-  return kernels_lib.fill_tree(params, densities)
+  return fill_tree(params, densities)
 
 
 def erk(
@@ -67,22 +65,20 @@ def erk(
   density: float,
   *,
   power_scale: float = 1.0,
-  is_kernel: LeafPredicate = kernels_lib.is_kernel,
-  is_stacked: LeafPredicate = kernels_lib.never_stacked,
+  layouts: Layouts | None = None,
 ) -> Any:
   """Erdos-Renyi-Kernel: `min(1, eps * (sum(shape) / prod(shape))**power_scale)`.
 
   eps is the one number for which all kernels together have `density`; it is solved for
-  exactly, without iteration over layers that pass 1. Shapes count every axis, the
-  window of a convolution included.
+  exactly, without iteration over layers that pass 1. The shape is that of one layer,
+  `(*window, in, out)`, with inputs and outputs merged as its layout says.
 
   Args:
     params: tree of arrays or shape-dtype structs.
     density: fraction of trained weights over all kernels together, in `(0, 1]`.
     power_scale: exponent; 0 is uniform, 1 as published.
-    is_kernel: `(name, leaf) -> bool`, which leaves are kernels.
-    is_stacked: `(name, leaf) -> bool`, which kernels have a leading axis of layers;
-      each layer counts as a kernel of its own.
+    layouts: how leaves are read; None = by shape (`kernel_layouts`). Each layer of a
+      stack counts as a kernel of its own.
 
   Returns:
     Tree like `params`: a float in `(0, 1]` for each kernel, None = dense leaf.
@@ -91,7 +87,6 @@ def erk(
     ValueError: if `density` is not in `(0, 1]` or `power_scale` is not finite.
 
   Example:
-    >>> import jax.numpy as jnp
     >>> densities = erk([jnp.ones((100, 100)), jnp.ones((100, 10))], 0.1)
     >>> [round(d, 5) for d in densities]
     [0.07097, 0.39032]
@@ -99,120 +94,149 @@ def erk(
   Reference: Mocanu et al., 2018, arXiv:1707.04780; Evci et al., 2020,
   arXiv:1911.11134.
   """
-  density = checks.density(density)
-  power_scale = checks.number("power_scale", power_scale)
-  kernels = kernels_lib.find_kernels(params, is_kernel=is_kernel, is_stacked=is_stacked)
-  if not kernels:
-    return kernels_lib.fill_tree(params, {})
-  shapes = [kernel.shape for kernel in kernels.values()]
+  density = _checks.density(density)
+  power_scale = _checks.number("power_scale", power_scale)
+  kernels = find_kernels(params, layouts)
+  shapes = [kernel.layer_shape for kernel in kernels.values()]
   raw = np.array([(sum(s) / math.prod(s)) ** power_scale for s in shapes])
-  sizes = np.array([k.size * k.num_layers for k in kernels.values()], np.float64)
+  sizes = [kernel.layer_size * kernel.num_layers for kernel in kernels.values()]
+  sizes = np.array(sizes, np.float64)
   amounts = _share(raw * sizes, np.zeros_like(sizes), sizes, density * sizes.sum())
   densities = np.minimum(amounts / sizes, 1.0).tolist()
-  return kernels_lib.fill_tree(params, dict(zip(kernels, densities, strict=True)))
+  return fill_tree(params, dict(zip(kernels, densities, strict=True)))
 
 
-def budgets(
+def allocate(
   params: Any,
-  densities: Any,
+  density: float,
   *,
-  density: float | None = None,
+  rule: Any = "uniform",
   floors: str = "ignore",
-  is_kernel: LeafPredicate = kernels_lib.is_kernel,
-  is_stacked: LeafPredicate = kernels_lib.never_stacked,
+  dense: Collection[str] = (),
+  layouts: Layouts | None = None,
 ) -> Any:
-  """Numbers of trained weights that add up exactly, by largest remainder.
+  """Densities that add up to the total exactly, for any rule.
 
-  Every layer gets the whole part of `density * size`; the weights still missing go to
-  the layers with the largest fractions, one each (of equal ones, to the first).
+  Every layer gets the whole part of what the rule gives it; the weights still missing
+  go to the layers with the largest remainders, one each (of equal ones, to the first).
+  Every layer keeps at least one weight. Layers that the rule makes dense stay dense.
 
   Args:
     params: tree of arrays or shape-dtype structs.
-    densities: tree like `params` of densities, None = dense leaf, or one for all.
-    density: density of the whole: the total is `round(density * N)`, N being the number
-      of weights of all kernels that have a density. None takes that of `densities`.
-      Layers of density 1 stay dense, the others are scaled to meet it.
-    floors: an orthogonal kernel `(*window, in, out)` needs `min(in, out)` nonzeros at
+    density: fraction of trained weights over all kernels together, in `(0, 1]`.
+    rule: "uniform"; "erk"; a tree of scores, arrays of the shapes of the kernels: each
+      layer gets as many weights as it has among the highest of all; or a tree of
+      densities of your own, scaled to meet the total. None in a tree = dense leaf.
+    floors: an orthogonal kernel `(*window, in, out)` needs `min(in, out)` weights at
       least. "ignore" that, for masks of any other start; "error" if a layer has fewer;
-      or "raise" such layers to the floor and scale the others down, so that the total
-      still holds.
-    is_kernel: `(name, leaf) -> bool`, which leaves are kernels.
-    is_stacked: `(name, leaf) -> bool`, which kernels have a leading axis of layers.
-
-  Returns:
-    Tree like `params`: an int for each kernel, an int64 array `[layers]` for each
-    stacked leaf; None where `densities` is None.
-
-  Raises:
-    ValueError: if structures differ, a density is out of range, a layer is below its
-      floor under "error" (it is named), or the total cannot be met.
-
-  Example:
-    >>> import jax.numpy as jnp
-    >>> budgets([jnp.ones((3, 5)), jnp.ones((3, 3))], 0.25)
-    [4, 2]
-  """
-  if floors not in FLOORS:
-    raise ValueError(f"`floors` must be one of {FLOORS}, got {floors!r}.")
-  kernels = kernels_lib.find_kernels(params, is_kernel=is_kernel, is_stacked=is_stacked)
-  values = kernels_lib.kernel_densities(kernels, params, densities, "densities")
-  kernels = {name: kernels[name] for name in values}
-  if not kernels:
-    return kernels_lib.fill_tree(params, {})
-  layers = [kernel for kernel in kernels.values() for _ in range(kernel.num_layers)]
-  sizes = np.array([kernel.size for kernel in layers], np.int64)
-  wanted = np.concatenate([*values.values()]) * sizes
-  total = wanted.sum() if density is None else checks.density(density) * sizes.sum()
-  total = round(float(total))
-  least = np.array([min(kernel.shape[-2:]) for kernel in layers], np.int64)
-  low = least if floors == "raise" else np.zeros_like(least)
-  low = np.where(wanted == sizes, sizes, low)
-  counts = _round_to(wanted, low, sizes, total)
-  if floors == "error" and np.any(counts < least):
-    _below_floor(kernels, layers, counts, least)
-  return kernels_lib.fill_tree(params, _per_kernel(kernels, counts))
-
-
-def densities_from_budgets(
-  params: Any,
-  budgets: Any,
-  *,
-  is_kernel: LeafPredicate = kernels_lib.is_kernel,
-  is_stacked: LeafPredicate = kernels_lib.never_stacked,
-) -> Any:
-  """Densities of which `round(density * size)` is the budget, exactly.
-
-  Args:
-    params: tree of arrays or shape-dtype structs.
-    budgets: tree like `params` of numbers of trained weights, as `budgets` gives them.
-    is_kernel: `(name, leaf) -> bool`, which leaves are kernels.
-    is_stacked: `(name, leaf) -> bool`, which kernels have a leading axis of layers.
+      or "lift" such layers to the floor, and let the others pay.
+    dense: names of kernels of density 1; they come on top: the others together have
+      `density`.
+    layouts: how leaves are read; None = by shape (`kernel_layouts`).
 
   Returns:
     Tree like `params`: a float for each kernel, a float64 array `[layers]` for a
-    stacked leaf whose layers differ; None where `budgets` is None.
+    stacked leaf whose layers differ, None = dense leaf. The counts `round(density *
+    size)` add up to `round(density * total)`, `dense` ones not counted.
 
   Raises:
-    ValueError: if structures differ, or a budget is not in `[0, size]`.
+    ValueError: if an option is unknown, structures differ, a layer is below its floor
+      under "error" (it is named), or the total cannot be met.
 
   Example:
-    >>> import jax.numpy as jnp
-    >>> densities_from_budgets([jnp.ones((3, 5)), jnp.ones((3, 3))], [3, None])
-    [0.2, None]
+    >>> params = [jnp.ones((3, 5)), jnp.ones((3, 3))]
+    >>> densities = allocate(params, 0.25)
+    >>> [round(d * w.size) for d, w in zip(densities, params)]
+    [4, 2]
   """
-  kernels = kernels_lib.find_kernels(params, is_kernel=is_kernel, is_stacked=is_stacked)
-  densities = {}
-  for name, budget in kernels_lib.match_leaves(params, budgets, "budgets").items():
-    if budget is None:
-      continue
+  density = _checks.density(density)
+  if floors not in FLOORS:
+    raise ValueError(f"`floors` must be one of {FLOORS}, got {floors!r}.")
+  kernels, wanted = _wanted(params, density, rule, layouts)
+  for name in dense:
     if name not in kernels:
-      raise ValueError(f"`budgets` must be None for {name!r}, which is no kernel.")
-    size, counts = kernels[name].size, np.asarray(budget)
-    if not np.all((counts >= 0) & (counts <= size)):
-      raise ValueError(f"`budgets` must be in [0, {size}] for {name!r}, got {budget}.")
-    values = counts / size
-    densities[name] = float(values.flat[0]) if np.ptp(values) == 0 else values
-  return kernels_lib.fill_tree(params, densities)
+      raise ValueError(f"`dense` must name kernels of {[*kernels]}, got {name!r}.")
+  given = {name: kernel for name, kernel in kernels.items() if name not in dense}
+  layers = [kernel for kernel in given.values() for _ in range(kernel.num_layers)]
+  densities: dict[str, Any] = dict.fromkeys(dense, 1.0)
+  if layers:
+    counts = _counts(
+      layers, np.concatenate([wanted[n] for n in given]), density, floors
+    )
+    first = 0
+    for name, kernel in given.items():
+      part = counts[first : first + kernel.num_layers] / kernel.layer_size
+      densities[name] = part if np.ptp(part) else float(part[0])
+      first += kernel.num_layers
+  return fill_tree(params, densities)
+
+
+def _wanted(params, density: float, rule, layouts):
+  """Kernels, and the weights that the rule gives each layer, float `[num_layers]`."""
+  if isinstance(rule, str):
+    if rule not in RULES:
+      raise ValueError(f"`rule` must be one of {RULES} or a tree, got {rule!r}.")
+    values = (uniform if rule == "uniform" else erk)(params, density, layouts=layouts)
+  else:
+    values = rule
+  found = given_kernels(params, values, layouts, "rule")
+  if not found:
+    raise ValueError("`rule` must have a value for at least one kernel, got none.")
+  kernels = {name: kernel for name, (kernel, _) in found.items()}
+  shapes = {name: jnp.shape(kernel.leaf) for name, kernel in kernels.items()}
+  if all(jnp.shape(value) == shapes[name] for name, (_, value) in found.items()):
+    return kernels, _highest(found, density)
+  wanted = {}
+  for name, (kernel, value) in found.items():
+    values = np.asarray(value, np.float64)
+    if values.shape not in ((), (kernel.num_layers,), kernel.stack_shape):
+      raise ValueError(
+        f"`rule` must hold scores of the shapes of all kernels, or densities of their "
+        f"layers, got shape {values.shape} for {name!r} {shapes[name]}."
+      )
+    if not np.all((values > 0) & (values <= 1)):
+      raise ValueError(
+        f"`rule` must hold densities in (0, 1], got {value} for {name!r}."
+      )
+    wanted[name] = (
+      np.broadcast_to(values.ravel(), kernel.num_layers) * kernel.layer_size
+    )
+  return kernels, wanted
+
+
+def _highest(found, density: float) -> dict[str, np.ndarray]:
+  """Weights of each layer among the highest scores of all."""
+  scores = {name: np.asarray(value, np.float64) for name, (_, value) in found.items()}
+  for name, score in scores.items():
+    if np.isnan(score).any():
+      raise ValueError(f"`rule` must hold scores without nan, got nan in {name!r}.")
+  total = sum(score.size for score in scores.values())
+  marked = mark_highest(scores, round(density * total))
+  return {name: live_counts(found[name][0], mark) for name, mark in marked.items()}
+
+
+def _counts(layers: list[Kernel], wanted, density: float, floors: str) -> np.ndarray:
+  """Whole numbers of weights of all layers, of sum `round(density * total)`."""
+  sizes = np.array([kernel.layer_size for kernel in layers], np.int64)
+  least = np.ones_like(sizes)
+  if floors != "ignore":
+    least[:] = [min(kernel.block_shape[-2:]) * kernel.groups for kernel in layers]
+  low = least if floors == "lift" else np.ones_like(least)
+  dense = np.where(wanted >= sizes, sizes, low)
+  total = round(density * float(sizes.sum()))
+  low = dense if dense.sum() <= total else low
+  wanted = np.maximum(wanted, 1e-6)  # of a layer that the rule gives nothing
+  counts = _round_to(wanted, low, sizes, total)
+  below = np.flatnonzero(counts < least)
+  if floors == "error" and below.size:
+    index = int(below[0])
+    raise ValueError(
+      f"`density` must leave kernel {layers[index].name!r} at least min(in, out) = "
+      f"{least[index]} weights for an orthogonal start, got {counts[index]} "
+      f"({below.size} layers of {len(layers)} are below their floor; "
+      '`floors="lift"` lifts them).'
+    )
+  return counts
 
 
 def _share(weights, low, high, total) -> np.ndarray:
@@ -264,25 +288,3 @@ def _round_to(wanted, low, high, total: int) -> np.ndarray:
     counts[chosen] += step
     fractions[chosen] -= step
   return counts
-
-
-def _below_floor(kernels, layers, counts, least) -> None:
-  """Raises the error of `floors="error"`, naming the first layer below its floor."""
-  index = int(np.flatnonzero(counts < least)[0])
-  kernel: Kernel = layers[index]
-  raise ValueError(
-    f"`densities` must leave kernel {kernel.name!r} at least min(in, out) = "
-    f"{least[index]} weights for an orthogonal start, got {counts[index]} "
-    f"({np.count_nonzero(counts < least)} layers of {len(layers)} are below their "
-    'floor; `floors="raise"` raises them).'
-  )
-
-
-def _per_kernel(kernels: dict[str, Kernel], counts: np.ndarray) -> dict[str, Any]:
-  """Counts of all layers, by kernel: an int, or an array for a stacked leaf."""
-  result, start = {}, 0
-  for name, kernel in kernels.items():
-    part = counts[start : start + kernel.num_layers]
-    result[name] = part if kernel.stacked else int(part[0])
-    start += kernel.num_layers
-  return result

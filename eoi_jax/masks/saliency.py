@@ -4,61 +4,79 @@ One polarity for all of them: the higher a score, the sooner its weight is kept.
 Scores are trees like `params`, with None where a leaf is dense; `global_masks` makes
 masks of them.
 
-The arithmetic is done in float64 by default, without 64-bit types being enabled for
-the rest of the program; the scores come back in float32 at least.
+Networks compute in their own types; `dtype=jnp.float64` casts parameters and inputs
+and enables 64-bit types for the one call. Scores come back in float32 at least. All
+functions work under `jax.jit`; checks of values are skipped where values are traced.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from eoi_jax import _checks as checks
-from eoi_jax import _kernels as kernels_lib
-from eoi_jax._kernels import LeafPredicate
-from eoi_jax.masks import _scoring as scoring
-from eoi_jax.masks._scoring import ApplyFn
-from eoi_jax.masks._topk import top_mask
-
-Batch = tuple[Any, Any]
+from eoi_jax import _checks, _keys
+from eoi_jax.layouts import (
+  Kernel,
+  Layouts,
+  fill_tree,
+  find_kernels,
+  is_leaf,
+  named_leaves,
+)
+from eoi_jax.masks._topk import mark_highest, top_masks
+from eoi_jax.masks.trees import place_like
 
 # Added to the sum that GraSP's scores are divided by, as published.
-GRASP_EPSILON = 1e-10
+_GRASP_EPSILON = 1e-10
 
 
 def snip_scores(
-  apply_fn: ApplyFn,
+  apply_fn: Callable[[Any, Any], Any],
   params: Any,
-  batch: Batch,
+  batch: tuple[Any, Any],
   *,
-  is_kernel: LeafPredicate = kernels_lib.is_kernel,
-  dtype: Any = jnp.float64,
+  layouts: Layouts | None = None,
+  loss: Callable[[Any, Any], jax.Array] | None = None,
+  dtype: Any = None,
 ) -> Any:
   """SNIP: `|w dL/dw|`, divided by its sum over all kernels.
 
-  L is the mean cross-entropy of the logits over the batch.
+  L is the mean cross-entropy of the logits over the batch, or a loss of your own.
+
+  Networks with batch normalization are scored in training mode. In Linen, drop the new
+  statistics: `lambda p, x: model.apply({"params": p, "batch_stats": stats}, x,
+  train=True, mutable=["batch_stats"])[0]`. In NNX, merge a new module for each call:
+
+      graphdef, params, rest = nnx.split(module, nnx.Param, ...)
+
+      def apply_fn(params, inputs):
+        return nnx.merge(graphdef, params, rest, copy=True)(inputs)
 
   Args:
-    apply_fn: `(params, inputs) -> logits`, `[batch, ..., classes]`. Networks with batch
-      normalization are scored in training mode, for example by
-      `lambda p, x: model.apply({"params": p, "batch_stats": stats}, x, train=True,
-      mutable=["batch_stats"])[0]`.
+    apply_fn: `(params, inputs) -> logits`, `[batch, ..., classes]`; of a tuple the
+      first entry is taken.
     params: tree of arrays.
-    batch: `(inputs, labels)`; labels are integers of shape `[batch, ...]`.
-    is_kernel: `(name, leaf) -> bool`, which leaves are kernels.
-    dtype: dtype of the arithmetic, float64 or float32. A network with a dtype of its
-      own computes in that.
+    batch: `(inputs, labels)`. Inputs are what `apply_fn` takes: an array, or a tree of
+      them. Labels are integers `[batch, ...]` in `[0, classes)`, or probabilities
+      `[batch, ..., classes]`; with a `loss`, what that takes.
+    layouts: which leaves are kernels, and how; None = `kernel_layouts(params)`.
+    loss: `(logits, labels) -> scalar`; None = mean softmax cross-entropy.
+    dtype: None = the network's own types; float32 or float64 = parameters and inputs
+      are cast to it. A network with types of its own may not take that.
 
   Returns:
     Tree like `params`: scores of the shape of each kernel, in `[0, 1]`, None = dense.
 
   Raises:
-    ValueError: if `params` has no kernel, labels do not fit, or a score is not finite.
+    ValueError: if `params` has no kernel or one in doubt, labels do not fit or are out
+      of range, a score is not finite, or all scores of a kernel are zero.
 
   Example:
     >>> params = {"kernel": jnp.array([[1.0, -2.0], [0.5, 0.0]])}
@@ -69,29 +87,31 @@ def snip_scores(
 
   Reference: Lee et al., 2019, arXiv:1810.02340.
   """
-  kernels = scoring.find_kernels(params, is_kernel)
-  with scoring.working_precision(dtype):
-    weights, rest = scoring.split(params, kernels, dtype)
-    batch = _cast_batch(batch, dtype)
+  kernels = find_kernels(params, layouts)
+  loss_fn = _loss(apply_fn, params, [batch], loss)
+  with _precision(dtype, (params, batch)):
 
     @jax.jit
-    def score(weights, batch):
-      gradient = jax.grad(_loss(apply_fn, rest))(weights, batch)
-      scores = jax.tree.map(lambda w, g: jnp.abs(w * g), weights, gradient)
-      return _normalize(scores)
+    def score(params, batch):
+      weights = _weights(params, kernels)
+      gradient = jax.grad(loss_fn)(weights, params, batch)
+      return _normalize(
+        {n: jnp.abs(s) for n, s in _multiply(weights, gradient).items()}
+      )
 
-    scores = score(weights, batch)
-  return scoring.finish(params, scores, "snip_scores")
+    scores = score(*_cast((params, batch), dtype))
+  return _finish("snip_scores", params, kernels, scores)
 
 
 def grasp_scores(
-  apply_fn: ApplyFn,
+  apply_fn: Callable[[Any, Any], Any],
   params: Any,
-  batches: Sequence[Batch] | Batch,
+  batches: Sequence[tuple[Any, Any]] | tuple[Any, Any],
   *,
   temperature: float = 200.0,
-  is_kernel: LeafPredicate = kernels_lib.is_kernel,
-  dtype: Any = jnp.float64,
+  layouts: Layouts | None = None,
+  loss: Callable[[Any, Any], jax.Array] | None = None,
+  dtype: Any = None,
 ) -> Any:
   """GraSP: `w * (H g)`, divided by the absolute value of its sum plus 1e-10.
 
@@ -100,21 +120,26 @@ def grasp_scores(
   gradient flowing: `global_masks` keeps the highest. The published score is the
   negative of this one, and its highest are pruned.
 
+  H g is the gradient of the gradient's product with g, in reverse mode twice: functions
+  with a `custom_vjp` (flash attention) will do if JAX can differentiate their backward
+  pass.
+
   Args:
     apply_fn: as in `snip_scores`.
     params: tree of arrays.
     batches: one `(inputs, labels)` or a sequence of them, such as the two halves of
-      the published setting.
+      the published setting. A pair is one batch unless its second entry is a pair too.
     temperature: divisor of the logits, positive.
-    is_kernel: `(name, leaf) -> bool`, which leaves are kernels.
+    layouts: as in `snip_scores`.
+    loss: as in `snip_scores`; it takes `logits / temperature`.
     dtype: as in `snip_scores`.
 
   Returns:
     Tree like `params`: scores of the shape of each kernel, of any sign, None = dense.
 
   Raises:
-    ValueError: if `params` has no kernel, there is no batch, labels do not fit,
-      `temperature` is not positive, or a score is not finite.
+    ValueError: if there is no batch, `temperature` is not positive, or as in
+      `snip_scores`.
 
   Example:
     >>> params = {"kernel": jnp.array([[1.0, -2.0], [0.5, 0.0]])}
@@ -126,57 +151,64 @@ def grasp_scores(
 
   Reference: Wang et al., 2020, arXiv:2002.07376.
   """
-  temperature = checks.positive("temperature", temperature)
-  parts = _as_batches(batches)
-  kernels = scoring.find_kernels(params, is_kernel)
-  with scoring.working_precision(dtype):
-    weights, rest = scoring.split(params, kernels, dtype)
-    parts = [_cast_batch(batch, dtype) for batch in parts]
-    gradient_fn = jax.grad(_loss(apply_fn, rest, temperature))
+  temperature = _checks.positive("temperature", temperature)
+  batches = list(batches)
+  if len(batches) == 2 and not isinstance(batches[1], tuple | list):
+    batches = [tuple(batches)]
+  if not batches:
+    raise ValueError("`batches` must hold at least one (inputs, labels), got none.")
+  kernels = find_kernels(params, layouts)
+  gradient_fn = jax.grad(_loss(apply_fn, params, batches, loss, temperature))
+  gradient_jit = jax.jit(lambda p, batch: gradient_fn(_weights(p, kernels), p, batch))
 
-    def add(left, right):
-      return jax.tree.map(jnp.add, left, right)
+  @jax.jit
+  def curvature(params, g, batch):
+    def slope(weights):
+      products = _multiply(gradient_fn(weights, params, batch), g)
+      return sum(jnp.sum(product) for product in products.values())
 
-    gradient = jax.jit(gradient_fn)
+    return jax.grad(slope)(_weights(params, kernels))
 
-    @jax.jit
-    def curvature(weights, g, batch):
-      return jax.jvp(lambda w: gradient_fn(w, batch), (weights,), (g,))[1]
+  def add(left, right):
+    return jax.tree.map(jnp.add, left, right)
 
+  with _precision(dtype, (params, batches)):
+    params_cast, batches = _cast((params, batches), dtype)
+    weights = _weights(params_cast, kernels)
     g = h = jax.tree.map(jnp.zeros_like, weights)
-    for batch in parts:
-      g = add(g, gradient(weights, batch))
-    for batch in parts:
-      h = add(h, curvature(weights, g, batch))
-    scores = _normalize(jax.tree.map(jnp.multiply, weights, h), GRASP_EPSILON)
-  return scoring.finish(params, scores, "grasp_scores")
+    for batch in batches:
+      g = add(g, gradient_jit(params_cast, batch))
+    for batch in batches:
+      h = add(h, curvature(params_cast, g, batch))
+    scores = _normalize(_multiply(weights, h), _GRASP_EPSILON)
+  return _finish("grasp_scores", params, kernels, scores)
 
 
-def magnitude_scores(
-  params: Any, *, is_kernel: LeafPredicate = kernels_lib.is_kernel
-) -> Any:
+def magnitude_scores(params: Any, *, layouts: Layouts | None = None) -> Any:
   """Magnitude: `|w|`, a baseline that needs no data.
 
   Args:
     params: tree of arrays.
-    is_kernel: `(name, leaf) -> bool`, which leaves are kernels.
+    layouts: which leaves are kernels, and how; None = `kernel_layouts(params)`.
 
   Returns:
     Tree like `params`: scores of the shape of each kernel, at least 0, None = dense.
 
   Raises:
-    ValueError: if `params` has no kernel.
+    ValueError: if `params` has no kernel or one in doubt, a weight is not finite, or
+      all weights of a kernel are zero.
 
   Example:
     >>> magnitude_scores([jnp.array([[-2.0, 1.0]])])[0].tolist()
     [[2.0, 1.0]]
   """
-  kernels = scoring.find_kernels(params, is_kernel)
-  return kernels_lib.fill_tree(params, {n: abs(k.leaf) for n, k in kernels.items()})
+  kernels = find_kernels(params, layouts)
+  scores = {name: jnp.abs(kernel.leaf) for name, kernel in kernels.items()}
+  return _finish("magnitude_scores", params, kernels, scores)
 
 
 def random_scores(
-  key: jax.Array, params: Any, *, is_kernel: LeafPredicate = kernels_lib.is_kernel
+  key: jax.Array, params: Any, *, layouts: Layouts | None = None
 ) -> Any:
   """Uniform numbers, a baseline: `global_masks` of them is a random mask.
 
@@ -184,114 +216,210 @@ def random_scores(
     key: a PRNG key; it is consumed. The scores of a leaf depend on the key, its name
       and its shape alone.
     params: tree of arrays or shape-dtype structs.
-    is_kernel: `(name, leaf) -> bool`, which leaves are kernels.
+    layouts: which leaves are kernels, and how; None = `kernel_layouts(params)`.
 
   Returns:
     Tree like `params`: float32 scores in `[0, 1)`, None = dense.
 
   Raises:
-    ValueError: if `params` has no kernel.
+    ValueError: if `params` has no kernel or one in doubt.
 
   Example:
     >>> random_scores(jax.random.key(0), [jnp.ones((2, 3))])[0].shape
     (2, 3)
   """
-  kernels = scoring.find_kernels(params, is_kernel)
-  scores = {
-    name: jax.random.uniform(
-      kernels_lib.kernel_keys(key, kernel)[0], kernel.leaf.shape, jnp.float32
-    )
-    for name, kernel in kernels.items()
-  }
-  return kernels_lib.fill_tree(params, scores)
+  data = _keys.key_data(key)
+  scores = {}
+  for name, kernel in find_kernels(params, layouts).items():
+    first = _keys.as_key(_keys.layer_keys(data, [kernel])[0])
+    scores[name] = jax.random.uniform(first, kernel.leaf.shape, jnp.float32)
+  return fill_tree(params, scores)
 
 
 def global_masks(scores: Any, density: float) -> Any:
   """Marks the highest scores of all kernels together, exactly `round(density * N)`.
 
+  Of equal scores the first is kept: leaves in the order of `jax.tree.leaves`, and the
+  elements of a leaf in row-major order. So it is with scores of zero, which are kept
+  if fewer scores than the count are above.
+
   Args:
-    scores: tree of arrays of scores, None = dense leaf. Higher is kept.
+    scores: tree of arrays of scores, None = dense leaf. Higher is kept. Under tracing
+      they are compared in their own type; inside `shard_map`, each device's alone.
     density: fraction of trained weights over all kernels together, in `(0, 1]`.
 
   Returns:
-    Tree like `scores`: bool leaves, True = trained; None where a leaf is dense. Of
-    equal scores the first is kept: leaves in the order of `jax.tree.leaves`, and the
-    elements of a leaf in row-major order.
+    Tree like `scores`: bool leaves, True = trained, sharded as the scores are; None
+    where a leaf is dense.
 
   Raises:
-    ValueError: if `density` is not in `(0, 1]`, there is no score, or one is nan.
+    ValueError: if `density` is not in `(0, 1]`, there is no score, one is nan, or all
+      are zero.
 
   Example:
     >>> global_masks({"a": jnp.array([[3.0, 1.0]]), "b": jnp.array([[2.0, 2.0]])}, 0.5)
     {'a': Array([[ True, False]], dtype=bool), 'b': Array([[ True, False]], dtype=bool)}
   """
-  density = checks.density(density)
+  density = _checks.density(density)
   leaves = {
-    name: leaf
-    for name, leaf in kernels_lib.named_leaves(scores).items()
-    if not kernels_lib.is_leaf(leaf)
+    name: leaf for name, leaf in named_leaves(scores).items() if not is_leaf(leaf)
   }
   if not leaves:
     raise ValueError("`scores` must have at least one leaf that is not None.")
-  if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves.values()):
-    return kernels_lib.fill_tree(scores, _traced_masks(leaves, density))
-  for name, leaf in leaves.items():
-    if np.isnan(np.asarray(leaf)).any():
-      raise ValueError(f"`scores` must not be nan, got nan in {name!r}.")
+  count = round(density * sum(np.size(leaf) for leaf in leaves.values()))
+  if _is_traced(leaves):
+    return fill_tree(scores, top_masks(leaves, count))
   arrays = {name: np.asarray(leaf, np.float64) for name, leaf in leaves.items()}
-  count = round(density * sum(a.size for a in arrays.values()))
-  masks = scoring.mark_highest(arrays, count)
-  return kernels_lib.fill_tree(scores, jax.tree.map(jnp.asarray, masks))
+  for name, array in arrays.items():
+    if np.isnan(array).any():
+      raise ValueError(f"`scores` must not be nan, got nan in {name!r}.")
+  if not any(array.any() for array in arrays.values()):
+    raise ValueError(
+      "`scores` must not all be zero: they rank no weight above another."
+    )
+  masks = mark_highest(arrays, count)
+  kernels = [Kernel(name, leaf, None) for name, leaf in leaves.items()]
+  return fill_tree(scores, place_like(masks, kernels))
 
 
-def _traced_masks(leaves, density):
-  """The masks of `global_masks` where the scores are traced."""
-  flat = jnp.concatenate([leaf.reshape(-1) for leaf in leaves.values()])
-  ends = np.cumsum([leaf.size for leaf in leaves.values()])[:-1]
-  pieces = jnp.split(top_mask(flat, round(density * flat.size)), ends)
-  return {
-    name: piece.reshape(leaf.shape)
-    for (name, leaf), piece in zip(leaves.items(), pieces, strict=True)
-  }
+@contextlib.contextmanager
+def _precision(dtype: Any, values: Any) -> Iterator[None]:
+  """Enables float64 if asked for; networks may then mix it with float32 arrays."""
+  with contextlib.ExitStack() as stack:
+    wide = dtype is not None and jnp.dtype(dtype) == jnp.float64
+    if wide and jax.dtypes.canonicalize_dtype(jnp.float64) != jnp.float64:
+      if _is_traced(values):
+        raise ValueError(
+          "`dtype` must not be float64 under `jax.jit` unless 64-bit types are enabled."
+        )
+      stack.enter_context(jax.enable_x64(True))
+      stack.enter_context(jax.numpy_dtype_promotion("standard"))
+    yield
 
 
-def _as_batches(batches):
-  """A list of batches from one or several."""
-  batches = list(batches)
-  if len(batches) == 2 and not isinstance(batches[0], tuple | list):
-    batches = [tuple(batches)]
-  if not batches:
-    raise ValueError("`batches` must hold at least one (inputs, labels), got none.")
-  return batches
+def _cast(tree: Any, dtype: Any) -> Any:
+  """Floating leaves of a tree in `dtype`, others as they are; None = all."""
+
+  def cast_leaf(leaf):
+    floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    return jnp.asarray(leaf, dtype) if floating else leaf
+
+  return tree if dtype is None else jax.tree.map(cast_leaf, tree)
 
 
-def _cast_batch(batch, dtype):
-  inputs, labels = batch
-  labels = jnp.asarray(labels)
-  if not jnp.issubdtype(labels.dtype, jnp.integer):
-    raise ValueError(f"`labels` must be integers, got {labels.dtype}.")
-  return scoring.cast(inputs, dtype), labels
+def _weights(params: Any, kernels: dict[str, Kernel]) -> dict[str, jax.Array]:
+  leaves = named_leaves(params)
+  return {name: leaves[name] for name in kernels}
 
 
-def _loss(apply_fn, params, temperature=1.0):
-  """Mean cross-entropy as a function of the kernels and a batch."""
+def _is_traced(tree: Any) -> bool:
+  return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
-  def loss(weights, batch):
+
+def _first(outputs: Any) -> Any:
+  """The logits of a network that returns them, or a tuple that they lead."""
+  return outputs[0] if isinstance(outputs, tuple) else outputs
+
+
+def _loss(apply_fn, params, batches, loss, temperature=1.0):
+  """The loss as a function of the kernels, all parameters and a batch."""
+  if loss is None:
+    for inputs, labels in batches:
+      logits = _first(jax.eval_shape(apply_fn, params, inputs))
+      _check_labels(logits, jnp.asarray(labels))
+
+  def loss_fn(weights, params, batch):
     inputs, labels = batch
-    logits = apply_fn(kernels_lib.fill_tree(params, weights, keep=True), inputs)
-    if logits.shape[:-1] != labels.shape:
+    logits = _first(apply_fn(fill_tree(params, weights, keep=True), inputs))
+    if temperature != 1.0:
+      logits = jax.tree.map(lambda x: x / temperature, logits)
+    if loss is not None:
+      return loss(logits, labels)
+    labels = jnp.asarray(labels)
+    logits = logits.astype(_checks.compute_dtype(logits.dtype))
+    if jnp.issubdtype(labels.dtype, jnp.integer):
+      labels = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    labels = labels.astype(logits.dtype)
+    return optax.softmax_cross_entropy(logits, labels).mean()
+
+  return loss_fn
+
+
+def _check_labels(logits: Any, labels: jax.Array) -> None:
+  """Raises ValueError unless labels are classes, or probabilities, of the logits."""
+  if not isinstance(logits, jax.ShapeDtypeStruct):
+    raise ValueError(
+      "`apply_fn` must return logits or a tuple that they lead, got "
+      f"{type(logits).__name__}; pass a `loss` for other outputs."
+    )
+  *front, classes = logits.shape
+  integers = jnp.issubdtype(labels.dtype, jnp.integer)
+  floats = jnp.issubdtype(labels.dtype, jnp.floating)
+  shape = tuple(front) if integers else logits.shape
+  if labels.shape != shape or not (integers or floats):
+    raise ValueError(
+      f"`labels` must be integers of shape {tuple(front)} or probabilities of shape "
+      f"{logits.shape}, got {labels.dtype} of shape {labels.shape}; pass a `loss` for "
+      "others."
+    )
+  if integers and labels.size and not _is_traced(labels):
+    low, high = int(jnp.min(labels)), int(jnp.max(labels))
+    if low < 0 or high >= classes:
       raise ValueError(
-        f"`labels` must have the shape {logits.shape[:-1]} of the logits without their "
-        f"classes, got {labels.shape}."
+        f"`labels` must be in [0, {classes}), got {low if low < 0 else high}; pass a "
+        "`loss` that leaves out what is not to count."
       )
-    logs = jax.nn.log_softmax(logits / temperature)
-    return -jnp.take_along_axis(logs, labels[..., None], axis=-1).mean()
-
-  return loss
 
 
-def _normalize(scores, epsilon=0.0):
+def _multiply(left: dict, right: dict) -> dict:
+  """Products by name, in float32 at least."""
+
+  def multiply(a, b):
+    dtype = _checks.compute_dtype(a.dtype)
+    return a.astype(dtype) * b.astype(dtype)
+
+  return {name: multiply(left[name], right[name]) for name in left}
+
+
+def _normalize(scores: dict[str, jax.Array], epsilon: float = 0.0) -> dict:
   """Divides by the absolute value of the sum over all kernels, plus `epsilon`."""
-  total = jnp.abs(sum(jnp.sum(s) for s in scores.values())) + epsilon
+  wide = max((s.dtype for s in scores.values()), key=lambda dtype: dtype.itemsize)
+  total = jnp.abs(sum(jnp.sum(s, dtype=wide) for s in scores.values())) + epsilon
   total = jnp.where(total > 0, total, jnp.ones_like(total))
-  return jax.tree.map(lambda s: s / total, scores)
+  return {name: s / total.astype(s.dtype) for name, s in scores.items()}
+
+
+def _finish(
+  function: str, params: Any, kernels: dict[str, Kernel], scores: dict
+) -> Any:
+  """Tree of checked scores in float32, or the kernel's dtype if that is wider."""
+  for name, kernel in kernels.items():
+    dtype = _checks.compute_dtype(kernel.leaf.dtype)
+    scores[name] = scores[name].astype(dtype)
+  tops = {name: jnp.max(jnp.abs(score)) for name, score in scores.items()}
+  if not _is_traced(tops):
+    _check_tops(function, tops)
+  return fill_tree(params, scores)
+
+
+def _check_tops(function: str, tops: dict[str, Any]) -> None:
+  """Raises ValueError where the largest score of a leaf is zero or not finite."""
+  for name, top in tops.items():
+    if not np.isfinite(top):
+      raise ValueError(
+        f"`{function}` must find finite scores, got nan or inf for {name!r}: check "
+        "`params` and the inputs."
+      )
+  empty = [name for name, top in tops.items() if top == 0]
+  if empty:
+    more = f" and {len(empty) - 8} more" if len(empty) > 8 else ""
+    raise ValueError(
+      f"`{function}` must find a nonzero score for every kernel, got zeros only "
+      f"for {', '.join(map(repr, empty[:8]))}{more}: their weights are zero or have no "
+      "effect. Change `params` or the inputs, or keep them dense (None in `layouts`)."
+    )
+
+
+def _layer_name(kernel: Kernel, layer: int) -> str:
+  """Name of a layer: that of its leaf, with a number if the leaf holds several."""
+  return f"{kernel.name}[{layer}]" if kernel.stack_shape else kernel.name

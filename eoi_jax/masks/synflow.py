@@ -2,43 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eoi_jax import _checks as checks
-from eoi_jax import _kernels as kernels_lib
-from eoi_jax._kernels import Kernel, LeafPredicate
-from eoi_jax.masks import _scoring as scoring
-from eoi_jax.masks._positive import Positive, positive_network
-from eoi_jax.masks._scoring import ApplyFn
+from eoi_jax import _checks
+from eoi_jax.layouts import Kernel, Layouts, fill_tree, find_kernels
+from eoi_jax.masks._positive import positive_network
+from eoi_jax.masks._topk import top_masks
+from eoi_jax.masks.saliency import (
+  _cast,
+  _check_tops,
+  _finish,
+  _is_traced,
+  _precision,
+  _weights,
+)
 
 
 def synflow_scores(
-  apply_fn: ApplyFn,
+  apply_fn: Callable[[Any, Any], Any],
   params: Any,
-  input_shape: Sequence[int],
+  input_shape: Sequence[int] | Any,
   *,
-  is_kernel: LeafPredicate = kernels_lib.is_kernel,
-  dtype: Any = jnp.float64,
+  layouts: Layouts | None = None,
+  dtype: Any = jnp.float32,
 ) -> Any:
   """SynFlow, one step: `|w dR/dw|`, R = sum of the logits of the positive network.
 
   Parameters, and floating arrays that `apply_fn` closes over (batch statistics), are
-  replaced by absolute values, the input is all ones, and activations are linear: tanh
-  and its like are taken as the identity, whatever framework wrote them. See
-  `eoi_jax.positive`.
+  replaced by absolute values, the input is all ones, and the network is linear: what
+  is done about activations, normalization, softmax and tokens, whatever framework
+  wrote them, is this:
+
+    - activations (tanh, GELU and the like) are the identity;
+    - normalization by statistics of the array itself (layer, group and RMS norm) is its
+      scale and offset alone;
+    - softmax is its logits divided by their number, so that attention is
+      `(q k^T) v / n` and query and key have a part in the flow;
+    - a lookup of tokens in an embedding gives its mean row.
 
   Args:
     apply_fn: `(params, inputs) -> logits`, in evaluation mode, for example
-      `lambda p, x: model.apply({"params": p, "batch_stats": stats}, x, train=False)`.
+      `lambda p, x: model.apply({"params": p, "batch_stats": stats}, x, train=False)`;
+      of a tuple the first entry is taken.
     params: tree of arrays.
-    input_shape: shape of the inputs, with a batch of one.
-    is_kernel: `(name, leaf) -> bool`, which leaves are kernels.
-    dtype: dtype of the arithmetic, float64 or float32. Either way intermediate arrays
+    input_shape: shape of the inputs, with a batch of one; or what `apply_fn` takes, a
+      tree of shapes, arrays or shape-dtype structs. Integers are tokens; values do not
+      matter.
+    layouts: which leaves are kernels, and how; None = `kernel_layouts(params)`.
+    dtype: dtype of the arithmetic, float32 or float64. Either way intermediate arrays
       carry exponents of their own, so that depth does not over- or underflow.
 
   Returns:
@@ -47,37 +63,40 @@ def synflow_scores(
     that brings it near 1; their order is the same.
 
   Raises:
-    ValueError: if `params` has no kernel, the logits do not depend on the inputs, or a
-      score is not finite.
+    ValueError: if `params` has no kernel or one in doubt, the logits do not depend on
+      the inputs, a score is not finite, or all scores of a kernel are zero.
 
   Example:
-    >>> params = {"kernel": jnp.array([[1.0, -2.0], [0.5, 0.0]])}
+    >>> params = {"kernel": jnp.array([[1.0, -2.0], [0.5, 0.1]])}
     >>> apply_fn = lambda p, x: jnp.tanh(x @ p["kernel"])
-    >>> synflow_scores(apply_fn, params, (1, 2))["kernel"].tolist()
-    [[1.0, 2.0], [0.5, 0.0]]
+    >>> synflow_scores(apply_fn, params, (1, 2))["kernel"].round(3).tolist()[0]
+    [1.0, 2.0]
 
   Reference: Tanaka et al., 2020, arXiv:2006.05467.
   """
-  kernels = scoring.find_kernels(params, is_kernel)
-  network = positive_network(apply_fn, params, input_shape, dtype=dtype)
-  with scoring.working_precision(dtype):
-    weights, score = _flow(network, params, kernels)
-    scores, exponent = jax.jit(score)(weights)
-    if abs(float(exponent)) <= 64:
-      scale = jnp.exp2(exponent)
-      scores = jax.tree.map(lambda s: s * scale, scores)
-  return scoring.finish(params, scores, "synflow_scores")
+  kernels = find_kernels(params, layouts)
+  score = _flow(apply_fn, params, kernels, input_shape, dtype)
+  with _precision(dtype, params):
+
+    @jax.jit
+    def scaled(params):
+      scores, exponent = score(_weights(params, kernels), params)
+      scale = jnp.exp2(jnp.where(jnp.abs(exponent) <= 64, exponent, 0))
+      return {name: s * scale for name, s in scores.items()}
+
+    scores = scaled(_cast(params, dtype))
+  return _finish("synflow_scores", params, kernels, scores)
 
 
 def synflow_masks(
-  apply_fn: ApplyFn,
+  apply_fn: Callable[[Any, Any], Any],
   params: Any,
-  input_shape: Sequence[int],
+  input_shape: Sequence[int] | Any,
   density: float,
   *,
   num_rounds: int = 100,
-  is_kernel: LeafPredicate = kernels_lib.is_kernel,
-  dtype: Any = jnp.float64,
+  layouts: Layouts | None = None,
+  dtype: Any = jnp.float32,
 ) -> Any:
   """SynFlow: prunes the lowest scores in rounds, and scores what is left again.
 
@@ -87,10 +106,10 @@ def synflow_masks(
   Args:
     apply_fn: as in `synflow_scores`.
     params: tree of arrays.
-    input_shape: shape of the inputs, with a batch of one.
+    input_shape: as in `synflow_scores`.
     density: fraction of trained weights over all kernels together, in `(0, 1]`.
     num_rounds: number of rounds, at least 1.
-    is_kernel: `(name, leaf) -> bool`, which leaves are kernels.
+    layouts: as in `synflow_scores`.
     dtype: as in `synflow_scores`.
 
   Returns:
@@ -98,7 +117,8 @@ def synflow_masks(
     go to the lowest index, as in `global_masks`.
 
   Raises:
-    ValueError: if `density` is not in `(0, 1]`, or as in `synflow_scores`.
+    ValueError: if `density` is not in `(0, 1]`, no path from an input to an output is
+      left before the last round, or as in `synflow_scores`.
 
   Example:
     >>> params = {"kernel": jnp.array([[1.0, -2.0], [0.5, 0.1]])}
@@ -108,47 +128,60 @@ def synflow_masks(
 
   Reference: Tanaka et al., 2020, arXiv:2006.05467.
   """
-  density = checks.density(density)
-  num_rounds = checks.integer("num_rounds", num_rounds, 1)
-  kernels = scoring.find_kernels(params, is_kernel)
+  density = _checks.density(density)
+  num_rounds = _checks.integer("num_rounds", num_rounds, 1)
+  kernels = find_kernels(params, layouts)
+  score = _flow(apply_fn, params, kernels, input_shape, dtype)
+  total = sum(kernel.leaf.size for kernel in kernels.values())
+  steps = [density ** (step / num_rounds) for step in range(1, num_rounds)]
+  counts = [total - int((1 - part) * total) for part in steps]
+  counts = [n for n in counts if n < total] + [round(density * total)]
+
+  @jax.jit
+  def prune(params):
+    weights = _weights(params, kernels)
+
+    def prune_round(masks, count):
+      alive = {n: jnp.where(m, weights[n], 0) for n, m in masks.items()}
+      scores, _ = score(alive, params)
+      tops = {name: jnp.max(s) for name, s in scores.items()}
+      ranked = {n: jnp.where(masks[n], s, -1) for n, s in scores.items()}
+      return top_masks(ranked, count), tops
+
+    masks = {name: jnp.isfinite(w) | True for name, w in weights.items()}
+    return jax.lax.scan(prune_round, masks, jnp.asarray(counts, jnp.int32))
+
+  with _precision(dtype, params):
+    masks, tops = prune(_cast(params, dtype))
+  if not _is_traced(tops):
+    tops = {name: np.asarray(top) for name, top in tops.items()}
+    _check_tops("synflow_masks", {name: top[0] for name, top in tops.items()})
+    if not np.all(sum(tops.values())):
+      raise ValueError(
+        f"`density` must leave a path from an input to an output, got {density} for "
+        f"{total} weights; take a higher one, or more rounds than {num_rounds}."
+      )
+  return fill_tree(params, masks)
+
+
+def _flow(
+  apply_fn: Callable[[Any, Any], Any],
+  params: Any,
+  kernels: dict[str, Kernel],
+  input_shape: Any,
+  dtype: Any,
+) -> Callable[[dict[str, jax.Array], Any], tuple[dict[str, jax.Array], jax.Array]]:
+  """`(weights, params) -> (scores, exponent)`: scores are `scores * 2**exponent`."""
   network = positive_network(apply_fn, params, input_shape, dtype=dtype)
-  total = sum(kernel.size for kernel in kernels.values())
-  with scoring.working_precision(dtype):
-    weights, score = _flow(network, params, kernels)
-    score, prune = jax.jit(score), jax.jit(_prune, donate_argnums=0)
-    masks = {name: np.ones(w.shape, bool) for name, w in weights.items()}
-    for count in _kept_counts(total, density, num_rounds):
-      if count == total:
-        continue
-      scores, _ = score(weights)
-      scores = {name: np.asarray(s) for name, s in scores.items()}
-      masks = scoring.mark_highest(scores, count, masks)
-      weights = prune(weights, masks)
-    scoring.check_finite(score(weights)[0], "synflow_masks")
-  return kernels_lib.fill_tree(params, jax.tree.map(jnp.asarray, masks))
 
+  def score(weights, params):
+    weights = {name: jnp.abs(w) for name, w in weights.items()}
+    positive = jax.tree.map(jnp.abs, params)
 
-def _flow(network: Positive, params: Any, kernels: dict[str, Kernel]):
-  """Absolute kernels, and `weights -> (scores, exponent)`."""
-  positive = jax.tree.map(jnp.abs, params)
-  weights, positive = scoring.split(positive, kernels, network.dtype)
+    def total(weights):
+      return network(fill_tree(positive, weights, keep=True))
 
-  def total(weights):
-    return network.apply(kernels_lib.fill_tree(positive, weights, keep=True))
-
-  def score(weights):
     gradient, exponent = jax.grad(total, has_aux=True)(weights)
-    return jax.tree.map(lambda w, g: jnp.abs(w * g), weights, gradient), exponent
+    return {name: jnp.abs(w * gradient[name]) for name, w in weights.items()}, exponent
 
-  return weights, score
-
-
-def _prune(weights, masks):
-  return jax.tree.map(lambda w, m: jnp.where(m, w, jnp.zeros_like(w)), weights, masks)
-
-
-def _kept_counts(num_weights: int, density: float, num_rounds: int) -> Iterator[int]:
-  """Weights left after each round of SynFlow."""
-  for step in range(1, num_rounds):
-    yield num_weights - int((1 - density ** (step / num_rounds)) * num_weights)
-  yield round(density * num_weights)
+  return score

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,18 +11,20 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from eoi_jax import _kernels as kernels_lib
-from eoi_jax._kernels import LeafPredicate
-from eoi_jax.masks._topk import top_mask
+from eoi_jax import _keys
+from eoi_jax.layouts import (
+  Kernel,
+  Layouts,
+  fill_tree,
+  find_kernels,
+  is_leaf,
+  match_leaves,
+  named_leaves,
+)
 
 
 def kernel_masks(
-  key: jax.Array,
-  params: Any,
-  density: Any,
-  *,
-  is_kernel: LeafPredicate = kernels_lib.is_kernel,
-  is_stacked: LeafPredicate = kernels_lib.never_stacked,
+  key: jax.Array, params: Any, density: Any, *, layouts: Layouts | None = None
 ) -> Any:
   """Support of each kernel plus random trainable zeros up to the exact budget.
 
@@ -31,38 +35,27 @@ def kernel_masks(
     density: fraction of trained weights of each kernel, in `(0, 1]`: a float, or a
       tree like `params` of floats, None = dense leaf. In a stacked leaf every layer
       has that density; an array `[layers]` gives each its own.
-    is_kernel: `(name, leaf) -> bool`, which leaves are kernels.
-    is_stacked: `(name, leaf) -> bool`, which kernels have a leading axis of layers.
+    layouts: how leaves are read; None = by shape (`kernel_layouts`).
 
   Returns:
     Tree like `params`: bool leaves with exactly `round(density * size)` True entries a
     layer (True = trained), which cover all nonzeros; None where a leaf is dense.
 
   Raises:
-    ValueError: if the structures differ, a density is not in `(0, 1]`, or a kernel
-      has more nonzeros than its budget (under tracing, which hides the values, the
-      mask then covers an arbitrary part of them).
+    ValueError: if the structures differ, a density is not in `(0, 1]`, a leaf is in
+      doubt, or a kernel has more nonzeros than its budget (under tracing, which hides
+      the values, the mask then covers a part of them).
 
   Example:
     >>> masks = kernel_masks(jax.random.key(0), {"kernel": jnp.eye(4)}, 0.5)
     >>> int(masks["kernel"].sum()), bool(masks["kernel"].diagonal().all())
     (8, True)
   """
-  kernels = kernels_lib.find_kernels(params, is_kernel=is_kernel, is_stacked=is_stacked)
-
-  def support(kernel):
-    return kernels_lib.as_layers(kernel, kernel.leaf) != 0
-
-  return _exact_masks(key, params, density, kernels, support)
+  return _exact_masks(key, params, density, layouts, use_support=True)
 
 
 def random_masks(
-  key: jax.Array,
-  params: Any,
-  density: Any,
-  *,
-  is_kernel: LeafPredicate = kernels_lib.is_kernel,
-  is_stacked: LeafPredicate = kernels_lib.never_stacked,
+  key: jax.Array, params: Any, density: Any, *, layouts: Layouts | None = None
 ) -> Any:
   """Uniformly random masks of exact density, whatever the values of the kernels.
 
@@ -70,56 +63,138 @@ def random_masks(
     key: a PRNG key; it is consumed.
     params: tree of arrays or shape-dtype structs.
     density: as in `kernel_masks`.
-    is_kernel: `(name, leaf) -> bool`, which leaves are kernels.
-    is_stacked: `(name, leaf) -> bool`, which kernels have a leading axis of layers.
+    layouts: how leaves are read; None = by shape (`kernel_layouts`).
 
   Returns:
     Tree like `params`: bool leaves with exactly `round(density * size)` True entries a
     layer (True = trained); None where a leaf is dense.
 
   Raises:
-    ValueError: if the structures differ or a density is not in `(0, 1]`.
+    ValueError: if the structures differ, a density is not in `(0, 1]`, or a leaf is in
+      doubt.
   """
-  kernels = kernels_lib.find_kernels(params, is_kernel=is_kernel, is_stacked=is_stacked)
-
-  def nothing(kernel):
-    return jnp.zeros((kernel.num_layers, *kernel.shape), bool)
-
-  return _exact_masks(key, params, density, kernels, nothing)
+  return _exact_masks(key, params, density, layouts, use_support=False)
 
 
-def _exact_masks(key, params: Any, density: Any, kernels, support) -> Any:
-  """Masks of exact density that cover `support(kernel)`, `[num_layers, ...]`."""
-  densities = kernels_lib.kernel_densities(kernels, params, density)
-  masks = {}
-  for name, values in densities.items():
-    kernel = kernels[name]
-    counts, layers = layer_counts(kernel, values), support(kernel)
-    _check_support(name, layers, counts)
-    mask = fill(kernels_lib.kernel_keys(key, kernel), layers, counts)
-    masks[name] = mask.reshape(kernel.leaf.shape)
-  return kernels_lib.fill_tree(params, masks)
+def _exact_masks(key, params, density, layouts, *, use_support: bool) -> Any:
+  data, found = _keys.key_data(key), kernel_counts(params, density, layouts)
+  kernels = [kernel for kernel, _ in found.values()]
+  keys = _keys.layer_keys(data, kernels) if kernels else None
+  masks, first = {}, 0
+  for name, (kernel, counts) in found.items():
+    support = np.zeros((kernel.num_layers, *kernel.layer_shape), bool)
+    if use_support:
+      leaf = kernel.leaf
+      leaf = leaf if isinstance(leaf, jax.core.Tracer) else np.asarray(leaf)
+      support = kernel.to_layers(leaf != 0)
+      _check_support(name, support, counts)
+    last = first + kernel.num_layers
+    masks[name] = kernel.from_layers(fill(keys[first:last], support, counts))
+    first = last
+  return fill_tree(params, place_like(masks, kernels))
 
 
-def layer_counts(kernel: kernels_lib.Kernel, densities: np.ndarray) -> np.ndarray:
-  """Trained weights of each layer, `round(density * size)`, int32 `[num_layers]`."""
-  return np.array([round(d * kernel.size) for d in densities.tolist()], np.int32)
+def given_kernels(
+  params: Any, values: Any, layouts: Layouts | None, argument: str
+) -> dict[str, tuple[Kernel, Any]]:
+  """Kernels that a tree of values names, each with its value.
+
+  Args:
+    params: tree of arrays.
+    values: one number for all kernels; or a tree like `params`, None = dense leaf: such
+      leaves need no layout.
+    layouts: how leaves are read.
+    argument: name of `values` for the errors.
+
+  Returns:
+    Dict from name to `(kernel, value)`.
+
+  Raises:
+    ValueError: if structures differ, or a value is given to what is no kernel.
+  """
+  if isinstance(values, numbers.Number) or (
+    hasattr(values, "dtype") and not values.ndim
+  ):
+    return {n: (kernel, values) for n, kernel in find_kernels(params, layouts).items()}
+  given = match_leaves(params, values, argument)
+  given = {n: value for n, value in given.items() if not is_leaf(value)}
+  if not given:
+    return {}
+  leaves = named_leaves(params)
+  named = fill_tree(params, {name: leaves[name] for name in given})
+  try:
+    kernels = find_kernels(named, layouts)
+  except ValueError:
+    _check_named(given, leaves, argument)
+    raise
+  for name in given:
+    if name not in kernels:
+      raise ValueError(f"`{argument}` must be None for {name!r}, which is no kernel.")
+  return {name: (kernels[name], given[name]) for name in kernels}
 
 
-def live_counts(kernel: kernels_lib.Kernel, mask: Any) -> np.ndarray:
-  """Trained weights of each layer of a concrete mask, int32 `[num_layers]`."""
-  layers = np.asarray(mask).reshape(kernel.num_layers, -1)
-  return np.count_nonzero(layers, axis=1).astype(np.int32)
+def _check_named(given, leaves, argument: str) -> None:
+  for name in given:
+    if jnp.ndim(leaves[name]) < 2:
+      raise ValueError(f"`{argument}` must be None for {name!r}, which is no kernel.")
 
 
-def mask_densities(
-  masks: Any, *, is_stacked: LeafPredicate = kernels_lib.never_stacked
-) -> Any:
-  """Densities of masks: what `sparsify` and `budgets` take in their place.
+def kernel_counts(
+  params: Any, density: Any, layouts: Layouts | None, argument: str = "density"
+) -> dict[str, tuple[Kernel, np.ndarray]]:
+  """Trained weights of every layer of every kernel that is given a density.
+
+  Args:
+    params: tree of arrays or shape-dtype structs.
+    density: as in `kernel_masks`.
+    layouts: how leaves are read.
+    argument: name of `density` for the errors.
+
+  Returns:
+    Dict from name to `(kernel, round(density * size))`, int64 `[num_layers]`.
+
+  Raises:
+    ValueError: if structures differ, or a density is not a number in `(0, 1]`.
+  """
+  counts = {}
+  for name, (kernel, value) in given_kernels(
+    params, density, layouts, argument
+  ).items():
+    if isinstance(value, jax.core.Tracer):
+      raise ValueError(
+        f"`{argument}` must be known outside of `jax.jit`, got a traced value for "
+        f"{name!r}."
+      )
+    try:
+      values = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+      values = np.full((), np.nan)
+    if values.shape not in ((), (kernel.num_layers,), kernel.stack_shape):
+      raise ValueError(
+        f"`{argument}` of {name!r} must be a number or have shape "
+        f"({kernel.num_layers},), got shape {values.shape}."
+      )
+    if not np.all((values > 0) & (values <= 1)):
+      raise ValueError(f"`{argument}` must be in (0, 1], got {value} for {name!r}.")
+    values = np.broadcast_to(values.ravel(), kernel.num_layers)
+    rounded = [round(d * kernel.layer_size) for d in values.tolist()]
+    counts[name] = (kernel, np.array(rounded, np.int64))
+  return counts
+
+
+def live_counts(kernel: Kernel, mask: Any) -> np.ndarray:
+  """Trained weights of each layer of a concrete mask, int64 `[num_layers]`."""
+  layers = kernel.to_layers(np.asarray(mask)).reshape(kernel.num_layers, -1)
+  return np.count_nonzero(layers, axis=1)
+
+
+def mask_densities(masks: Any, *, layouts: Layouts | None = None) -> Any:
+  """Densities of masks: what `sparsify` and `allocate` take in their place.
 
   Args:
     masks: tree of bool leaves, True = trained; None = dense leaf.
-    is_stacked: `(name, leaf) -> bool`, which leaves have a leading axis of layers.
+    layouts: which leaves are stacks of layers, each with a density of its own; None
+      gives every leaf one density.
 
   Returns:
     Tree like `masks`: a float for each mask, a float64 array `[layers]` for a stacked
@@ -129,21 +204,23 @@ def mask_densities(
     >>> mask_densities([jnp.eye(4, dtype=bool), None])
     [0.25, None]
   """
-  kernels = kernels_lib.find_kernels(
-    masks, is_kernel=lambda name, leaf: True, is_stacked=is_stacked
-  )
+  kernels = {} if layouts is None else find_kernels(masks, layouts)
   densities = {}
-  for name, kernel in kernels.items():
-    counts = live_counts(kernel, kernel.leaf)
-    values = np.maximum(counts, 1) / kernel.size
-    densities[name] = values if kernel.stacked else float(values[0])
-  return kernels_lib.fill_tree(masks, densities)
+  for name, mask in named_leaves(masks).items():
+    if is_leaf(mask):
+      continue
+    if name in kernels and kernels[name].stack_shape:
+      counts = np.maximum(live_counts(kernels[name], mask), 1)
+      densities[name] = counts / kernels[name].layer_size
+    else:
+      densities[name] = max(int(np.count_nonzero(mask)), 1) / np.size(mask)
+  return fill_tree(masks, densities)
 
 
-def _check_support(name: str, layers: jax.Array, counts: np.ndarray) -> None:
+def _check_support(name: str, layers: Any, counts: np.ndarray) -> None:
   if isinstance(layers, jax.core.Tracer):
     return
-  nonzeros = np.asarray(layers.sum(axis=tuple(range(1, layers.ndim))))
+  nonzeros = np.count_nonzero(layers.reshape(len(layers), -1), axis=1)
   for layer in np.flatnonzero(nonzeros > counts):
     raise ValueError(
       f"kernel {name!r} must have at most round(density * size) = {counts[layer]} "
@@ -152,24 +229,73 @@ def _check_support(name: str, layers: jax.Array, counts: np.ndarray) -> None:
     )
 
 
-@jax.jit
-def fill(keys: jax.Array, layers: jax.Array, counts: jax.Array) -> jax.Array:
-  """Adds random True entries to each layer's mask up to its count.
+def fill(keys: Any, support: Any, counts: np.ndarray) -> Any:
+  """Adds random True entries to each mask up to its count.
+
+  Runs on the host, where it takes time for the entries added, not for all, and no
+  compilation; under tracing by way of a callback, with the same result.
 
   Args:
-    keys: PRNG keys `[n]`.
-    layers: bool array `[n, ...]`, entries that the masks cover for certain.
+    keys: key data, uint32 `[n, 2]`.
+    support: bool array `[n, ...]`, entries that the masks cover for certain.
     counts: integers `[n]`, True entries that each mask shall have.
 
   Returns:
-    Bool array like `layers`.
+    Bool array like `support`; a NumPy array unless an argument is traced.
   """
+  if any(isinstance(x, jax.core.Tracer) for x in (keys, support)):
+    shape = jax.ShapeDtypeStruct(support.shape, jnp.bool_)
+    return jax.pure_callback(
+      _fill, shape, keys, support, counts.astype(np.int32), vmap_method="broadcast_all"
+    )
+  return _fill(keys, support, counts)
 
-  def fill_one(key, support, count):
-    order = jax.random.bits(key, support.shape, jnp.uint32) >> 1
-    return top_mask(jnp.where(support, jnp.uint32(2**32 - 1), order), count)
 
-  return jax.vmap(fill_one)(keys, layers, jnp.asarray(counts))
+def _fill(keys, support, counts) -> np.ndarray:
+  """`fill` of NumPy arrays, with any leading axes."""
+  keys, counts = np.asarray(keys), np.asarray(counts)
+  filled = np.array(support)  # a copy
+  masks = filled.reshape(counts.size, -1)
+  rows = zip(masks, keys.reshape(-1, 2).tolist(), counts.ravel().tolist(), strict=True)
+  for mask, (first, second), count in rows:
+    live = int(np.count_nonzero(mask))
+    if live > count:  # traced values, which could not be refused
+      mask[np.flatnonzero(mask)[count:]] = False
+    elif count - live <= (mask.size - live) // 2:
+      _mark(mask, count, np.random.Philox(key=(first << 32) | second))
+    else:  # the few that stay dead are quicker to draw
+      dead = mask.copy()
+      _mark(
+        dead, mask.size - count + live, np.random.Philox(key=(first << 32) | second)
+      )
+      mask |= ~dead
+  return filled
+
+
+def _mark(mask: np.ndarray, count: int, bits: np.random.Philox) -> None:
+  """Sets uniformly random entries of a flat mask until `count` are True.
+
+  Draws as many cells as are missing, again and again: what falls on a marked cell is
+  drawn anew, so that every set of unmarked cells is equally likely.
+  """
+  while (missing := count - int(np.count_nonzero(mask))) > 0:
+    # 53 bits of each word: one cell is not likelier than another by more than 2**-21.
+    cells = (bits.random_raw(missing) >> np.uint64(11)) * 2.0**-53 * mask.size
+    mask[cells.astype(np.int64)] = True
+
+
+def place_like(values: dict[str, Any], kernels: Iterable[Kernel]) -> dict[str, Any]:
+  """Host arrays as JAX arrays, sharded as their leaves are; traced ones as they are."""
+  leaves = {kernel.name: kernel.leaf for kernel in kernels}
+  host = {n: v for n, v in values.items() if not isinstance(v, jax.core.Tracer)}
+  shardings = {
+    name: leaves[name].sharding
+    if isinstance(leaves[name], jax.Array)
+    and not isinstance(leaves[name], jax.core.Tracer)
+    else None
+    for name in host
+  }
+  return values | jax.device_put(host, shardings)
 
 
 def apply_masks(params: Any, masks: Any) -> Any:
@@ -191,16 +317,16 @@ def apply_masks(params: Any, masks: Any) -> Any:
     >>> apply_masks([w], [jnp.array([[True, False]])])[0].tolist()
     [[1.0, 0.0]]
   """
-  leaves = kernels_lib.named_leaves(params)
+  leaves = named_leaves(params)
   masked = {
     name: jnp.where(mask, leaves[name], jnp.zeros((), leaves[name].dtype))
     for name, mask in check_masks(params, masks).items()
     if mask is not None
   }
-  return kernels_lib.fill_tree(params, masked, keep=True)
+  return fill_tree(params, masked, keep=True)
 
 
-def check_masks(params: Any, masks: Any) -> dict[str, jax.Array | None]:
+def check_masks(params: Any, masks: Any) -> dict[str, Any]:
   """Masks by name, checked to fit `params`.
 
   Args:
@@ -213,28 +339,25 @@ def check_masks(params: Any, masks: Any) -> dict[str, jax.Array | None]:
   Raises:
     ValueError: if structures, shapes or dtypes do not fit; the leaf is named.
   """
-  skipped = {
-    name
-    for name, leaf in kernels_lib.named_leaves(params).items()
-    if kernels_lib.is_leaf(leaf)
-  }
-  by_name = kernels_lib.match_leaves(params, masks, "masks")
-  for name, leaf in kernels_lib.named_leaves(params).items():
-    mask = by_name[name]
-    if name in skipped or mask is None:
-      by_name[name] = None
+  found = match_leaves(params, masks, "masks")
+  by_name: dict[str, Any] = {}
+  for name, leaf in named_leaves(params).items():
+    mask = found[name]
+    by_name[name] = None
+    if is_leaf(leaf) or is_leaf(mask):
       continue
-    shape, dtype = jnp.shape(mask), jnp.asarray(mask).dtype
-    if shape != jnp.shape(leaf):
+    if jnp.shape(mask) != jnp.shape(leaf):
       raise ValueError(
         f"`masks` must have the shapes of `params`: {name!r} has shape "
-        f"{jnp.shape(leaf)}, its mask {shape}."
+        f"{jnp.shape(leaf)}, its mask {jnp.shape(mask)}."
       )
+    dtype = jnp.result_type(mask)
     if dtype != jnp.bool_:
       raise ValueError(
         f"`masks` must be bool (True = trained), got {dtype} for {name!r}; cast it "
         "with `.astype(bool)`."
       )
+    by_name[name] = mask
   return by_name
 
 
@@ -269,8 +392,8 @@ def count_masks(masks: Any) -> dict[str, MaskCount]:
     {'w': MaskCount(live=1, total=2)}
   """
   counts = {}
-  for name, mask in kernels_lib.named_leaves(masks).items():
-    if not kernels_lib.is_leaf(mask):
+  for name, mask in named_leaves(masks).items():
+    if not is_leaf(mask):
       counts[name] = MaskCount(int(np.count_nonzero(mask)), int(np.size(mask)))
   return counts
 
@@ -287,32 +410,25 @@ class DeadUnits(NamedTuple):
   outputs: int
 
 
-def dead_units(
-  tree: Any,
-  *,
-  is_kernel: LeafPredicate = kernels_lib.is_kernel,
-  is_stacked: LeafPredicate = kernels_lib.never_stacked,
-) -> dict[str, DeadUnits]:
+def dead_units(tree: Any, *, layouts: Layouts | None = None) -> dict[str, DeadUnits]:
   """Counts the inputs and outputs that no weight of their kernel reaches.
 
   Args:
     tree: a kernel, or a tree of kernels or of masks: a weight counts if it is not zero
       (True). Of a mask, trainable zeros count; of parameters they do not.
-    is_kernel: `(name, leaf) -> bool`, which leaves are kernels.
-    is_stacked: `(name, leaf) -> bool`, which kernels have a leading axis of layers.
+    layouts: how leaves are read; None = by shape (`kernel_layouts`).
 
   Returns:
     Dict from the name of each kernel ("" for a bare array) to its `DeadUnits`, summed
-    over the layers of a stacked one.
+    over the layers of a stacked one and the groups of a grouped one.
 
   Example:
     >>> dead_units({"kernel": jnp.eye(4, 3)})
     {'kernel': DeadUnits(inputs=1, outputs=0)}
   """
-  kernels = kernels_lib.find_kernels(tree, is_kernel=is_kernel, is_stacked=is_stacked)
   counts = {}
-  for name, kernel in kernels.items():
-    used = np.asarray(kernels_lib.as_layers(kernel, kernel.leaf)) != 0
+  for name, kernel in find_kernels(tree, layouts).items():
+    used = kernel.to_blocks(np.asarray(kernel.leaf)) != 0
     used = used.any(axis=tuple(range(1, used.ndim - 2)))  # over the window
     dead = (np.count_nonzero(~used.any(axis=axis)) for axis in (2, 1))
     counts[name] = DeadUnits(*map(int, dead))

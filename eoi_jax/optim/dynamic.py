@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from eoi_jax import _checks as checks
-from eoi_jax import _kernels as kernels_lib
-from eoi_jax._kernels import LeafPredicate
-from eoi_jax.masks.trees import apply_masks, check_masks
-from eoi_jax.optim import rules as dynamic_rules
-from eoi_jax.optim._change import Change, Restore, Step, change_if
-from eoi_jax.optim._newcomers import withhold_wild
-from eoi_jax.optim.rules import Rule
-from eoi_jax.optim.schedule import Schedule
-from eoi_jax.optim.static import StaticSparsityState, masked_update
+from eoi_jax import _keys
+from eoi_jax.layouts import Layouts, fill_tree, is_leaf, named_leaves
+from eoi_jax.optim._compact import LiveWeights
+from eoi_jax.optim.rules import Rule, Rules, change_masks, make_rules, masked_kernels
+from eoi_jax.optim.static import (
+  StaticSparsityState,
+  as_transformation,
+  fit_masks,
+  is_none,
+  keep_live,
+  masked_update,
+  match_axes,
+)
+
+_is_masked_node = functools.partial(type.__instancecheck__, optax.MaskedNode)
+
+# Number of steps done to the fraction of live weights that is replaced then.
+Schedule = Callable[[jax.Array], Any]
+# `(params, masks) -> params`.
+Restore = Callable[[Any, Any], Any]
 
 
 class DynamicSparsityState(NamedTuple):
@@ -27,15 +40,15 @@ class DynamicSparsityState(NamedTuple):
   Attributes:
     inner_state: state of the wrapped transformation.
     masks: tree like the parameters: bool leaves, True = trained; None = dense leaf.
-    count: number of updates so far, int32.
+    num_updates: number of updates so far, int32.
     num_grown: tree like `masks`: number of weights grown so far, int32 `[layers]`.
-    key_data: data of the PRNG key, None without one.
+    key_data: two words of a PRNG key, None without one.
     mean: tree like `masks`: running mean of the dense gradients, float32; None without.
   """
 
   inner_state: Any
   masks: Any
-  count: jax.Array
+  num_updates: jax.Array
   num_grown: Any
   key_data: Any
   mean: Any = None
@@ -54,7 +67,7 @@ def dynamic_sparsity(
   skip_step: bool = False,
   restore: Restore | None = None,
   key: jax.Array | None = None,
-  is_stacked: LeafPredicate = kernels_lib.never_stacked,
+  layouts: Layouts | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Moves live weights to better places now and then, under any optimizer.
 
@@ -62,17 +75,24 @@ def dynamic_sparsity(
   is done first; then the live weights of lowest drop score are dropped and as many
   candidates of highest growth score grown (`evolve_masks`). Dropped weights are exactly
   zero after the update, new weights start at zero, and the moments of both at their
-  initial value, in any optax state. A new weight whose first step is more than a
-  thousand times any other of its layer starts one step later.
+  initial value: those in trees of the state that have the structure of the parameters.
 
   `update` needs the parameters, and as `updates` the dense gradients: those with
   respect to all weights of the masked network. All that changes is in the state. The
   change is under `lax.cond`, also when `vmap` runs several networks: steps without a
   change pay nothing.
 
+  It must be the outermost transformation that changes updates: `optax.scale` after it
+  in a chain, or `optax.lookahead` around it, would bring dropped weights back. Write
+  `dynamic_sparsity(optax.chain(...), masks, ...)`. `optax.MultiSteps` may stand around
+  it, which then counts the steps that are taken. Not supported as `inner`: optimizers
+  that divide by the second moment of the step before (`optax.contrib.acprop`), since
+  that of a new weight is zero, and `optax.flatten`, which hides the parameters.
+
   Args:
-    inner: any optax transformation.
-    masks: tree like the parameters: bool leaves, True = trained; None = dense leaf.
+    inner: any optax transformation, or an object with `init` and `update`.
+    masks: tree like the parameters: bool leaves, True = trained; None = dense leaf. Or
+      a function `params -> masks`.
     schedule: number of steps done (1, 2, ...) to the fraction of the live weights that
       is replaced after that step, 0 = no change; `drop_schedule`, say.
     drop: "magnitude", "gradient", "random" or `(key, weights, updates) -> scores` of
@@ -80,6 +100,8 @@ def dynamic_sparsity(
     grow: likewise: the highest are grown.
     scope: "layer": every layer keeps its count exactly. "global": all masked weights
       compete, the total is kept exactly, and each layer keeps its best live weight.
+      "unit": every layer keeps its count, and from the first change on its outputs have
+      equal counts, up to one (constant fan-in, as SRigL).
     regrow: whether a weight that was just dropped may come back, as published.
     mean_decay: of the running mean of the dense gradients that both rules see, in
       `[0, 1)`; 0 shows them the last gradients alone. The mean starts at zero and takes
@@ -89,8 +111,8 @@ def dynamic_sparsity(
     restore: `(params, masks) -> params`, done after growth: `restore_isometry`, say.
       It may move live weights only.
     key: a PRNG key for rules that draw.
-    is_stacked: `(name, leaf) -> bool`, which leaves have a leading axis of layers,
-      each with a count of its own.
+    layouts: which leaves are stacks of layers, each with a count of its own; None =
+      each masked leaf is one layer (with "unit", what `kernel_layouts` reads).
 
   Returns:
     A transformation with state `DynamicSparsityState`; extra arguments of `update` are
@@ -112,82 +134,429 @@ def dynamic_sparsity(
   Reference: Mocanu et al., 2018, Nature Communications 9, 2383; Evci et al., 2020,
   arXiv:1911.11134; sparse momentum: Dettmers and Zettlemoyer, 2019, arXiv:1907.04840.
   """
-  if not isinstance(inner, optax.GradientTransformation):
-    raise ValueError(f"`inner` must be an optax.GradientTransformation, got {inner!r}.")
+  rules = make_rules(drop, grow, scope, regrow, layouts, has_key=key is not None)
+  return _moving_masks(
+    inner, masks, rules, schedule, mean_decay, skip_step, restore, key
+  )
+
+
+def rigl(
+  inner: optax.GradientTransformation,
+  masks: Any,
+  *,
+  num_steps: int,
+  fraction: float = 0.3,
+  every: int = 100,
+  until: float = 0.75,
+  scope: str = "layer",
+  mean_decay: float = 0.0,
+  skip_step: bool = False,
+  restore: Restore | None = None,
+  layouts: Layouts | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  """RigL: drops the smallest weights and grows those of the largest gradients.
+
+  Args:
+    inner: any optax transformation; see `dynamic_sparsity` for what may stand around.
+    masks: tree like the parameters: bool leaves, True = trained; None = dense leaf.
+    num_steps: length of the training.
+    fraction: fraction of the live weights to replace, at the start of a cosine.
+    every: steps from one change of the masks to the next.
+    until: fraction of the training after which masks stay.
+    scope: "layer", "global" or "unit" (SRigL), as in `dynamic_sparsity`.
+    mean_decay: of the running mean of gradients that growth looks at, in `[0, 1)`; 0
+      looks at those of one batch alone, as published.
+    skip_step: whether the optimizer's step is left out where masks change, as
+      published.
+    restore: `(params, masks) -> params`, done after growth: `restore_isometry`, say.
+    layouts: which leaves are stacks of layers; None = each leaf is one layer.
+
+  Returns:
+    A transformation with state `DynamicSparsityState`.
+
+  Reference: Evci et al., 2020, arXiv:1911.11134.
+  """
+  schedule = drop_schedule(fraction, num_steps=num_steps, every=every, until=until)
+  rules = make_rules("magnitude", "gradient", scope, True, layouts, has_key=False)
+  return _moving_masks(inner, masks, rules, schedule, mean_decay, skip_step, restore)
+
+
+def set_evolution(
+  inner: optax.GradientTransformation,
+  masks: Any,
+  *,
+  key: jax.Array,
+  num_steps: int,
+  fraction: float = 0.3,
+  every: int = 100,
+  until: float = 0.75,
+  scope: str = "layer",
+  skip_step: bool = False,
+  restore: Restore | None = None,
+  layouts: Layouts | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  """SET: drops the smallest weights and grows others at random.
+
+  Args:
+    inner: any optax transformation; see `dynamic_sparsity` for what may stand around.
+    masks: tree like the parameters: bool leaves, True = trained; None = dense leaf.
+    key: a PRNG key.
+    num_steps: length of the training.
+    fraction: fraction of the live weights to replace, at the start of a cosine.
+    every: steps from one change of the masks to the next.
+    until: fraction of the training after which masks stay.
+    scope: "layer", "global" or "unit", as in `dynamic_sparsity`.
+    skip_step: whether the optimizer's step is left out where masks change.
+    restore: `(params, masks) -> params`, done after growth: `restore_isometry`, say.
+    layouts: which leaves are stacks of layers; None = each leaf is one layer.
+
+  Returns:
+    A transformation with state `DynamicSparsityState`.
+
+  Reference: Mocanu et al., 2018, Nature Communications 9, 2383; with the cosine of
+  Evci et al., 2020.
+  """
+  schedule = drop_schedule(fraction, num_steps=num_steps, every=every, until=until)
+  rules = make_rules("magnitude", "random", scope, True, layouts, has_key=True)
+  return _moving_masks(inner, masks, rules, schedule, 0.0, skip_step, restore, key)
+
+
+def gradual_pruning(
+  inner: optax.GradientTransformation,
+  masks: Any,
+  density: Any,
+  *,
+  num_steps: int,
+  initial_density: float = 1.0,
+  every: int = 100,
+  begin: float = 0.0,
+  until: float = 0.75,
+  scope: str = "layer",
+  restore: Restore | None = None,
+  layouts: Layouts | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  """Gradual magnitude pruning: drops the smallest weights until a density is met.
+
+      d(t) = d_1 + (d_0 - d_1) (1 - (t - t_0) / (t_1 - t_0))^3
+
+  every so many steps from `t_0 = begin * num_steps` to `t_1 = until * num_steps`, where
+  the last density is met to the weight. Nothing is grown.
+
+  Args:
+    inner: any optax transformation; see `dynamic_sparsity` for what may stand around.
+    masks: tree like the parameters, the start: bool leaves, True = trained; None =
+      dense leaf. Counts never rise.
+    density: `d_1` of the masked leaves, in `(0, 1]`: a float (of each layer, or with
+      scope "global" of all together), or a tree like `masks` of floats or arrays
+      `[layers]`, as `allocate` gives it.
+    num_steps: length of the training.
+    initial_density: `d_0`, in `[density, 1]`.
+    every: steps from one change of the masks to the next.
+    begin: fraction of the training before which masks stay.
+    until: fraction of the training after which masks stay.
+    scope: "layer", or "global": all masked weights compete, and each layer keeps its
+      best live weight.
+    restore: `(params, masks) -> params`, done after pruning: `restore_isometry`, say.
+    layouts: which leaves are stacks of layers; None = each leaf is one layer.
+
+  Returns:
+    A transformation with state `DynamicSparsityState`.
+
+  Raises:
+    ValueError: if an option is out of range.
+
+  Reference: Zhu and Gupta, 2017, arXiv:1710.01878.
+  """
+  if scope not in ("layer", "global"):
+    raise ValueError(f'`scope` must be "layer" or "global", got {scope!r}.')
+  num_steps = checks.integer("num_steps", num_steps, 1)
+  every = checks.integer("every", every, 1)
+  checks.density(initial_density)
+  if not 0 <= checks.number("begin", begin) < checks.number("until", until) <= 1:
+    raise ValueError(
+      f"`begin` and `until` must be in [0, 1] and in order, got {begin} and {until}."
+    )
+  if isinstance(density, int | float | np.number):
+    last = checks.density(density)
+  else:
+    given = named_leaves(density)
+    last = {n: np.asarray(d, np.float64) for n, d in given.items() if d is not None}
+    for name, values in last.items():
+      if not np.all((values > 0) & (values <= 1)):
+        raise ValueError(f"`density` must be in (0, 1], got {values} for {name!r}.")
+  start, end = round(begin * num_steps), max(round(until * num_steps), 1)
+
+  def schedule(count):
+    count = jnp.asarray(count, jnp.int32)
+    past = (count - start).astype(jnp.float32) / max(end - start, 1)
+    due = (((count - start) % every == 0) & (count >= start)) | (count == end)
+    done = jnp.where(count >= end, 1.0, 1 - (1 - past) ** 3)
+    return jnp.where(due & (count <= end), done, 0.0)
+
+  rules = make_rules("magnitude", "magnitude", scope, True, layouts, has_key=False)
+  rules = rules._replace(grow=None, densities=(float(initial_density), last))
+  return _moving_masks(inner, masks, rules, schedule, 0.0, False, restore)
+
+
+def _moving_masks(
+  inner: Any,
+  masks: Any,
+  rules: Rules,
+  schedule: Schedule,
+  mean_decay: float,
+  skip_step: bool,
+  restore: Restore | None,
+  key: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+  """The transformation that changes masks by `rules`; see `dynamic_sparsity`."""
+  inner = as_transformation(inner)
   for name, value in (("schedule", schedule), ("restore", restore)):
     if not callable(value) and (name, value) != ("restore", None):
       raise ValueError(f"`{name}` must be a function, got {value!r}.")
   if not 0 <= checks.number("mean_decay", mean_decay) < 1:
     raise ValueError(f"`mean_decay` must be in [0, 1), got {mean_decay}.")
-  inner = optax.with_extra_args_support(inner)
-  rules = dynamic_rules.make_rules(drop, grow, scope, regrow, has_key=key is not None)
-  impl = None if key is None else jax.random.key_impl(key)
-  change = Change(inner, rules, bool(skip_step), restore, impl, is_stacked)
+  words = None if key is None else _keys.key_data(key)
 
   def init_fn(params):
-    used = kernels_lib.fill_tree(params, check_masks(params, masks))
-    return DynamicSparsityState(
-      inner_state=inner.init(apply_masks(params, used)),
-      masks=used,
-      count=jnp.zeros((), jnp.int32),
-      num_grown=kernels_lib.fill_tree(params, _zero_counts(params, used, is_stacked)),
-      key_data=None if key is None else jax.random.key_data(key),
-      mean=_zero_mean(params, used) if mean_decay else None,
-    )
+    used = fit_masks(params, masks)
+    key_data = None if words is None else jnp.array(words, copy=True)
+    count, is_empty = jnp.zeros((), jnp.int32), not named_leaves(params)
+    live = params if is_empty else keep_live(used, params)
+    inner_state = inner.init(live)
+    if not is_empty:
+      _check_state(inner_state, params)
+    kernels = masked_kernels(rules, used)
+    num_grown = {
+      name: _zeros(kernels[name].num_layers if name in kernels else 1, mask)
+      for name, mask in named_leaves(used).items()
+      if mask is not None
+    }
+    mean = None
+    if mean_decay:
+      mean = jax.tree.map(lambda m: jnp.zeros_like(m, jnp.float32), used)
+    grown = fill_tree(used, num_grown)
+    return DynamicSparsityState(inner_state, used, count, grown, key_data, mean)
 
   def update_fn(updates, state, params=None, **extra_args):
     if params is None:
       raise ValueError("`params` must be given to `update` of `dynamic_sparsity`.")
-    count = jnp.asarray(optax.safe_increment(state.count))
+    count = jnp.asarray(optax.safe_increment(state.num_updates))
     fraction = jnp.asarray(schedule(count), jnp.float32)
-    stepped, inner_state = masked_update(
-      inner, updates, state.inner_state, params, state.masks, **extra_args
+    old, mean, seen = state.masks, state.mean, updates
+    moves, inner_state = masked_update(
+      inner, updates, state.inner_state, params, old, **extra_args
     )
-    was_due = (state.count > 0) & (jnp.asarray(schedule(state.count)) > 0)
-    stepped = withhold_wild(was_due, stepped, params, state.masks)
-    mean, seen = state.mean, updates
     if mean_decay:
-      mean, seen = _blend(mean_decay, mean, updates)
-    step = Step(stepped, inner_state, seen, params, state, count, fraction)
-    updates, inner_state, masks, num_grown = change_if(change, fraction > 0, step)
-    return updates, DynamicSparsityState(
-      inner_state, masks, count, num_grown, state.key_data, mean
+      mean = jax.tree.map(
+        lambda m, g: m if m is None else mean_decay * m + (1 - mean_decay) * g,
+        *(mean, updates),
+        is_leaf=is_none,
+      )
+      seen = jax.tree.map(
+        lambda m, g: g if m is None else m, mean, updates, is_leaf=is_none
+      )
+
+    def keep(moves, inner_state):
+      return moves, inner_state, old, state.num_grown
+
+    def change(moves, inner_state):
+      """Does the step, drops, grows, restores, and starts moments anew."""
+      if skip_step:
+        moves, inner_state = jax.tree.map(jnp.zeros_like, moves), state.inner_state
+      weights = keep_live(old, optax.apply_updates(params, moves))
+      step_key = None
+      if words is not None:
+        step_key = jax.random.wrap_key_data(state.key_data, impl="threefry2x32")
+        step_key = jax.random.fold_in(step_key, count)
+      new, grown = change_masks(rules, step_key, weights, seen, old, fraction)
+      weights = keep_live(new, weights)
+      if restore is not None:
+        weights = keep_live(new, restore(weights, new))
+      changed = jax.tree.map(jnp.logical_xor, old, new)
+
+      def lead_to(changed, mask, move, weight, leaf):
+        """Kept weights take the optimizer's step to the last bit."""
+        if changed is None:
+          return move
+        target = weight.astype(move.dtype) - leaf.astype(move.dtype)
+        return jnp.where(mask & ~changed, move, target) if restore is None else target
+
+      moves = jax.tree.map(
+        lead_to, changed, new, moves, weights, params, is_leaf=is_none
+      )
+      inner_state = _reset_moments(inner, inner_state, weights, changed)
+      grown = jax.tree.map(jnp.add, state.num_grown, grown)
+      return moves, inner_state, new, grown
+
+    def change_if_due(moves, inner_state):
+      pairs = change(moves, inner_state), keep(moves, inner_state)
+      return jax.tree.map(lambda new, old: jnp.where(due, new, old), *pairs)
+
+    due = fraction > 0
+    moves, inner_state, new, num_grown = jax.lax.cond(
+      _any_member(due), change_if_due, keep, moves, inner_state
+    )
+    return moves, DynamicSparsityState(
+      inner_state, new, count, num_grown, state.key_data, mean
     )
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _zero_counts(params: Any, masks: Any, is_stacked: LeafPredicate) -> dict[str, Any]:
-  """A zero for each layer of each masked leaf."""
-  leaves = kernels_lib.named_leaves(params)
-  counts = {}
-  for name, mask in kernels_lib.named_leaves(masks).items():
-    if mask is not None:
-      layers = len(mask) if is_stacked(name, leaves[name]) else 1
-      counts[name] = jnp.zeros(layers, jnp.int32)
-  return counts
+def _zeros(num_layers: int, mask: Any) -> jax.Array:
+  """int32 zeros `[layers]` that vary over the manual axes that the mask varies over."""
+  zeros = jnp.zeros(num_layers, jnp.int32)
+  return zeros if isinstance(mask, jax.ShapeDtypeStruct) else match_axes(zeros, mask)
 
 
-def _zero_mean(params: Any, masks: Any) -> Any:
-  """Zeros for each masked weight."""
-  zeros = {
-    name: jnp.zeros(mask.shape, jnp.float32)
-    for name, mask in kernels_lib.named_leaves(masks).items()
-    if mask is not None
-  }
-  return kernels_lib.fill_tree(params, zeros)
+@jax.custom_batching.custom_vmap
+def _any_member(due: jax.Array) -> jax.Array:
+  """Whether any member of a `vmap` is due: one answer, so `cond` stays a branch."""
+  return due
 
 
-def _blend(decay: float, mean: Any, updates: Any) -> tuple[Any, Any]:
-  """The mean after one more gradient, and the gradients with it in their place."""
-  gradients, means = map(kernels_lib.named_leaves, (updates, mean))
-  blended = {
-    name: decay * old + (1 - decay) * gradients[name].astype(old.dtype)
-    for name, old in means.items()
-    if old is not None and not kernels_lib.is_leaf(gradients[name])
-  }
-  fill = functools.partial(kernels_lib.fill_tree, values=blended, keep=True)
-  return fill(mean), fill(updates)
+@_any_member.def_vmap
+def _(axis_size, in_batched, due):
+  del axis_size, in_batched
+  return _any_member(jnp.any(due)), False
+
+
+def _map_like(function: Any, like: Any, tree: Any, *others: Any) -> Any:
+  """Maps each subtree that has the structure of `like`, leaf by leaf with `like`.
+
+  An optimizer keeps what belongs to the parameters in trees of their structure (optax:
+  moments, histories, copies), with masked nodes where a leaf, or all below a node, is
+  left out. All else is shared or of no parameter.
+
+  Args:
+    function: `(leaf of like, leaf of tree, *leaves of others) -> leaf`.
+    like: tree like the parameters; None where a leaf is to be left as it is.
+    tree: an optimizer's state.
+    *others: trees of its structure.
+
+  Returns:
+    Tree of the structure of `tree`.
+  """
+  owners, whole = jax.tree.flatten(like, is_leaf=is_none)
+  states = jax.tree.leaves(tree, is_leaf=_is_masked_node)
+  stops = is_leaf if any(map(_is_masked_node, states)) else is_none
+
+  def owners_of(node):
+    """The leaves of `like` that the leaves of a node belong to, else None."""
+    leaves, treedef = jax.tree.flatten(node, is_leaf=stops)
+    if treedef == whole:
+      return owners
+    if stops is is_none:
+      return None
+    try:
+      below = treedef.flatten_up_to(like)
+    except ValueError:  # another structure
+      return None
+    pairs = zip(leaves, below, strict=True)
+    known = (stops(x) or jax.tree_util.all_leaves([y]) for x, y in pairs)
+    return below if all(known) else None
+
+  def of_node(node, *rest):
+    below = owners_of(node)
+    if below is None:
+      return node
+    leaves, treedef = jax.tree.flatten(node, is_leaf=stops)
+    rest = [treedef.flatten_up_to(other) for other in rest]
+    new = [
+      leaf if owner is None or stops(leaf) else function(owner, leaf, *more)
+      for owner, leaf, *more in zip(below, leaves, *rest, strict=True)
+    ]
+    return treedef.unflatten(new)
+
+  return jax.tree.map(
+    of_node, tree, *others, is_leaf=lambda node: owners_of(node) is not None
+  )
+
+
+def _check_state(inner_state: Any, params: Any) -> None:
+  """Refuses states whose moments cannot be told apart by parameter.
+
+  Raises:
+    ValueError: if the state holds one vector of all weights.
+  """
+  total = sum(leaf.size for leaf in jax.tree.leaves(params))
+  rest = _map_like(lambda owner, leaf: None, params, inner_state)
+  if any(leaf.shape == (total,) and total > 2 for leaf in jax.tree.leaves(rest)):
+    raise ValueError(
+      "`inner` must keep its moments in trees like the parameters where masks change, "
+      f"got a vector of all {total} weights (`optax.flatten`?)."
+    )
+
+
+def _reset_moments(
+  inner: optax.GradientTransformation, inner_state: Any, params: Any, changed: Any
+) -> Any:
+  """Sets moments to what `inner.init(params)` gives, where a mask changed.
+
+  Subtrees of the state with the structure of the parameters belong to them. A leaf that
+  has the shape of its parameter, or that with leading axes (a history, say), is reset
+  entry by entry; what is shared between entries (factored moments, norms of a layer)
+  stays.
+
+  Args:
+    inner: the transformation.
+    inner_state: its state.
+    params: tree of arrays, the parameters after the change.
+    changed: tree like `params`: bool leaves, True = start anew; None = nothing.
+
+  Returns:
+    A state of the structure and dtypes of `inner_state`.
+  """
+
+  def reset(mask, old, new):
+    if mask.ndim == 0 or jnp.shape(old)[-mask.ndim :] != mask.shape:
+      return old
+    mask = jnp.broadcast_to(mask, old.shape)
+    return jnp.where(mask, jnp.asarray(new, old.dtype), old)
+
+  return _map_like(reset, changed, inner_state, inner.init(params))
+
+
+def drop_schedule(
+  fraction: float, *, num_steps: int, every: int = 100, until: float = 0.75
+) -> Schedule:
+  """Fraction of the live weights to replace: a cosine, every so many steps.
+
+      f(t) = fraction / 2 (1 + cos(pi t / T)),  T = round(until * num_steps),
+
+  where `every` divides the number `t` of steps done and `t < T`, else 0.
+
+  Args:
+    fraction: fraction at the start, in `[0, 1]`.
+    num_steps: length of the training.
+    every: steps from one change of the masks to the next.
+    until: fraction of the training after which masks stay, in `[0, 1]`.
+
+  Returns:
+    `schedule(t) -> fraction`, for `dynamic_sparsity`.
+
+  Raises:
+    ValueError: if an option is out of range.
+
+  Example:
+    >>> schedule = drop_schedule(0.4, num_steps=1000, every=100, until=0.5)
+    >>> [round(float(schedule(jnp.int32(t))), 3) for t in (100, 150, 250, 300, 500)]
+    [0.362, 0.0, 0.0, 0.138, 0.0]
+  """
+  num_steps = checks.integer("num_steps", num_steps, 1)
+  every = checks.integer("every", every, 1)
+  for name, value in (("fraction", fraction), ("until", until)):
+    if not 0 <= checks.number(name, value) <= 1:
+      raise ValueError(f"`{name}` must be in [0, 1], got {value}.")
+  end = round(until * num_steps)
+
+  def schedule(count):
+    count = jnp.asarray(count, jnp.int32)
+    phase = jnp.float32(jnp.pi / max(end, 1)) * count.astype(jnp.float32)
+    due = (count % every == 0) & (count < end)
+    return jnp.where(due, jnp.float32(fraction / 2) * (1 + jnp.cos(phase)), 0)
+
+  return schedule
 
 
 def current_masks(opt_state: Any) -> Any:
@@ -219,13 +588,23 @@ def current_masks(opt_state: Any) -> Any:
       "`opt_state` must hold a state of `static_sparsity` or `dynamic_sparsity`, got "
       f"{type(opt_state).__name__}."
     )
-  masks, *rest = found
+  masks, *rest = [
+    jax.tree.map(
+      lambda mask: mask.to_mask() if isinstance(mask, LiveWeights) else mask,
+      *(tree,),
+      is_leaf=lambda node: isinstance(node, LiveWeights),
+    )
+    for tree in found
+  ]
   for other in rest:
-    masks = jax.tree.map(_both, masks, other, is_leaf=kernels_lib.is_leaf)
+    masks = _both(masks, other)
   return masks
 
 
-def _both(left, right):
+def _both(left: Any, right: Any) -> Any:
+  """Masks that leave alive what both do; None, also of a whole node, leaves all."""
   if left is None or right is None:
     return right if left is None else left
-  return left & right
+  if jax.tree_util.all_leaves([left]):
+    return left & right
+  return jax.tree.map(_both, left, right, is_leaf=lambda node: node is not left)

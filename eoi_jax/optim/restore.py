@@ -15,12 +15,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from eoi_jax import _blocks as blocks_lib
 from eoi_jax import _checks as checks
-from eoi_jax import _kernels as kernels_lib
-from eoi_jax._blocks import GroupCount
-from eoi_jax._kernels import LeafPredicate
+from eoi_jax.layouts import Layouts, fill_tree, find_kernels, named_leaves
 from eoi_jax.masks.trees import check_masks
+from eoi_jax.optim.static import gathered, match_type
 
 _BISECTIONS = 30
 
@@ -29,12 +27,9 @@ def restore_isometry(
   params: Any,
   masks: Any,
   *,
-  scale: float | None = 1.0,
+  scale: float | None = None,
   num_steps: int = 10,
-  is_kernel: LeafPredicate = kernels_lib.is_kernel,
-  is_stacked: LeafPredicate = kernels_lib.never_stacked,
-  num_groups: GroupCount = blocks_lib.depthwise_groups,
-  is_patches: LeafPredicate = blocks_lib.never_patches,
+  layouts: Layouts | None = None,
 ) -> Any:
   """Lowers the Gram error of every masked kernel; the masks stay.
 
@@ -48,22 +43,21 @@ def restore_isometry(
     scale: gain that the kernels should have; None: of each its own, the root mean
       square of its singular values.
     num_steps: steps of conjugate gradients, two products of matrices each.
-    is_kernel: `(name, leaf) -> bool`, which leaves are kernels.
-    is_stacked: `(name, leaf) -> bool`, which kernels have a leading axis of layers.
-    num_groups: `(name, leaf) -> int`, groups of a convolution, as in `sparsify`.
-    is_patches: `(name, leaf) -> bool`, which convolutions have stride = window.
+    layouts: how the masked leaves are batches of matrices; None = what
+      `kernel_layouts` reads off their shapes.
 
   Returns:
     Tree like `params`: no kernel's error is higher than before, weights off the masks
     are zero.
 
   Raises:
-    ValueError: if the masks do not fit, or an option is out of range.
+    ValueError: if the masks do not fit, a masked leaf is in doubt, or an option is out
+      of range.
 
   Example:
     >>> params = {"kernel": jax.random.normal(jax.random.key(0), (16, 16)) / 4}
     >>> masks = {"kernel": jax.random.bernoulli(jax.random.key(1), 0.5, (16, 16))}
-    >>> kernel = restore_isometry(params, masks)["kernel"]
+    >>> kernel = restore_isometry(params, masks, scale=1.0)["kernel"]
     >>> bool(jnp.abs(kernel.T @ kernel - jnp.eye(16)).max() < 0.3)
     True
   """
@@ -71,18 +65,15 @@ def restore_isometry(
   if scale is not None and checks.number("scale", scale) <= 0:
     raise ValueError(f"`scale` must be positive, got {scale}.")
   mask_of = {n: m for n, m in check_masks(params, masks).items() if m is not None}
-  kernels = kernels_lib.find_kernels(params, is_kernel=is_kernel, is_stacked=is_stacked)
-  layouts = blocks_lib.find_layouts(
-    {name: k for name, k in kernels.items() if name in mask_of},
-    num_groups=num_groups,
-    is_patches=is_patches,
-  )
+  leaves = named_leaves(params)
+  masked = fill_tree(params, {name: leaves[name] for name in mask_of})
   moved = {}
-  for name, layout in layouts.items():
-    weights = blocks_lib.split(layout, layout.kernel.leaf)
-    live = blocks_lib.split(layout, mask_of[name])
-    moved[name] = blocks_lib.join(layout, _restore(weights, live, scale, num_steps))
-  return kernels_lib.fill_tree(params, moved, keep=True)
+  for name, kernel in find_kernels(masked, layouts).items():
+    leaf = jnp.asarray(kernel.leaf)
+    weights, live = (kernel.to_blocks(gathered(a)) for a in (leaf, mask_of[name]))
+    restored = kernel.from_blocks(_restore(weights, live, scale, num_steps))
+    moved[name] = match_type(restored, leaf)
+  return fill_tree(params, moved, keep=True)
 
 
 @functools.partial(jax.jit, static_argnames="num_steps")

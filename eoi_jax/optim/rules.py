@@ -1,6 +1,6 @@
-"""Which weights a mask loses and gains: the rules of dynamic sparse training.
+"""Rules of dynamic sparse training: who is dropped, who is grown, among whom.
 
-Of a layer with `n` live weights, `floor(fraction * n)` of the lowest drop score are
+In a layer with `n` live weights, `floor(fraction * n)` of the lowest drop score are
 dropped, then as many of the highest growth score are grown among all that are not kept.
 
     SET   drop score |w|, growth score random      (Mocanu et al., 2018, s41467-018)
@@ -14,6 +14,8 @@ kept, of equal growth scores the lowest indices are grown.
 from __future__ import annotations
 
 import functools
+import math
+import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,36 +23,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eoi_jax import _kernels as kernels_lib
-from eoi_jax._kernels import Kernel, LeafPredicate
+from eoi_jax import _keys
+from eoi_jax.layouts import (
+  Kernel,
+  Layouts,
+  fill_tree,
+  find_kernels,
+  leaf_name,
+  match_leaves,
+)
 from eoi_jax.masks._topk import top_mask
 from eoi_jax.masks.trees import check_masks
+from eoi_jax.optim.static import gathered, is_none, match_type
 
 # `(key, weights, updates) -> scores` of one layer, all of its shape.
 Rule = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
-
-def _magnitude(key, weights, updates):
-  del key, updates
-  return jnp.abs(weights)
-
-
-def _gradient(key, weights, updates):
-  del key, weights
-  return jnp.abs(updates)
-
-
-def _random(key, weights, updates):
-  del updates
-  return jax.random.uniform(key, weights.shape, jnp.float32)
-
-
 RULES: dict[str, Rule] = {
-  "magnitude": _magnitude,
-  "gradient": _gradient,
-  "random": _random,
+  "magnitude": lambda key, weights, updates: jnp.abs(weights),
+  "gradient": lambda key, weights, updates: jnp.abs(updates),
+  "random": lambda key, weights, updates: jax.random.uniform(key, weights.shape),
 }
-SCOPES = ("layer", "global")
+SCOPES = ("layer", "global", "unit")
 
 
 class Rules(NamedTuple):
@@ -58,19 +52,30 @@ class Rules(NamedTuple):
 
   Attributes:
     drop: score of live weights, the lowest are dropped.
-    grow: score of candidates, the highest are grown.
-    scope: "layer" or "global", who competes with whom.
+    grow: score of candidates, the highest are grown; None grows nothing.
+    scope: "layer", "global" or "unit", who competes with whom.
     regrow: whether a weight that was just dropped is a candidate.
+    layouts: how leaves are read as layers; None = each leaf is one layer.
+    densities: of pruning without growth, its start and its end: floats, or a dict from
+      names to a float or an array `[layers]` for the end; None = counts are kept.
   """
 
   drop: Rule
-  grow: Rule
+  grow: Rule | None
   scope: str
   regrow: bool
+  layouts: Layouts | None
+  densities: tuple[float, Any] | None = None
 
 
 def make_rules(
-  drop: str | Rule, grow: str | Rule, scope: str, regrow: bool, *, has_key: bool
+  drop: str | Rule,
+  grow: str | Rule,
+  scope: str,
+  regrow: bool,
+  layouts: Layouts | None,
+  *,
+  has_key: bool,
 ) -> Rules:
   """Checks the options of a change of masks.
 
@@ -89,7 +94,7 @@ def make_rules(
     if rule == "random" and not has_key:
       raise ValueError(f'`key` must be given for {name}="random", got None.')
   drop, grow = (RULES[r] if isinstance(r, str) else r for r in (drop, grow))
-  return Rules(drop, grow, scope, regrow)
+  return Rules(drop, grow, scope, regrow, layouts)
 
 
 def evolve_masks(
@@ -103,7 +108,7 @@ def evolve_masks(
   grow: str | Rule = "gradient",
   scope: str = "layer",
   regrow: bool = True,
-  is_stacked: LeafPredicate = kernels_lib.never_stacked,
+  layouts: Layouts | None = None,
 ) -> Any:
   """Drops the weights of lowest score and grows as many of highest score.
 
@@ -118,8 +123,11 @@ def evolve_masks(
     grow: likewise: the highest are grown.
     scope: "layer": every layer keeps its count exactly. "global": all masked weights
       compete, the total is kept exactly, and each layer keeps its best live weight.
+      "unit": every layer keeps its count exactly and shares it evenly out to its
+      outputs, whose counts then differ by at most one: constant fan-in.
     regrow: whether a weight that was just dropped may come back, as published.
-    is_stacked: `(name, leaf) -> bool`, which leaves have a leading axis of layers.
+    layouts: which leaves are stacks of layers; None = each leaf is one layer (with
+      "unit", what `kernel_layouts` reads).
 
   Returns:
     Masks of the same structure and counts.
@@ -132,82 +140,154 @@ def evolve_masks(
     >>> live = jnp.array([True, True, False, False])
     >>> evolve_masks(None, params, updates, live, 0.5).tolist()
     [True, False, False, True]
+
+  Reference for "unit": Lasby et al., 2023, arXiv:2305.02299.
   """
-  rules = make_rules(drop, grow, scope, regrow, has_key=key is not None)
-  mask_of = {n: m for n, m in check_masks(params, masks).items() if m is not None}
-  weights = kernels_lib.named_leaves(params)
-  slopes = kernels_lib.match_leaves(params, updates, "updates")
-  leaves = {
-    name: Kernel(name, mask, bool(is_stacked(name, weights[name])))
-    for name, mask in mask_of.items()
-  }
-  scores = {
-    name: _scores(key, leaf, weights[name], slopes[name], rules)
-    for name, leaf in leaves.items()
-  }
+  rules = make_rules(drop, grow, scope, regrow, layouts, has_key=key is not None)
+  used = fill_tree(params, check_masks(params, masks))
+  slopes = match_leaves(params, updates, "updates")
+  key = None if key is None else _keys.as_key(key)
+  slopes = fill_tree(params, slopes)
   fraction = jnp.asarray(fraction, jnp.float32)
-  select = _select_in_layers if scope == "layer" else _select_globally
-  return kernels_lib.fill_tree(params, select(leaves, scores, fraction, regrow))
+  return change_masks(rules, key, params, slopes, used, fraction)[0]
 
 
-class Scores(NamedTuple):
-  """Scores of the layers of a leaf, `[layers, size]` each."""
-
-  drop: jax.Array
-  grow: jax.Array
-
-
-def _scores(key, leaf: Kernel, weights, updates, rules: Rules) -> Scores:
-  """Scores of one leaf; keys depend on the name and the layer alone."""
-  layers = (leaf.num_layers, -1)
-  arrays = [kernels_lib.as_layers(leaf, jnp.asarray(a)) for a in (weights, updates)]
-  keys = None if key is None else kernels_lib.kernel_keys(key, leaf)
-
-  def of(rule, purpose):
-    def of_layer(key, weights, updates):
-      key = None if key is None else jax.random.fold_in(key, purpose)
-      return rule(key, weights, updates)
-
-    scores = jax.vmap(of_layer, in_axes=(None if key is None else 0, 0, 0))
-    return scores(keys, *arrays).reshape(layers)
-
-  return Scores(of(rules.drop, 0), of(rules.grow, 1))
-
-
-def _select_in_layers(leaves, scores, fraction, regrow: bool) -> dict[str, jax.Array]:
-  """Layers of equal size go through one compiled selection."""
-  groups: dict[Any, list[str]] = {}
-  for name, (drop, grow) in scores.items():
-    groups.setdefault((drop.shape[1], drop.dtype, grow.dtype), []).append(name)
-  masks = {}
-  for names in groups.values():
-    live = [leaves[n].leaf.reshape(leaves[n].num_layers, -1) for n in names]
-    drop = jnp.concatenate([scores[n].drop for n in names])
-    grow = jnp.concatenate([scores[n].grow for n in names])
-    new = _select(drop, grow, jnp.concatenate(live), fraction, regrow=regrow)
-    ends = np.cumsum([leaves[n].num_layers for n in names])[:-1].tolist()
-    for name, mask in zip(names, jnp.split(new, ends), strict=True):
-      masks[name] = mask.reshape(leaves[name].leaf.shape)
-  return masks
-
-
-def _select_globally(leaves, scores, fraction, regrow: bool) -> dict[str, jax.Array]:
-  """One selection over all layers; the best live weight of each is safe."""
-  if not leaves:
+def masked_kernels(rules: Rules, masks: Any) -> dict[str, Kernel]:
+  """The masked leaves that are read by layouts, by name."""
+  if rules.layouts is None and rules.scope != "unit":
     return {}
-  drop, grow, live = [], [], []
-  for name, leaf in leaves.items():
-    mask = leaf.leaf.reshape(leaf.num_layers, -1)
-    kept, grown = (s.astype(jnp.float32) for s in scores[name])
-    drop.append(_save_best(kept, mask).reshape(-1))
-    grow.append(grown.reshape(-1))
-    live.append(mask.reshape(-1))
-  drop, grow = jnp.concatenate(drop), jnp.concatenate(grow)
-  live_layers = jnp.concatenate(live)[None]
-  new = _select(drop[None], grow[None], live_layers, fraction, regrow=regrow)[0]
-  ends = np.cumsum([mask.size for mask in live])[:-1].tolist()
-  parts = zip(leaves.items(), jnp.split(new, ends), strict=True)
-  return {name: mask.reshape(leaf.leaf.shape) for (name, leaf), mask in parts}
+  return find_kernels(masks, rules.layouts)
+
+
+def change_masks(
+  rules: Rules, key: Any, params: Any, updates: Any, masks: Any, fraction: jax.Array
+) -> tuple[Any, Any]:
+  """One change of masks that are known to fit.
+
+  Args:
+    rules: how.
+    key: a threefry key, or None.
+    params: tree of arrays.
+    updates: tree like `params`: dense gradients.
+    masks: tree like `params`; None = dense leaf.
+    fraction: fraction of the live weights to drop; of pruning, the part of the way
+      from its first to its last density that is done.
+
+  Returns:
+    New masks, and tree like them: int32 `[layers]`, weights grown.
+  """
+  paths, treedef = jax.tree_util.tree_flatten_with_path(masks, is_leaf=is_none)
+  arrays = map(treedef.flatten_up_to, (params, updates))
+  kernels = masked_kernels(rules, masks)
+  named = kernels or key is not None or rules.densities is not None
+  groups: dict[Any, list[int]] = {}
+  rows: dict[int, tuple] = {}
+  leaves = zip(paths, *arrays, strict=True)
+  for n, ((path, mask), weights, slopes) in enumerate(leaves):
+    if mask is not None:
+      name = leaf_name(path) if named else ""
+      leaf = (name, kernels.get(name), mask, weights, slopes)
+      row = _rows(rules, key, *leaf, fraction)
+      rows[n] = row
+      types = [jax.typeof(x) for x in row]
+      kind = tuple([(t.manual_axis_type, t.dtype, t.shape[1]) for t in types])
+      groups.setdefault(0 if rules.scope == "global" else kind, []).append(n)
+  new, grown = ([None] * len(paths) for _ in range(2))
+  for members in groups.values():
+    parts = _select_together(rules, [rows[n] for n in members], fraction)
+    for n, part in zip(members, parts, strict=True):
+      path, mask = paths[n]
+      kernel = kernels.get(leaf_name(path)) if kernels else None
+      if kernel is None:
+        chosen = part.reshape(mask.shape)
+      else:
+        layers = _transposed(kernel, part) if rules.scope == "unit" else part
+        chosen = kernel.from_layers(layers)
+      new[n] = match_type(chosen, mask)
+      born = part & ~rows[n][2]
+      born = born.reshape(1 if kernel is None else kernel.num_layers, -1)
+      grown[n] = jnp.sum(born, axis=1, dtype=jnp.int32)
+  return treedef.unflatten(new), treedef.unflatten(grown)
+
+
+def _transposed(kernel: Kernel, units: jax.Array) -> jax.Array:
+  """Layers `[num_layers, fan_in, out]` from rows `[num_layers * out, fan_in]`."""
+  outputs = kernel.layer_shape[-1]
+  return units.reshape(kernel.num_layers, outputs, -1).swapaxes(1, 2)
+
+
+def _rows(rules: Rules, key, name, kernel, mask, weights, slopes, fraction) -> tuple:
+  """Drop scores, growth scores, mask `[rows, size]` and target counts `[rows, 1]`.
+
+  Weights of one row compete. Keys depend on the name and the layer alone.
+  """
+  view = kernel.to_layers if kernel else lambda array: array[None]
+  weights, slopes, live = [view(gathered(a)) for a in (weights, slopes, mask)]
+  num_layers = len(live)
+  keys = None
+  if key is not None:
+    named = jax.random.fold_in(key, zlib.crc32(name.encode()))
+    numbers = jnp.arange(num_layers, dtype=jnp.uint32)
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(named, numbers)
+
+  def scores(rule, purpose):
+    def of_layer(key, weights, slopes):
+      key = None if key is None else jax.random.fold_in(key, purpose)
+      return rule(key, weights, slopes)
+
+    return jax.vmap(of_layer, (None if key is None else 0, 0, 0))(keys, weights, slopes)
+
+  drop = scores(rules.drop, 0)
+  grow = drop if rules.grow is None else scores(rules.grow, 1)
+  counts = jnp.sum(live.reshape(num_layers, -1), axis=1, keepdims=True, dtype=jnp.int32)
+  if rules.scope != "unit":
+    rows = [x.reshape(num_layers, -1) for x in (drop, grow, live)]
+    if rules.densities is not None:
+      first, last = rules.densities
+      last = last.get(name, 1.0) if isinstance(last, dict) else last
+      sizes = np.full(num_layers, live[0].size)
+      counts = _pruned(sizes, first, last, fraction)[:, None]
+    return (*rows, counts)
+  outputs = live.shape[-1]
+  rows = (
+    x.reshape(num_layers, -1, outputs).swapaxes(1, 2).reshape(num_layers * outputs, -1)
+    for x in (drop, grow, live)
+  )
+  shares = counts // outputs + (jnp.arange(outputs)[None] < counts % outputs)
+  return (*rows, shares.reshape(-1, 1))
+
+
+def _pruned(sizes: np.ndarray, first: float, last: Any, fraction) -> jax.Array:
+  """Counts after a part of the way between two densities; exact at its ends."""
+  first, last = (np.rint(d * sizes).astype(np.int32) for d in (first, last))
+  done = jnp.rint(fraction * (first - last).astype(np.float32)).astype(jnp.int32)
+  return jnp.where(fraction >= 1, last, first - done)
+
+
+def _select_together(rules: Rules, rows: list[tuple], fraction) -> list[jax.Array]:
+  """New masks of rows of equal size, or in the global scope of one long row."""
+  sizes = [row[2].shape for row in rows]
+  if rules.scope == "global":
+    rows = [
+      (_save_best(drop.astype(jnp.float32), live), grow.astype(jnp.float32), live, n)
+      for drop, grow, live, n in rows
+    ]
+    drop, grow, live = (
+      jnp.concatenate([row[k].reshape(-1) for row in rows])[None] for k in range(3)
+    )
+    target = sum(jnp.sum(row[3]) for row in rows).reshape(1, 1)
+    if rules.densities is not None and not isinstance(rules.densities[1], dict):
+      target = _pruned(np.full((1, 1), live.size), *rules.densities, fraction)
+    ends = np.cumsum([math.prod(size) for size in sizes])[:-1].tolist()
+  else:
+    drop, grow, live, target = map(jnp.concatenate, zip(*rows, strict=True))
+    ends = np.cumsum([size[0] for size in sizes])[:-1].tolist()
+  growing = rules.grow is not None
+  new = _select(
+    drop, grow, live, target, fraction, regrow=rules.regrow, growing=growing
+  )
+  parts = jnp.split(new[0] if rules.scope == "global" else new, ends)
+  return [part.reshape(size) for part, size in zip(parts, sizes, strict=True)]
 
 
 def _save_best(scores: jax.Array, live: jax.Array) -> jax.Array:
@@ -217,20 +297,23 @@ def _save_best(scores: jax.Array, live: jax.Array) -> jax.Array:
   return jnp.where(is_best & live, jnp.finfo(scores.dtype).max, scores)
 
 
-@functools.partial(jax.jit, static_argnames="regrow")
-def _select(drop, grow, live, fraction, *, regrow: bool) -> jax.Array:
-  """The new masks of layers `[n, size]`: kept and grown weights."""
+@functools.partial(jax.jit, static_argnames=("regrow", "growing"))
+def _select(drop, grow, live, target, fraction, *, regrow: bool, growing: bool):
+  """The new masks of rows `[n, size]` with `target` live weights: kept and grown."""
 
-  def select(drop, grow, live):
+  def select(drop, grow, live, target):
     count = jnp.sum(live, dtype=jnp.int32)
-    moved = jnp.floor(fraction * count.astype(fraction.dtype)).astype(jnp.int32)
-    limit = count if regrow else jnp.minimum(count, live.size - count)
-    moved = jnp.clip(moved, 0, limit)
-    kept = top_mask(_among(drop, live), count - moved)
+    if not growing:
+      return top_mask(_among(drop, live), jnp.minimum(count, target[0]))
+    moved = jnp.floor(fraction * target[0].astype(fraction.dtype)).astype(jnp.int32)
+    kept_count = jnp.minimum(count, target[0] - jnp.clip(moved, 0, target[0]))
+    limit = target[0] if regrow else live.size - count
+    moved = jnp.clip(target[0] - kept_count, 0, limit)
+    kept = top_mask(_among(drop, live), target[0] - moved)
     candidates = ~kept if regrow else ~live
     return kept | top_mask(_among(grow, candidates), moved)
 
-  return jax.vmap(select)(drop, grow, live)
+  return jax.vmap(select)(drop, grow, live, target)
 
 
 def _among(scores: jax.Array, eligible: jax.Array) -> jax.Array:

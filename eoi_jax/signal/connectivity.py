@@ -1,20 +1,203 @@
-"""Which live weights matter: paths from input to output, components of a kernel."""
+"""Which live weights matter: paths from input to output, collapse, components."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eoi_jax import _kernels as kernels_lib
-from eoi_jax._kernels import LeafPredicate
-from eoi_jax.masks import trees as masks_lib
-from eoi_jax.masks._active import is_floating
+from eoi_jax.layouts import (
+  Kernel,
+  Layouts,
+  fill_tree,
+  find_kernels,
+  is_leaf,
+  match_leaves,
+  named_leaves,
+)
 from eoi_jax.masks._positive import positive_network
+from eoi_jax.masks.saliency import _layer_name
+from eoi_jax.masks.trees import check_masks, count_masks
+
+
+def effective_masks(
+  apply_fn: Callable[[Any, Any], Any],
+  params: Any,
+  masks: Any,
+  input_shape: Sequence[int] | Any,
+  *,
+  layouts: Layouts | None = None,
+) -> Any:
+  """The live weights that lie on a path of live weights from an input to an output.
+
+  A weight out of a unit that nothing reaches, or into a unit that reaches nothing, has
+  no effect. The density that is left is the effective density:
+  `effective_density(effective_masks(...))`.
+
+  Only the masks count, not the values: a trainable zero carries a path, a bias does
+  not. Reachability is read off the program of the network in zeros and ones, at any
+  depth and with any activation, pooling or normalization.
+
+  Args:
+    apply_fn: `(params, inputs) -> outputs`, as for evaluation; of a tuple the first
+      entry is taken.
+    params: tree of arrays or shape-dtype structs; values do not matter.
+    masks: tree like `params`: bool leaves, True = trained; None = dense leaf.
+    input_shape: shape of the inputs, with a batch of one; or what `apply_fn` takes, a
+      tree of shapes, arrays or shape-dtype structs. Integers are tokens.
+    layouts: which leaves are kernels, and how; None = `kernel_layouts(params)`.
+
+  Returns:
+    Tree like `params`: bool for every kernel, dense ones too; None for other leaves.
+
+  Raises:
+    ValueError: if `params` has no kernel or one in doubt, masks do not fit the
+      parameters, or the outputs do not depend on the inputs.
+
+  Example:
+    >>> first = jnp.array([[True, False], [False, False]])  # unit 1 receives nothing
+    >>> effective = effective_masks(
+    ...   lambda params, x: jnp.tanh(x @ params[0]) @ params[1],
+    ...   [jnp.ones((2, 2)), jnp.ones((2, 1))], [first, None], (1, 2)
+    ... )
+    >>> effective[0].tolist(), effective[1].tolist()
+    ([[True, False], [False, False]], [[True], [False]])
+
+  Reference: Vysogorets and Kempe, 2023, arXiv:2107.02306.
+  """
+  kernels = find_kernels(params, layouts)
+  effective, _ = _reach(apply_fn, params, masks, input_shape, kernels)
+  return fill_tree(params, effective)
+
+
+def _reach(apply_fn, params, masks, input_shape, kernels):
+  """Effective mask of each kernel, and whether any input reaches any output."""
+  ones = {
+    name: jnp.ones(jnp.shape(leaf), jnp.float32)
+    for name, leaf in named_leaves(params).items()
+    if not is_leaf(leaf) and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+  }
+  for name, mask in check_masks(params, masks).items():
+    if mask is not None:
+      ones[name] = jnp.asarray(mask).astype(jnp.float32)
+  network = positive_network(
+    apply_fn, params, input_shape, dtype=jnp.float32, reach=True
+  )
+
+  @jax.jit
+  def slopes(ones):
+    def total(weights):
+      return network(fill_tree(params, ones | weights, keep=True))[0]
+
+    weights = {name: ones[name] for name in kernels}
+    reached, slopes = jax.value_and_grad(total)(weights)
+    return {n: (s != 0) & (weights[n] != 0) for n, s in slopes.items()}, reached != 0
+
+  return slopes(ones)
+
+
+def effective_density(effective: Any) -> float:
+  """Fraction of the weights of all kernels that lie on a path.
+
+  Args:
+    effective: result of `effective_masks`.
+
+  Returns:
+    A float in `[0, 1]`.
+
+  Example:
+    >>> effective_density([jnp.array([[True, False]]), None])
+    0.5
+  """
+  counts = count_masks(effective).values()
+  return math.fsum(c.live for c in counts) / max(1, sum(c.total for c in counts))
+
+
+class Collapse(NamedTuple):
+  """Layers that a mask has put out of use, by name; all empty if none.
+
+  A layer of a stacked leaf is called `name[layer]`.
+
+  Attributes:
+    empty: layers without a trained weight.
+    cut: layers with weights, none of which lies on a path from input to output.
+    disconnected: whether no path leads from any input to any output, through weights
+      or past them (skip connections).
+    message: one line that says all that, or "" if nothing has collapsed.
+  """
+
+  empty: tuple[str, ...]
+  cut: tuple[str, ...]
+  disconnected: bool
+  message: str
+
+
+def find_collapse(
+  apply_fn: Callable[[Any, Any], Any],
+  params: Any,
+  masks: Any,
+  input_shape: Sequence[int] | Any,
+  *,
+  layouts: Layouts | None = None,
+) -> Collapse:
+  """Finds the layers that a mask has put out of use.
+
+  A global mask can leave a layer without a weight, or with weights none of which lies
+  on a path from an input to an output. Such a network trains its biases at best.
+
+  Args:
+    apply_fn: `(params, inputs) -> logits`, in evaluation mode; of a tuple the first
+      entry is taken.
+    params: tree of arrays or shape-dtype structs; values do not matter.
+    masks: tree like `params`: concrete bool leaves, True = trained; None = dense leaf.
+    input_shape: as in `effective_masks`.
+    layouts: as in `effective_masks`.
+
+  Returns:
+    A `Collapse`; its `message` is "" if every layer is in use.
+
+  Raises:
+    ValueError: as in `effective_masks`.
+
+  Example:
+    >>> params = {"a": {"kernel": jnp.ones((2, 2))}, "b": {"kernel": jnp.ones((2, 2))}}
+    >>> apply_fn = lambda p, x: jnp.tanh(x @ p["a"]["kernel"]) @ p["b"]["kernel"]
+    >>> to_unit_0 = jnp.array([[True, False], [True, False]])
+    >>> masks = {"a": {"kernel": to_unit_0}, "b": {"kernel": to_unit_0}}
+    >>> find_collapse(apply_fn, params, masks, (1, 2)).message
+    ''
+    >>> from_unit_1 = jnp.array([[False, False], [True, False]])
+    >>> masks = {"a": {"kernel": to_unit_0}, "b": {"kernel": from_unit_1}}
+    >>> find_collapse(apply_fn, params, masks, (1, 2)).message
+    'no path from input to output; no weight on a path: a/kernel, b/kernel'
+  """
+  kernels = find_kernels(params, layouts)
+  effective, connected = _reach(apply_fn, params, masks, input_shape, kernels)
+  trained = match_leaves(params, masks, "masks")
+  empty: list[str] = []
+  cut: list[str] = []
+  for name, kernel in kernels.items():
+    alive = _any_per_layer(kernel, trained[name])
+    for layer in np.flatnonzero(~_any_per_layer(kernel, effective[name])):
+      (cut if alive[layer] else empty).append(_layer_name(kernel, layer))
+  disconnected = not bool(connected)
+  parts = ["no path from input to output"] if disconnected else []
+  for rule, names in (("no weight", empty), ("no weight on a path", cut)):
+    if names:
+      more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+      parts.append(f"{rule}: {', '.join(names[:8])}{more}")
+  return Collapse(tuple(empty), tuple(cut), disconnected, "; ".join(parts))
+
+
+def _any_per_layer(kernel: Kernel, mask: Any) -> np.ndarray:
+  """Whether each layer has a True entry, `[num_layers]`; None = all have."""
+  if is_leaf(mask):
+    return np.ones(kernel.num_layers, bool)
+  return kernel.to_layers(np.asarray(mask)).reshape(kernel.num_layers, -1).any(axis=1)
 
 
 class Components(NamedTuple):
@@ -73,88 +256,3 @@ def connected_components(kernel: Any) -> Components:
   result = np.full(size, -1, np.int32)
   result[alive] = rank[labels]
   return Components(len(found), result[:size_in], result[size_in:])
-
-
-def effective_masks(
-  apply_fn: Callable[[Any, jax.Array], jax.Array],
-  params: Any,
-  masks: Any,
-  input_shape: tuple[int, ...],
-  *,
-  is_kernel: LeafPredicate = kernels_lib.is_kernel,
-  is_stacked: LeafPredicate = kernels_lib.never_stacked,
-) -> Any:
-  """The live weights that lie on a path of live weights from an input to an output.
-
-  A weight out of a unit that nothing reaches, or into a unit that reaches nothing,
-  trains in vain. The density that is left is the effective density:
-  `count_masks(effective_masks(...))`.
-
-  Only the masks count, not the values: a trainable zero carries a path, a bias does
-  not. Reachability is read off the program of the network in zeros and ones, at any
-  depth and with any activation, pooling or normalization; see `eoi_jax.positive`.
-
-  Args:
-    apply_fn: `(params, inputs) -> outputs`, as for evaluation.
-    params: tree of arrays; only shapes, dtypes and names matter.
-    masks: tree like `params`: bool leaves, True = trained; None = dense leaf.
-    input_shape: shape of the inputs, with a batch of one.
-    is_kernel: `(name, leaf) -> bool`, which leaves are kernels.
-    is_stacked: `(name, leaf) -> bool`, which kernels have a leading axis of layers.
-
-  Returns:
-    Tree like `params`: bool for every kernel, dense ones too; None for other leaves.
-
-  Raises:
-    ValueError: if masks do not fit the parameters, or the outputs do not depend on the
-      inputs.
-
-  Example:
-    >>> first = jnp.array([[True, False], [False, False]])  # unit 1 receives nothing
-    >>> effective = effective_masks(
-    ...   lambda params, x: jnp.tanh(x @ params[0]) @ params[1],
-    ...   [jnp.ones((2, 2)), jnp.ones((2, 1))], [first, None], (1, 2)
-    ... )
-    >>> effective[0].tolist(), effective[1].tolist()
-    ([[True, False], [False, False]], [[True], [False]])
-
-  Reference: Vysogorets and Kempe, 2023, arXiv:2107.02306.
-  """
-  kernels = kernels_lib.find_kernels(params, is_kernel=is_kernel, is_stacked=is_stacked)
-  ones = {
-    name: jnp.ones(jnp.shape(leaf), jnp.float32)
-    for name, leaf in kernels_lib.named_leaves(params).items()
-    if not kernels_lib.is_leaf(leaf) and is_floating(leaf)
-  }
-  for name, mask in masks_lib.check_masks(params, masks).items():
-    if mask is not None:
-      ones[name] = jnp.asarray(mask).astype(jnp.float32)
-  network = positive_network(
-    apply_fn, params, input_shape, dtype=jnp.float32, reach=True
-  )
-
-  def total(weights):
-    tree = kernels_lib.fill_tree(params, ones | weights, keep=True)
-    return network.apply(tree)[0]
-
-  weights = {name: ones[name] for name in kernels}
-  slopes = jax.jit(jax.grad(total))(weights)
-  effective = {name: (s != 0) & (weights[name] != 0) for name, s in slopes.items()}
-  return kernels_lib.fill_tree(params, effective)
-
-
-def effective_density(effective: Any) -> float:
-  """Fraction of the weights of all kernels that lie on a path.
-
-  Args:
-    effective: result of `effective_masks`.
-
-  Returns:
-    A float in `[0, 1]`.
-
-  Example:
-    >>> effective_density([jnp.array([[True, False]]), None])
-    0.5
-  """
-  counts = masks_lib.count_masks(effective).values()
-  return math.fsum(c.live for c in counts) / max(1, sum(c.total for c in counts))

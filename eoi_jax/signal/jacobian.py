@@ -2,23 +2,34 @@
 
 `jacobian_singular_values` forms the Jacobian of every sample; `jacobian_extremes` only
 multiplies with it and so takes networks and inputs of any size.
+
+Both take networks of any structure of inputs: the Jacobian is that of the flattened
+outputs by all floating-point inputs together; integer and bool inputs (positions, an
+attention mask) are constants. Token ids have no derivative: split the network behind
+its embedding, and pass the embedded tokens as inputs. Functions with a custom reverse
+derivative (flash attention) need no forward one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 from eoi_jax import _checks as checks
-from eoi_jax.signal import _bidiagonal as bidiagonal
-
-ApplyFn = Callable[[Any, jax.Array], jax.Array]
+from eoi_jax.signal._networks import (
+  ApplyFn,
+  check_inputs,
+  is_float,
+  outputs_of,
+  replicate,
+)
 
 
 class SpectrumSummary(NamedTuple):
@@ -58,27 +69,30 @@ class JacobianExtremes(NamedTuple):
 
 
 def jacobian_singular_values(
-  apply_fn: ApplyFn, params: Any, inputs: jax.Array, *, batch_size: int = 32
+  apply_fn: ApplyFn, params: Any, inputs: Any, *, batch_size: int = 32
 ) -> jax.Array:
   """Singular values of the input-output Jacobian of every sample.
 
-  Each sample goes through the network alone, as a batch of one; the Jacobian is that
-  of its flattened output by its flattened input, in reverse mode if the output is the
-  smaller of the two, else in forward mode. Matrix products are of full precision on
-  every device.
+  Each sample goes through the network alone, as a batch of one; the Jacobian is formed
+  in reverse mode if the output is the smaller side, or if a `custom_vjp` has no forward
+  mode, else in forward mode. The network computes in its own dtypes, with matrix
+  products of full precision on every device.
 
   Args:
-    apply_fn: `(params, inputs) -> outputs`, with a leading batch axis. It is static:
-      pass the same function again to reuse the compiled program.
+    apply_fn: `(params, inputs) -> outputs`, or a tuple with the outputs first; a
+      leading batch axis. It is static: pass the same function again to reuse the
+      compiled program.
     params: tree of arrays.
-    inputs: float array `[batch, ...]`.
+    inputs: float array `[batch, ...]`, or a tree of arrays, some of them float.
     batch_size: samples at a time; less memory if smaller.
 
   Returns:
-    Float array `[batch, min(in, out)]`, largest first.
+    Float array `[batch, min(in, out)]`, largest first: float64 if an input is, else
+    float32.
 
   Raises:
-    ValueError: if `inputs` is no batch of floating-point samples.
+    ValueError: if `inputs` has no floating-point array (token ids) or a complex one, or
+      is no batch, or the outputs are not a real floating-point array.
 
   Example:
     >>> values = jacobian_singular_values(
@@ -86,30 +100,67 @@ def jacobian_singular_values(
     ... )
     >>> values.tolist()
     [[2.0, 2.0]]
+
+    With respect to the embeddings of tokens:
+
+    >>> table, tokens = jnp.eye(3), jnp.array([[0, 2], [1, 1]])
+    >>> def above_embedding(params, x):  # x: [batch, tokens, features]
+    ...   return x.sum(axis=1) @ params
+    >>> jacobian_singular_values(above_embedding, jnp.eye(3, 1), table[tokens]).shape
+    (2, 1)
   """
-  inputs = _check_inputs(inputs)
+  inputs = check_inputs(inputs)
   batch_size = checks.integer("batch_size", batch_size, 1)
-  return _singular_values(apply_fn, params, inputs, min(batch_size, len(inputs)))
+  return _singular_values(apply_fn, replicate(params), inputs, batch_size)
 
 
 @functools.partial(jax.jit, static_argnames=("apply_fn", "batch_size"))
 def _singular_values(apply_fn, params, inputs, batch_size):
   def of_sample(sample):
-    function = _flat_function(apply_fn, params, sample)
-    size_out = jax.eval_shape(function, sample.ravel()).size
-    differentiate = jax.jacrev if size_out <= sample.size else jax.jacfwd
-    jacobian = differentiate(function)(sample.ravel())
-    return jnp.linalg.svd(jacobian, compute_uv=False)
+    function, flat = _flatten(apply_fn, params, sample)
+    return jnp.linalg.svd(_jacobian(function, flat), compute_uv=False)
 
+  batch_size = min(batch_size, len(jax.tree.leaves(inputs)[0]))
   with jax.default_matmul_precision("highest"):
     return jax.lax.map(of_sample, inputs, batch_size=batch_size)
+
+
+def _jacobian(function, flat):
+  if jax.eval_shape(function, flat).size > flat.size:
+    # A TypeError is that of a `custom_vjp`, which has no forward mode.
+    with contextlib.suppress(TypeError):
+      return jax.jacfwd(function)(flat)
+  return jax.jacrev(function)(flat)
+
+
+def _flatten(apply_fn, params, sample):
+  """The network on one sample as a function of its joined floating-point inputs.
+
+  Returns the function and its argument, a vector of float32 at least; the flattened
+  outputs have the same dtype. Inside, inputs have their own dtypes.
+  """
+  leaves, treedef = jax.tree.flatten(sample)
+  floats = [leaf for leaf in leaves if is_float(leaf.dtype)]
+  dtype = max((checks.compute_dtype(x.dtype) for x in floats), key=lambda d: d.itemsize)
+  flat, unravel = ravel_pytree([x.astype(dtype) for x in floats])
+
+  def function(flat):
+    parts = iter(unravel(flat))
+    inputs = [
+      next(parts).astype(leaf.dtype) if is_float(leaf.dtype) else leaf
+      for leaf in leaves
+    ]
+    inputs = treedef.unflatten([leaf[None] for leaf in inputs])
+    return outputs_of(apply_fn, params, inputs).ravel().astype(dtype)
+
+  return function, flat
 
 
 def jacobian_extremes(
   key: jax.Array,
   apply_fn: ApplyFn,
   params: Any,
-  inputs: jax.Array,
+  inputs: Any,
   *,
   num_iterations: int = 64,
   num_probes: int = 32,
@@ -121,13 +172,16 @@ def jacobian_extremes(
   with the Jacobian and one with its transpose an iteration. If `num_iterations`
   reaches the smaller of input and output size, everything is exact to rounding. Else
   the largest value converges within a few dozen iterations, the smallest more slowly,
-  from above; the mean square is Hutchinson's estimate from random signs.
+  from above; the mean square is Hutchinson's estimate from random signs. Products with
+  the Jacobian are derivatives of the reverse mode: a `custom_vjp` needs a backward
+  function that can be differentiated.
 
   Args:
     key: a PRNG key; it is consumed.
-    apply_fn: `(params, inputs) -> outputs`, with a leading batch axis; static.
+    apply_fn: as in `jacobian_singular_values`; static.
     params: tree of arrays.
-    inputs: float array `[batch, ...]`; each sample goes through the network alone.
+    inputs: float array `[batch, ...]`, or a tree of arrays, some of them float; each
+      sample goes through the network alone.
     num_iterations: of the bidiagonalization; it keeps as many vectors of the input's
       and of the output's size per sample.
     num_probes: random vectors for the mean square, at least 2.
@@ -137,8 +191,7 @@ def jacobian_extremes(
     `JacobianExtremes` of float arrays `[batch]`.
 
   Raises:
-    ValueError: if `inputs` is no batch of floating-point samples or a number is out of
-      range.
+    ValueError: as in `jacobian_singular_values`, or if a number is out of range.
 
   Example:
     >>> matrix = jnp.diag(jnp.array([3.0, 2.0, 1.0]))
@@ -150,12 +203,13 @@ def jacobian_extremes(
 
   Reference: Golub and Kahan, 1965; Hutchinson, 1989.
   """
-  inputs = _check_inputs(inputs)
-  num_iterations = checks.integer("num_iterations", num_iterations, 1)
-  num_probes = checks.integer("num_probes", num_probes, 2)
-  batch_size = min(checks.integer("batch_size", batch_size, 1), len(inputs))
-  sizes = (num_iterations, num_probes, batch_size)
-  return _extremes(key, apply_fn, params, inputs, sizes)
+  inputs = check_inputs(inputs)
+  sizes = (
+    checks.integer("num_iterations", num_iterations, 1),
+    checks.integer("num_probes", num_probes, 2),
+    checks.integer("batch_size", batch_size, 1),
+  )
+  return _extremes(key, apply_fn, replicate(params), inputs, sizes)
 
 
 @functools.partial(jax.jit, static_argnames=("apply_fn", "sizes"))
@@ -164,44 +218,94 @@ def _extremes(key, apply_fn, params, inputs, sizes):
 
   def of_sample(argument):
     key, sample = argument
-    function = _flat_function(apply_fn, params, sample)
-    flat = sample.ravel()
-    output, push = jax.linearize(function, flat)
-    transpose = jax.linear_transpose(push, flat)
+    function, flat = _flatten(apply_fn, params, sample)
+    output, transpose = jax.vjp(function, flat)
 
     def pull(u):
       return transpose(u)[0]
 
+    def push(v):
+      return derivative(v)[0]
+
+    # `pull` is linear, so that its reverse derivative is the product with the Jacobian.
+    _, derivative = jax.vjp(pull, jnp.zeros_like(output))
     # From the smaller side: then its whole space is reached in `size` iterations.
     if output.size <= flat.size:
       small, to_large, to_small = output, pull, push
     else:
       small, to_large, to_small = flat, push, pull
     count = min(num_iterations, small.size)
-    matrix = bidiagonal.bidiagonalize(key, to_large, to_small, small, count)
+    matrix = _bidiagonalize(key, to_large, to_small, small, count)
     values = jnp.linalg.svd(matrix, compute_uv=False)
     if count == small.size:
       mean_square = jnp.sum(jnp.square(values)) / small.size
       return values[0], values[-1], mean_square, jnp.zeros_like(mean_square)
-    squares = _probe_squares(key, to_large, small, num_probes)
+
+    def probe(key):
+      signs = jax.random.rademacher(key, small.shape, small.dtype)
+      return jnp.sum(jnp.square(to_large(signs))) / small.size
+
+    probe_keys = jax.random.split(jax.random.fold_in(key, 1), num_probes)
+    squares = jax.lax.map(probe, probe_keys)
     error = jnp.std(squares, ddof=1) / math.sqrt(num_probes)
     return values[0], values[-1], jnp.mean(squares), error
 
-  keys = jax.random.split(key, len(inputs))
+  num_samples = len(jax.tree.leaves(inputs)[0])
+  keys, batch_size = jax.random.split(key, num_samples), min(batch_size, num_samples)
   with jax.default_matmul_precision("highest"):
     mapped = jax.lax.map(of_sample, (keys, inputs), batch_size=batch_size)
   return JacobianExtremes(*mapped)
 
 
-def _probe_squares(key, to_large, small, num_probes):
-  """Hutchinson's estimates of the mean square singular value, `[num_probes]`."""
+def _bidiagonalize(key, to_large, to_small, small, count):
+  """Lower bidiagonal matrix of a linear map on a Krylov space.
 
-  def square(key):
-    signs = jax.random.rademacher(key, small.shape, small.dtype)
-    return jnp.sum(jnp.square(to_large(signs))) / small.size
+  Golub and Kahan's iteration with full reorthogonalization, `count` times, starting
+  from the smaller side, whose size and dtype `small` `[n]` has. Where the space ends
+  early (a repeated singular value, say), a random direction orthogonal to it goes on.
+  The result `[count, count]` has all singular values of the map if `count` is `n`,
+  else values within their range.
+  """
+  large = jax.eval_shape(to_large, small)
+  keys = jax.random.split(key, 2 * count + 1)
+  u_basis = jnp.zeros((count, small.size), small.dtype)
+  v_basis = jnp.zeros((count, large.size), large.dtype)
+  first, _ = _direction(keys[0], jnp.zeros_like(small), u_basis, 0.0)
 
-  keys = jax.random.split(jax.random.fold_in(key, 1), num_probes)
-  return jax.lax.map(square, keys)
+  def step(carry, index):
+    u_basis, v_basis, u, beta, scale = carry
+    u_basis = u_basis.at[index].set(u)
+    previous = v_basis[jnp.maximum(index - 1, 0)]
+    vector = to_large(u) - beta * previous
+    v, alpha = _direction(keys[2 * index + 1], vector, v_basis, scale)
+    v_basis = v_basis.at[index].set(v)
+    scale = jnp.maximum(scale, alpha)
+    vector = to_small(v) - alpha * u
+    u, next_beta = _direction(keys[2 * index + 2], vector, u_basis, scale)
+    scale = jnp.maximum(scale, next_beta)
+    return (u_basis, v_basis, u, next_beta, scale), (alpha, next_beta)
+
+  zero = jnp.zeros((), small.dtype)
+  start = (u_basis, v_basis, first, zero, zero)
+  _, (alphas, betas) = jax.lax.scan(step, start, jnp.arange(count))
+  return jnp.diag(alphas) + jnp.diag(betas[:-1], -1)
+
+
+def _direction(key, vector, basis, scale):
+  """Unit vector and length of the part of `vector` orthogonal to `basis`.
+
+  If nothing of it is left but rounding, the length is 0 and the direction random.
+  """
+  for _ in range(2):
+    vector = vector - basis.T @ (basis @ vector)
+  length = jnp.linalg.norm(vector)
+  spent = length <= 10 * jnp.finfo(vector.dtype).eps * scale
+  random = jax.random.normal(key, vector.shape, vector.dtype)
+  for _ in range(2):
+    random = random - basis.T @ (basis @ random)
+  random = random / jnp.linalg.norm(random)
+  unit = jnp.where(spent, random, vector / jnp.where(spent, 1.0, length))
+  return unit, jnp.where(spent, jnp.zeros_like(length), length)
 
 
 def spectrum_summary(values: Any, *, bins: int = 50) -> SpectrumSummary:
@@ -235,24 +339,3 @@ def spectrum_summary(values: Any, *, bins: int = 50) -> SpectrumSummary:
     counts=counts,
     edges=edges,
   )
-
-
-def _flat_function(apply_fn, params, sample):
-  """The network on one flattened sample, in float32 at least."""
-
-  def function(flat):
-    outputs = apply_fn(params, flat.reshape(1, *sample.shape)).ravel()
-    return outputs.astype(checks.compute_dtype(outputs.dtype))
-
-  return function
-
-
-def _check_inputs(inputs) -> jax.Array:
-  inputs = jnp.asarray(inputs)
-  if not jnp.issubdtype(inputs.dtype, jnp.floating):
-    raise ValueError(f"`inputs` must be floating point, got {inputs.dtype}.")
-  if inputs.size == 0 or inputs.ndim == 0:
-    raise ValueError(
-      f"`inputs` must have shape [batch, ...], not empty, got shape {inputs.shape}."
-    )
-  return inputs

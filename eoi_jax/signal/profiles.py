@@ -1,4 +1,11 @@
-"""How signals and gradients grow or shrink over depth."""
+"""How signals and gradients grow or shrink over depth.
+
+`record_signal` puts a meter at a layer. A meter is a row of zeros that has no influence
+on the outputs of a network. Its *gradient* is the reading: the squares of the layer's
+input, of its output, and of the gradient at its output. So meters go wherever
+parameters go, through scans, branches and rematerialization, in any framework, and one
+backward pass reads them all.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +16,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from eoi_jax import _kernels as kernels_lib
-from eoi_jax._kernels import LeafPredicate
+from eoi_jax.layouts import Layouts, fill_tree, find_kernels
+from eoi_jax.signal._networks import ApplyFn, outputs_of, replicate
+
+_READINGS = 4
 
 
 class SignalProfile(NamedTuple):
-  """A signal and a gradient on their way through a stack of layers.
+  """Signal and gradient at one layer, `[]`, or at a stack of them, `[layers]`.
+
+  Norms are over all samples together.
 
   Attributes:
-    mean_square: `[layers]`, of the outputs of each layer.
-    gain: `[layers]`, norm of a layer's output over that of its input.
-    gradient_gain: `[layers]`, norm of the gradient at a layer's input over that at the
-      end of the stack.
+    mean_square: of the outputs.
+    gain: norm of the outputs over that of the inputs; 1 for an isometry.
+    gradient_gain: norm of the gradient at the layer's outputs over that at the end of
+      the network; 1 behind the last layer.
   """
 
   mean_square: jax.Array
@@ -28,13 +39,104 @@ class SignalProfile(NamedTuple):
   gradient_gain: jax.Array
 
 
+def signal_meter(*, num_layers: int | None = None) -> jax.Array:
+  """A meter for `record_signal`, or a stack of them for layers that are scanned.
+
+  Args:
+    num_layers: length of the leading axis; None for a single meter.
+
+  Returns:
+    Float32 zeros `[4]` or `[num_layers, 4]`.
+
+  Example:
+    >>> signal_meter(num_layers=2).shape
+    (2, 4)
+  """
+  return jnp.zeros((_READINGS,) if num_layers is None else (num_layers, _READINGS))
+
+
+@jax.custom_vjp
+def record_signal(meter: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+  """Puts a meter at a layer: returns `y`, the output, unchanged.
+
+  Reverse derivatives only. Readings of a meter that is used twice add up.
+
+  Args:
+    meter: float `[4]`, of `signal_meter`.
+    x: input of the layer.
+    y: its output.
+
+  Returns:
+    `y`; what follows must use it for the gradient to be recorded.
+
+  Example:
+    >>> bool(record_signal(signal_meter(), jnp.ones(2), jnp.ones(3)).sum() == 3)
+    True
+  """
+  del meter, x
+  return y
+
+
+def _record_forward(meter, x, y):
+  return y, (meter, _square(x), _square(y), jnp.asarray(y.size, jnp.float32))
+
+
+def _record_backward(kept, gradient):
+  meter, x, y, size = kept
+  readings = jnp.stack([x, y, _square(gradient), size])
+  return readings.astype(meter.dtype), None, gradient
+
+
+record_signal.defvjp(_record_forward, _record_backward)
+
+
+def _square(x: jax.Array) -> jax.Array:
+  return jnp.sum(jnp.square(jnp.abs(x).astype(jnp.float32)))
+
+
+@functools.partial(jax.jit, static_argnames="apply_fn")
+def layer_profiles(key: jax.Array, apply_fn: ApplyFn, meters: Any, inputs: Any) -> Any:
+  """Gains of signals and gradients at every layer of a network of any kind.
+
+  The gradient is that of a random Gaussian combination of all outputs.
+
+  Args:
+    key: a PRNG key; it is consumed.
+    apply_fn: `(meters, inputs) -> outputs`, or a tuple with the outputs first. It calls
+      `y = record_signal(meter, x, y)` behind each layer to be measured; static.
+    meters: tree of meters, of `signal_meter`.
+    inputs: array or tree of arrays.
+
+  Returns:
+    Tree like `meters` of `SignalProfile`, whose fields have the shape of the meter
+    without its last axis. A layer that does not influence the outputs reads nan.
+
+  Raises:
+    ValueError: if the outputs are not a real floating-point array.
+
+  Example:
+    >>> def apply_fn(meters, x):
+    ...   for meter in meters:
+    ...     x = record_signal(meter, x, 2 * x)
+    ...   return x
+    >>> meters = [signal_meter(), signal_meter()]
+    >>> first, last = layer_profiles(
+    ...   jax.random.key(0), apply_fn, meters, jnp.ones((1, 3))
+    ... )
+    >>> float(last.mean_square), float(last.gain), float(first.gradient_gain)
+    (16.0, 2.0, 2.0)
+  """
+  return _profiles(key, apply_fn, meters, inputs)
+
+
+@functools.partial(jax.jit, static_argnames="layer_fn")
 def signal_profile(
   key: jax.Array,
   layer_fn: Callable[[Any, jax.Array], jax.Array],
   layer_params: Any,
   inputs: jax.Array,
 ) -> SignalProfile:
-  """Follows a signal through a stack of layers, and a gradient back.
+  """Follows a signal through a stack of equal layers, and a gradient back.
 
   Args:
     key: a PRNG key for the Gaussian gradient at the end; it is consumed.
@@ -43,63 +145,73 @@ def signal_profile(
     inputs: float array `[batch, ...]`.
 
   Returns:
-    A `SignalProfile`; norms are over all samples together.
+    A `SignalProfile` of `[layers]`.
 
   Example:
     >>> layers = jnp.stack([2 * jnp.eye(3)] * 4)
     >>> profile = signal_profile(
     ...   jax.random.key(0), lambda w, x: x @ w, layers, jnp.ones((1, 3))
     ... )
-    >>> profile.gain.round(5).tolist(), profile.gradient_gain.round().tolist()
-    ([2.0, 2.0, 2.0, 2.0], [16.0, 8.0, 4.0, 2.0])
+    >>> profile.gain.round(5).tolist(), profile.gradient_gain.round(5).tolist()
+    ([2.0, 2.0, 2.0, 2.0], [8.0, 4.0, 2.0, 1.0])
   """
-  return _signal_profile(key, layer_fn, layer_params, inputs)
+
+  @jax.checkpoint
+  def layer(x, params_and_meter):
+    params, meter = params_and_meter
+    return record_signal(meter, x, layer_fn(params, x)), None
+
+  def apply_fn(meters, inputs):
+    return jax.lax.scan(layer, inputs, (layer_params, meters))[0]
+
+  num_layers = len(jax.tree.leaves(layer_params)[0])
+  return _profiles(key, apply_fn, signal_meter(num_layers=num_layers), inputs)
 
 
-@functools.partial(jax.jit, static_argnames="layer_fn")
-def _signal_profile(key, layer_fn, layer_params, inputs):
-  def forward(x, params):
-    y = layer_fn(params, x)
-    return y, (x, jnp.mean(jnp.square(y)), _norm(y) / _norm(x))
+def _profiles(key, apply_fn, meters, inputs):
+  def combination(meters):
+    outputs = outputs_of(apply_fn, meters, inputs)
+    weights = jax.random.normal(key, outputs.shape, outputs.dtype)
+    return jnp.sum(outputs * weights), _square(weights)
 
-  def backward(cotangent, layer):
-    params, x = layer
-    _, pull = jax.vjp(lambda x: layer_fn(params, x), x)
-    (cotangent,) = pull(cotangent)
-    return cotangent, _norm(cotangent)
+  def profile(reading):
+    x, y, gradient, size = jnp.moveaxis(reading, -1, 0)
+    return SignalProfile(y / size, jnp.sqrt(y / x), jnp.sqrt(gradient / end))
 
   with jax.default_matmul_precision("highest"):
-    last, (xs, mean_square, gain) = jax.lax.scan(forward, inputs, layer_params)
-    end = jax.random.normal(key, last.shape, last.dtype)
-    _, norms = jax.lax.scan(backward, end, (layer_params, xs), reverse=True)
-  return SignalProfile(mean_square, gain, norms / _norm(end))
+    readings, end = jax.grad(combination, has_aux=True)(meters)
+  return jax.tree.map(profile, readings)
 
 
 def gradient_norms(
   key: jax.Array,
-  apply_fn: Callable[[Any, jax.Array], jax.Array],
+  apply_fn: ApplyFn,
   params: Any,
-  inputs: jax.Array,
+  inputs: Any,
   *,
-  is_kernel: LeafPredicate = kernels_lib.is_kernel,
-  is_stacked: LeafPredicate = kernels_lib.never_stacked,
+  layouts: Layouts | None = None,
 ) -> dict[str, jax.Array]:
   """Norm of the gradient of every kernel, over the depth of a network.
 
   The gradient is that of a random Gaussian combination of each sample's outputs, of
-  unit norm on average, so that no loss and no label take part.
+  unit norm on average: it needs neither a loss nor labels.
 
   Args:
     key: a PRNG key; it is consumed.
-    apply_fn: `(params, inputs) -> outputs`, with a leading batch axis.
+    apply_fn: `(params, inputs) -> outputs`, or a tuple with the outputs first; a
+      leading batch axis; static.
     params: tree of arrays.
-    inputs: float array `[batch, ...]`.
-    is_kernel: `(name, leaf) -> bool`, which leaves are kernels.
-    is_stacked: `(name, leaf) -> bool`, which kernels have a leading axis of layers.
+    inputs: array `[batch, ...]` or tree of them; token ids will do.
+    layouts: which leaves are kernels and how each is read; None = by shape, see
+      `kernel_layouts`.
 
   Returns:
     Dict from the name of each kernel to float `[num_layers]`: the Frobenius norm of
     the gradient of the sum over samples, divided by the root of their number.
+
+  Raises:
+    ValueError: if there is no kernel, `layouts` does not fit `params`, or the outputs
+      are not a real floating-point array.
 
   Example:
     >>> norms = gradient_norms(
@@ -109,23 +221,23 @@ def gradient_norms(
     >>> norms["kernel"].shape
     (1,)
   """
-  kernels = kernels_lib.find_kernels(params, is_kernel=is_kernel, is_stacked=is_stacked)
-
-  def combination(values):
-    tree = kernels_lib.fill_tree(params, values, keep=True)
-    outputs = apply_fn(tree, inputs)
-    outputs = outputs.reshape(outputs.shape[0], -1)
-    weights = jax.random.normal(key, outputs.shape, outputs.dtype)
-    scale = (outputs.shape[0] * outputs.shape[1]) ** -0.5
-    return jnp.sum(outputs * weights) * scale
-
-  values = {name: kernel.leaf for name, kernel in kernels.items()}
-  gradients = jax.jit(jax.grad(combination))(values)
+  kernels = find_kernels(params, layouts)
+  leaves = {name: kernel.leaf for name, kernel in kernels.items()}
+  gradients = _gradients(key, apply_fn, params, leaves, inputs)
   return {
-    name: jax.vmap(_norm)(kernels_lib.as_layers(kernels[name], gradient))
+    name: jnp.linalg.norm(
+      kernels[name].to_layers(gradient).reshape(kernels[name].num_layers, -1), axis=1
+    )
     for name, gradient in gradients.items()
   }
 
 
-def _norm(x: jax.Array) -> jax.Array:
-  return jnp.linalg.norm(x.ravel())
+@functools.partial(jax.jit, static_argnames="apply_fn")
+def _gradients(key, apply_fn, params, leaves, inputs):
+  def combination(leaves):
+    tree = fill_tree(params, leaves, keep=True)
+    outputs = outputs_of(apply_fn, tree, inputs)
+    weights = jax.random.normal(key, outputs.shape, outputs.dtype)
+    return jnp.sum(outputs * weights) * outputs.size**-0.5
+
+  return replicate(jax.grad(combination)(leaves))

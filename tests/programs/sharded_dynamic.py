@@ -53,6 +53,50 @@ def train(tx, params, inputs):
   return run(params, inputs)
 
 
+def explicit_axes(params, masks) -> None:
+  """Parameters with shardings in their types: the masks of one device."""
+  tx = rigl(optax.adamw(0.01), masks, num_steps=STEPS, every=1, until=1.0)
+  updates = jax.tree.map(jnp.cos, params)
+  _, want = jax.jit(tx.update)(updates, tx.init(params), params)
+  mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Explicit,))
+
+  def put(x):
+    spec = PartitionSpec(None, "x") if x.ndim > 1 else PartitionSpec()
+    return jax.device_put(x, NamedSharding(mesh, spec))
+
+  params, updates = (jax.tree.map(put, tree) for tree in (params, updates))
+  with jax.set_mesh(mesh):
+    _, state = jax.jit(tx.update)(updates, tx.init(params), params)
+  for layer in ("a", "b"):
+    got = state.masks[layer]["kernel"]
+    assert got.sharding == params[layer]["kernel"].sharding
+    assert np.array_equal(np.asarray(got), np.asarray(want.masks[layer]["kernel"]))
+
+
+def devices_of_their_own(params, masks) -> None:
+  """A network on each device, inside `shard_map`."""
+  mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+  tx = rigl(optax.adamw(0.01), masks, num_steps=STEPS, every=2, until=1.0)
+  many = jax.tree.map(lambda x: jnp.stack([x * (1 + i / 8) for i in range(8)]), params)
+
+  def train(stack):
+    params = jax.tree.map(lambda x: x[0], stack)
+
+    def step(carry, _):
+      params, state = carry
+      moves, state = tx.update(jax.tree.map(jnp.cos, params), state, params)
+      return (optax.apply_updates(params, moves), state), None
+
+    carry = jax.lax.scan(step, (params, tx.init(params)), length=4)[0]
+    return jax.tree.map(lambda x: x[None], carry[1].masks)
+
+  spec = PartitionSpec("x")
+  got = jax.jit(jax.shard_map(train, mesh=mesh, in_specs=spec, out_specs=spec))(many)
+  for layer in ("a", "b"):
+    counts = np.asarray(got[layer]["kernel"]).sum(axis=(1, 2))
+    assert (counts == int(masks[layer]["kernel"].sum())).all()
+
+
 def main() -> None:
   """Raises AssertionError where masks differ."""
   params, masks = make_start()
@@ -80,6 +124,8 @@ def main() -> None:
       )
       assert all(jax.tree.leaves(same)), (spec, input_spec, same)
       assert len(shared[0]["a"]["kernel"].sharding.device_set) == 8
+  explicit_axes(params, masks)
+  devices_of_their_own(params, masks)
   print("equal on", jax.device_count(), "devices")
 
 

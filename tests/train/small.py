@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from configs import quickstart
-from train import loop
+from train.core import loop
 
 TIMES = ("seconds", "steps_per_second")
 

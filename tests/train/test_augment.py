@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from configs import default
-from train.augment import crop_and_flip
-from train.data import Split
-from train.plan import make_plan, start_state
-from train.steps import train_chunk
+from train.core.plan import make_plan, start_state
+from train.core.steps import train_chunk
+from train.data.datasets import Split
+from train.data.images import crop_and_flip
 
 SIZE, PADDING = 12, 4  # at size 8 some crops equal mirrors of others
 
@@ -87,6 +87,7 @@ def run(plan, *counts, data=None):
 
 
 @pytest.mark.usefixtures("standard_promotion")  # of the schedule, by optax
+@pytest.mark.slow
 def test_steps_are_a_function_of_their_number_and_not_of_interruptions():
   plan = digits_plan(True)
   whole, split = run(plan, 3), run(plan, 1, 2)

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from tests.train.small import small
-from train import cluster, mesh
-from train.checkpoints import Checkpoints
-from train.errors import UserError
-from train.plan import make_plan, start_state
+from train.core import mesh
+from train.core.checkpoints import Checkpoints
+from train.core.console import UserError
+from train.core.plan import make_plan, start_state
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [
@@ -84,12 +84,14 @@ def assert_same(workdir, other):
     np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_eight_devices_with_parameters_in_parts(one_device, tmp_path):
   (output,) = finish(start(tmp_path, 8, "--config.placement=sharded"))
   assert "test accuracy" in output
   assert_same(tmp_path, one_device)
 
 
+@pytest.mark.slow
 def test_two_processes_of_two_devices(one_device, tmp_path):
   with socket.socket() as free:
     free.bind(("localhost", 0))
@@ -114,7 +116,7 @@ def test_two_processes_of_two_devices(one_device, tmp_path):
 )
 def test_contradicting_flags_are_refused(arguments, detect, words):
   with pytest.raises(UserError, match=words):
-    cluster.join(*arguments, detect=detect)
+    mesh.join(*arguments, detect=detect)
 
 
 def test_masks_that_differ_between_processes_are_named(monkeypatch):

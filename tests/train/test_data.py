@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from train.data import DATASETS, Split, hold_out, load_dataset
-from train.errors import UserError
+from train.core.console import UserError
+from train.data.datasets import DATASETS, Split
+from train.data.load import hold_out, load_dataset
 
 SIZES = {"mnist": (54000, 6000, 10000), "cifar10": (45000, 5000, 10000)}
 
@@ -51,6 +52,7 @@ def test_hold_out_takes_its_share_of_every_class(fraction):
 
 
 @pytest.mark.parametrize("name", SIZES)
+@pytest.mark.slow
 def test_tfds_data_sets_are_whole(name, tfds_data_dir):
   if not (tfds_data_dir / name).is_dir():
     pytest.skip(f"{name} is not in TFDS_DATA_DIR={tfds_data_dir}")

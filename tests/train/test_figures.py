@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from train.figures import Curves, draw_runs, plot_runs
-from train.summaries import Support
+from train.core.figures import Curves, draw_runs, plot_runs
+from train.core.summaries import Support
 
 LOSSES = [[2.0, 1.0], [2.2, 1.2], [2.1, 0.8]]  # of three seeds, after each epoch
 ACCURACIES = [[0.5, 0.9], [0.6, 0.8], [0.4, 0.85]]

@@ -7,10 +7,10 @@ from ml_collections.config_flags import config_flags
 
 import eoi_jax
 from configs import default
-from train import config as config_lib
-from train.errors import UserError
-from train.gains import gains
-from train.plan import make_plan, start_state
+from train.core import config as config_lib
+from train.core.console import UserError
+from train.core.plan import make_plan, start_state
+from train.core.start import gains
 
 
 def critical(**fields):

@@ -6,9 +6,9 @@ import pathlib
 import pytest
 
 from configs import sweeps
-from train import grid
-from train.errors import UserError
-from train.inspect import inspect
+from train.analysis.dry_run import list_kernels
+from train.core.console import UserError
+from train.sweeps import grid
 
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = pathlib.Path(sweeps.__file__).parent
@@ -60,7 +60,7 @@ def test_every_sweep_and_variant_holds_valid_configs(name):
     network = (config.model.name, config.model.depth, config.model.width)
     if network not in INSPECTED:
       INSPECTED.add(network)
-      layers = inspect(config)
+      layers = list_kernels(config)
       assert 0 < layers.live < layers.total
 
 

@@ -17,23 +17,26 @@ from tensorflow_datasets.datasets.imagenet2012 import (  # noqa: E402
 )
 
 from configs import imagenet_deit3_s  # noqa: E402
-from train.data import load_dataset  # noqa: E402
-from train.errors import UserError  # noqa: E402
-from train.imagenet import centre, centre_box, random_box, random_crop  # noqa: E402
-from train.imagenet_archives import (  # noqa: E402
+from train.core.console import UserError  # noqa: E402
+from train.core.loop import train_and_evaluate  # noqa: E402
+from train.core.plan import check_plan  # noqa: E402
+from train.data.imagenet import (  # noqa: E402
   TRAIN,
   VALIDATION,
   Sizes,
+  centre,
+  centre_box,
   check_archives,
+  random_box,
+  random_crop,
   validation_ids,
   validation_name,
   wordnet_ids,
 )
+from train.data.load import load_dataset  # noqa: E402
+from train.data.streams import StreamOptions  # noqa: E402
 from train.imagenet_sample import add, tar, write_archives  # noqa: E402
-from train.loop import train_and_evaluate  # noqa: E402
-from train.plan import check_plan  # noqa: E402
 from train.prepare import prepare  # noqa: E402
-from train.streams import StreamOptions  # noqa: E402
 
 NUM_TRAIN, NUM_TEST = 7, 5  # of each class, of all
 CLASSES = sorted(set(validation_ids()[:NUM_TEST]))
@@ -336,6 +339,7 @@ def test_streamed_data_sets_and_no_others_take_options():
 
 
 @pytest.mark.usefixtures("standard_promotion")  # of the schedule, by optax
+@pytest.mark.slow
 def test_a_recipe_trains_on_the_sample_set(tmp_path, monkeypatch):
   classes = write_archives(tmp_path / "manual", train=2)
   assert len(classes) == 16

@@ -1,16 +1,13 @@
 """The table of layers agrees with the networks and with what a run then has."""
 
-import jax
 import numpy as np
 import pytest
 
-import eoi_jax
 from configs import default
-from train import inspect
-from train.data import DATASETS
-from train.errors import UserError
-from train.models import create_model
-from train.state import sparse_start, sparsity_settings
+from train.analysis import dry_run
+from train.core.console import UserError
+from train.core.kernels import named_leaves
+from train.core.plan import make_plan, start_state
 
 
 def config_of(**fields):
@@ -21,7 +18,7 @@ def config_of(**fields):
 
 
 def test_the_table_of_the_papers_mlp():
-  layers = inspect.inspect(config_of(sparsity__density=0.1))
+  layers = dry_run.list_kernels(config_of(sparsity__density=0.1))
   assert [(row.name, row.shape, row.count) for row in layers.rows] == [
     ("hidden/dense/kernel", (100, 100), 5),
     ("input/kernel", (784, 100), 1),
@@ -32,7 +29,7 @@ def test_the_table_of_the_papers_mlp():
     [row.floor for row in layers.rows], [1 / 100, 1 / 784, 1 / 100]
   )
   assert (layers.total, layers.live) == (130010, 12940)
-  text = inspect.describe(config_of())
+  text = dry_run.layers_text(config_of())
   assert "130,010" in text and "129,400" in text and "12,940" in text
 
 
@@ -46,40 +43,34 @@ def test_live_weights_are_those_of_a_start(distribution):
     sparsity__distribution=distribution,
     sparsity__start="base",
   )
-  spec, sparsity = DATASETS["digits"], sparsity_settings(config)
-  model = create_model(config, spec.num_classes, bias_std=0.0)
-  _, masks, _ = sparse_start(
-    jax.random.key(0), sparsity=sparsity, model=model, spec=spec
-  )
+  masks = start_state(make_plan(config)).masks
   found = {
-    name: int(m.sum())
-    for name, m in eoi_jax.kernels.named_leaves(masks).items()
-    if m is not None
+    name: int(m.sum()) for name, m in named_leaves(masks).items() if m is not None
   }
-  layers = inspect.inspect(config)
+  layers = dry_run.list_kernels(config)
   assert {row.name: row.live for row in layers.rows} == found
   assert layers.live == sum(found.values())
 
 
 def test_what_stays_dense_or_goes_by_score_is_said():
-  layers = inspect.inspect(
+  layers = dry_run.list_kernels(
     config_of(model__name="efficientnet_b0", data__name="cifar10")
   )
   dense = [row for row in layers.rows if row.floor is None]
   assert sum(row.count for row in dense) == 16
   assert all("depthwise" in row.name and row.live == row.parameters for row in dense)
-  layers = inspect.inspect(config_of(sparsity__distribution="snip"))
+  layers = dry_run.list_kernels(config_of(sparsity__distribution="snip"))
   assert all(row.live is None for row in layers.rows)
-  assert layers.live == 12940 and "by score" in inspect.layers_table(layers)
+  assert layers.live == 12940 and "by score" in dry_run.layers_table(layers)
 
 
 def test_densities_below_the_floor_are_named():
   config = config_of(sparsity__density=0.005)
-  assert "hidden/dense/kernel" in inspect.describe(config).splitlines()[-1]
-  assert "Below" not in inspect.describe(config_of())
+  assert "hidden/dense/kernel" in dry_run.layers_text(config).splitlines()[-1]
+  assert "Below" not in dry_run.layers_text(config_of())
 
 
 def test_networks_that_do_not_exist_are_refused():
   config = config_of(model__name="cifar_resnet", data__name="cifar10", model__depth=33)
   with pytest.raises(UserError, match=r"6 n \+ 2"):
-    inspect.inspect(config)
+    dry_run.list_kernels(config)

@@ -4,7 +4,8 @@ import jax
 import pytest
 from absl import flags
 
-from train import command, run
+from train import run
+from train.core import command
 
 QUICK = "--config=configs/quickstart.py"
 ALONE = [QUICK, "--config.compare.field=", "--config.compare.choices=()"]
@@ -16,7 +17,7 @@ FILES = [
   ["--config=configs/nope.py"],
   ["--config=configs"],
   ["--config=README.md"],
-  ["--config=train/loop.py"],
+  ["--config=train/core/loop.py"],
   ["--config=/dev/null"],
   [QUICK + ":nope"],
   [QUICK + ":smoke:smoke"],
@@ -30,6 +31,8 @@ FILES = [
   [QUICK, "--coordinator=localhost"],
   [QUICK, "--coordinator=localhost:1", "--num_processes=2", "--process_id=5"],
   [QUICK, "--distributed", "--process_id=0"],
+  # A depth must be 6 n + 2.
+  [*ALONE, "--config.model.name=cifar_resnet", "--config.model.depth=51"],
 ]
 UNKNOWN = [
   "nope=1",
@@ -104,7 +107,6 @@ VALUES = [
   "data.limit=-1",
   "data.limit=10",
   "model.name=transformer",
-  "model.name=cifar_resnet",  # has depth 50: not 6 n + 2
   "model.depth=1",
   "model.width=0",
   "model.activation=swish",

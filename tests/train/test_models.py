@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import eoi_jax
-from eoi_jax import _kernels as kernels
+from eoi_jax.layouts import find_kernels
 from train.models import (
   CNN,
   MLP,
@@ -57,7 +57,7 @@ def sizes(found):
 def test_counts_are_the_papers(model, shape, total, maskable, tensors):
   params = abstract(model, shape)["params"]
   assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) == total
-  found = kernels.find_kernels(params, is_stacked=model.is_stacked)
+  found = find_kernels(params, model.kernels)
   assert sizes(found) == (maskable, tensors)
 
 
@@ -69,8 +69,7 @@ def test_of_deit_the_mlp_blocks_alone_become_sparse(width, heads, total, sparse)
   model = ViT(1000, width, heads)
   params = abstract(model, IMAGENET)["params"]
   assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) == total
-  options = {"is_kernel": model.is_kernel, "is_stacked": model.is_stacked}
-  found = kernels.find_kernels(params, **options)
+  found = find_kernels(params, model.layouts)
   assert set(found) == {"blocks/mlp/dense1/kernel", "blocks/mlp/dense2/kernel"}
   assert sizes(found) == (sparse, 24) and sparse == 12 * 8 * width**2
 
@@ -78,12 +77,11 @@ def test_of_deit_the_mlp_blocks_alone_become_sparse(width, heads, total, sparse)
 def test_depthwise_kernels_stay_dense():
   model = EfficientNet(200)
   params = abstract(model, (64, 64, 3))["params"]
-  every = kernels.find_kernels(params, is_stacked=model.is_stacked)
-  options = {"is_kernel": model.is_kernel, "is_stacked": model.is_stacked}
-  sparse = kernels.find_kernels(params, **options)
+  every = find_kernels(params, model.kernels)
+  sparse = find_kernels(params, model.layouts)
   left = {name: every[name] for name in every.keys() - sparse.keys()}
   assert sizes(left)[1] == 16 and all("depthwise" in name for name in left)
-  assert all(kernel.shape[2] == 1 for kernel in left.values())
+  assert all(kernel.layer_shape[2] == 1 for kernel in left.values())
 
 
 SMALL = {
@@ -300,7 +298,7 @@ def test_a_thousand_linear_layers_from_eoi_are_one_isometry():
     lambda leaf: jnp.zeros(leaf.shape), abstract(model, (784,))["params"]
   )
   params, masks = eoi_jax.sparsify(
-    jax.random.key(0), params, 0.125, is_stacked=model.is_stacked
+    jax.random.key(0), params, 0.125, layouts=model.layouts
   )
   counts = masks["hidden"]["dense"]["kernel"].sum((1, 2))
   assert (counts == round(0.125 * 128**2)).all()

@@ -12,14 +12,13 @@ from tests.train.small import (
   small,
   stop_after,
 )
-from train import config as config_lib
-from train.dynamic import dynamic_settings
-from train.errors import UserError
-from train.loop import train_and_evaluate
-from train.plan import make_plan, start_state
-from train.seeds import take_seed
+from train.core import config as config_lib
+from train.core.console import UserError
+from train.core.loop import train_and_evaluate
+from train.core.plan import make_plan, start_state
+from train.core.state import take_seed
 
-pytestmark = pytest.mark.usefixtures("module_promotion")
+pytestmark = [pytest.mark.usefixtures("module_promotion"), pytest.mark.slow]
 
 MOVING = {"dynamic.method": "set", "dynamic.every": 3, "dynamic.fraction": 0.5}
 
@@ -92,7 +91,7 @@ def test_every_option_reaches_the_program(tmp_path):
 
 def test_the_comparison_of_appendix_i():
   runs = config_lib.expand(cifar10_dynamic.get_config())
-  found = {(r.sparsity.start, dynamic_settings(r).method) for r in runs.values()}
+  found = {(r.sparsity.start, r.dynamic.method) for r in runs.values()}
   starts, methods = ("base", "eoi"), ("static", "set", "rigl")
   assert found == {(start, method) for start in starts for method in methods}
   for variant in cifar10_dynamic.VARIANTS:

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from train.optimizers import OptimizerSettings, create_optimizer, create_schedule
-from train.steps import cross_entropy
+from train.core.optimizers import OptimizerSettings, create_optimizer, create_schedule
+from train.core.steps import cross_entropy
 
 SGD = OptimizerSettings("sgd", 0.1, 0.9, True, 0.0, "constant")
 pytestmark = pytest.mark.usefixtures("standard_promotion")  # optax's schedules

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 import eoi_jax
-from train import paper, paper_angles, paper_data, paper_draw, paper_spectrum, runs
-from train.errors import UserError
+from train import paper
+from train.core.console import UserError
+from train.reproduce import angles, draw, numbers, spectrum
+from train.sweeps import tables
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,7 +21,7 @@ def saved(figure, path):
 
 
 def test_density_is_counted_and_agrees_with_the_recurrence(tmp_path):
-  data = paper_data.density(num_seeds=3, sizes=(64,))
+  data = numbers.density(num_seeds=3, sizes=(64,))
   (curve,) = data["curves"]
   expected = np.array(curve["expected"])
   assert curve["rotations"][0] == 0 and expected[0] == pytest.approx(1 / 64)
@@ -28,23 +30,25 @@ def test_density_is_counted_and_agrees_with_the_recurrence(tmp_path):
   np.testing.assert_allclose(
     expected[-1], eoi_jax.expected_density(64, curve["rotations"][-1]), rtol=1e-6
   )
-  assert saved(paper_draw.draw_density(data), tmp_path / "a.png")
+  assert saved(draw.draw_density(data), tmp_path / "a.png")
 
 
+@pytest.mark.slow
 def test_delta_kernel(tmp_path):
-  data = paper_data.delta_kernel(channels=8, density=0.2)
+  data = numbers.delta_kernel(channels=8, density=0.2)
   kernel, mask = np.array(data["kernel"]), np.array(data["mask"])
   assert mask.sum() == round(0.2 * kernel.size) and not kernel[~mask].any()
   kernel[1, 1] = 0
   assert not kernel.any() and data["gram_error"] < 5e-6
-  assert saved(paper_draw.draw_delta(data), tmp_path / "a.png")
+  assert saved(draw.draw_delta(data), tmp_path / "a.png")
 
 
+@pytest.mark.slow
 def test_angles(tmp_path, monkeypatch):
   """On the digits, which stand in for a data set that is missing."""
-  monkeypatch.setattr(paper_angles, "ANGLES", {"1 degree": np.pi / 180})
+  monkeypatch.setattr(angles, "ANGLES", {"1 degree": np.pi / 180})
   monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nothing"))
-  data = paper_angles.angles(num_seeds=2, num_epochs=2)
+  data = angles.angles(num_seeds=2, num_epochs=2)
   assert data["data"] == "digits"
   small = np.array(data["kernels"]["1 degree"])
   assert np.abs(np.diag(small)).min() > 0.9
@@ -53,18 +57,19 @@ def test_angles(tmp_path, monkeypatch):
     losses = np.array(losses)
     assert losses.shape == (2, len(data["epoch"])) and data["epoch"][-1] < 2
     assert (losses[:, -1] < losses[:, 0]).all()
-  assert saved(paper_draw.draw_angles(data), tmp_path / "a.png")
+  assert saved(draw.draw_angles(data), tmp_path / "a.png")
 
 
 def test_time(tmp_path):
-  data = paper_data.init_time(sizes=(16, 32), densities=(0.2,), repeats=2)
+  data = numbers.init_time(sizes=(16, 32), densities=(0.2,), repeats=2)
   assert set(data["curves"]) == {"EOI, density 0.2", "dense, QR"}
   assert all(t > 0 for times in data["curves"].values() for t in times)
-  assert saved(paper_draw.draw_time(data), tmp_path / "a.png")
+  assert saved(draw.draw_time(data), tmp_path / "a.png")
 
 
+@pytest.mark.slow
 def test_spectrum(tmp_path):
-  data = paper_spectrum.spectrum(
+  data = spectrum.spectrum(
     activations=["linear", "tanh"],
     distributions=["uniform"],
     starts=["eoi", "base"],
@@ -78,14 +83,15 @@ def test_spectrum(tmp_path):
   assert eoi["max"][0] == pytest.approx(1, abs=1e-5)
   assert base["max"][0] < 0.01
   assert tanh_eoi["mean"][0] == pytest.approx(0.365, abs=0.03)  # as published
-  assert saved(paper_draw.draw_spectrum(data), tmp_path / "a.png")
+  assert saved(draw.draw_spectrum(data), tmp_path / "a.png")
 
 
+@pytest.mark.slow
 def test_spectrum_of_scores_keeps_the_density(tfds_data_dir):
   if not (tfds_data_dir / "mnist").is_dir():
     pytest.skip(f"mnist is not in TFDS_DATA_DIR={tfds_data_dir}")
-  net = paper_spectrum.Net("snip", "tanh", 0.1, 0)
-  masks = paper_spectrum._masks(net)
+  net = spectrum.Net("snip", "tanh", 0.1, 0)
+  masks = spectrum._masks(net)
   counts = eoi_jax.count_masks(masks).values()
   assert sum(c.live for c in counts) == round(0.1 * sum(c.total for c in counts))
 
@@ -94,9 +100,7 @@ def test_spectrum_of_scores_keeps_the_density(tfds_data_dir):
 def test_spectrum_names_what_it_knows(field):
   names: dict = dict(activations=["tanh"], distributions=["erk"], starts=["eoi"])
   with pytest.raises(UserError, match=f"`{field}` must be among .*, got 'nope'"):
-    paper_spectrum.spectrum(
-      **names | {field: ["nope"], "densities": [], "num_seeds": 1}
-    )
+    spectrum.spectrum(**names | {field: ["nope"], "densities": [], "num_seeds": 1})
 
 
 def _write_run(directory, *, seed, density, start, accuracy):
@@ -129,12 +133,12 @@ def finished(tmp_path):
 
 
 def test_finished_runs_are_grouped_by_what_differs(finished, tmp_path):
-  data = runs.accuracy_over_density([str(finished)])
+  data = tables.accuracy_over_density([str(finished)])
   assert list(data) == ["eoi", "base"]
   assert data["eoi"]["density"] == [0.05, 0.1] and data["eoi"]["runs"] == [2, 2]
   np.testing.assert_allclose(data["base"]["mean"], [0.76, 0.81])
   np.testing.assert_allclose(data["base"]["std"], 0.02 / 2**0.5)
-  curves = runs.curves([str(finished)])
+  curves = tables.curves([str(finished)])
   assert list(curves) == ["0.05, eoi", "0.1, eoi", "0.05, base", "0.1, base"]
   loss = curves["0.1, eoi"]["loss"]
   assert loss["epoch"] == [1.0, 2.0] and loss["mean"] == [2.5, 1.5]
@@ -145,6 +149,7 @@ def test_finished_runs_are_grouped_by_what_differs(finished, tmp_path):
     assert json.loads(path.with_suffix(".json").read_text())
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path):
   done = subprocess.run(
     [sys.executable, "-m", "train.paper", "delta", f"--out={tmp_path}"],

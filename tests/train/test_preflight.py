@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from configs import default
-from train.calls import metered, trace_calls
+from train.analysis.preflight import as_json, as_text, metered, trace_calls
 from train.models import cifar_resnet
-from train.preflight import as_json, as_text, preflight
+from train.preflight import preflight
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,9 +51,9 @@ def test_gains_over_depth(linear):
   rows = {row.layer.name: row for row in inspection.rows}
   hidden = rows["hidden/dense/kernel"]
   np.testing.assert_allclose(hidden.gains, [1, 1, 1], rtol=1e-5)
-  np.testing.assert_allclose(hidden.gradient_gains, [1, 1, 1], rtol=1e-5)
+  np.testing.assert_allclose(hidden.output_gradient_gains, [1, 1, 1], rtol=1e-5)
   assert 0 < rows["input/kernel"].gains[0] < 1  # 64 pixels on 32 units
-  assert rows["output/kernel"].gradient_gains == [pytest.approx(1)]
+  assert rows["output/kernel"].output_gradient_gains == [pytest.approx(1)]
 
 
 def test_totals_are_those_of_the_network(linear):
@@ -68,7 +68,7 @@ def test_totals_are_those_of_the_network(linear):
   sparse = 4 * (weights // 4 + biases) + weights // 8
   assert inspection.totals["bytes_sparse"] == sparse
   assert inspection.totals["effective_density"] <= 0.25
-  assert [row.floor for row in inspection.rows] == [1 / 64, 1 / 32, 1 / 32]
+  assert [row.layer.floor for row in inspection.rows] == [1 / 64, 1 / 32, 1 / 32]
 
 
 def test_the_report_is_left_in_three_forms(linear):
@@ -85,14 +85,15 @@ def test_the_report_is_left_in_three_forms(linear):
     assert words in text
 
 
+@pytest.mark.slow
 def test_what_hinders_a_network_is_named(tmp_path):
   config = small(
     **{"model.name": "cnn", "model.activation": "relu", "sparsity.start": "base"}
   )
   inspection = preflight(config, tmp_path, num_samples=2)
   for row in inspection.rows:
-    assert len(row.gains) == len(row.gradient_gains) == row.layer.count
-    assert min(*row.gains, *row.gradient_gains) > 0
+    assert len(row.gains) == len(row.output_gradient_gains) == row.layer.count
+    assert min(*row.gains, *row.output_gradient_gains) > 0
   text = as_text(inspection)
   assert "input1/kernel: not orthogonal" in text and "stride 2 drops pixels" in text
   assert "slopes run from 0 to 1" in text
@@ -127,6 +128,7 @@ def test_meters_of_a_residual_network_are_those_of_its_kernels():
   assert meters["stem/kernel"].ndim == 1
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path):
   done = subprocess.run(
     [

@@ -10,7 +10,8 @@ import pytest
 tfds = pytest.importorskip("tensorflow_datasets")
 from tensorflow_datasets.image_classification import mnist  # noqa: E402
 
-from train.data import DATASETS, load_dataset  # noqa: E402
+from train.data.datasets import DATASETS  # noqa: E402
+from train.data.load import load_dataset  # noqa: E402
 from train.prepare import prepare  # noqa: E402
 
 SIZES = {"train": 40, "test": 20}

@@ -6,9 +6,9 @@ import pathlib
 import pytest
 
 from configs import default
-from train import config as config_lib
-from train.inspect import inspect
-from train.plan import make_plan
+from train.analysis.dry_run import list_kernels
+from train.core import config as config_lib
+from train.core.plan import make_plan
 
 FOLDER = pathlib.Path(default.__file__).parent
 NAMES = sorted(
@@ -25,7 +25,7 @@ def test_every_config_and_variant_describes_a_network(name):
     config = module.get_config(variant)
     config_lib.validate(config)
     assert f":{variant}" in module.__doc__
-    layers = inspect(config)
+    layers = list_kernels(config)
     assert 0 < layers.live <= layers.total
     if config.sparsity.start == "eoi":
       for row in layers.rows:

@@ -23,14 +23,13 @@ from tests.train.small import (
   small,
   stop_after,
 )
-from train import loop, watch
-from train.checkpoints import Checkpoints
-from train.errors import UserError
-from train.loop import train_and_evaluate
-from train.metrics import MetricsWriter, with_spread
-from train.plan import make_plan
-from train.state import TrainState
-from train.workdir import claim_workdir, is_claimed
+from train.core import loop
+from train.core.checkpoints import Checkpoints
+from train.core.console import UserError
+from train.core.loop import train_and_evaluate
+from train.core.plan import make_plan
+from train.core.state import TrainState
+from train.core.workdir import MetricsWriter, claim_workdir, is_claimed, with_spread
 
 pytestmark = pytest.mark.usefixtures("module_promotion")
 
@@ -43,6 +42,7 @@ def finished(tmp_path_factory):
   return train_and_evaluate(small(), tmp_path_factory.mktemp("finished"))
 
 
+@pytest.mark.slow
 def test_kill_9_changes_nothing():
   done = subprocess.run(
     [sys.executable, str(PROGRAM), "2"],
@@ -192,6 +192,7 @@ def test_two_runs_in_one_workdir_are_refused(tmp_path):
     pass
 
 
+@pytest.mark.slow
 def test_a_diverging_run_names_step_seed_and_leaves(tmp_path):
   words = r"loss is nan after step \d+ .* for seed 0, 7; norms: .*kernel nan.* no check"
   fields = {"optimizer.learning_rate": 1e30, "seeds": (0, 7)}
@@ -205,18 +206,19 @@ def test_only_the_seed_that_diverged_is_named():
   record["seeds"] = {name: [1.0, math.inf] for name in record}
   config = small(seeds=(4, 5))
   with pytest.raises(UserError, match=r"for seed 5; norms: w 4.*checkpoint is of s"):
-    watch.check_finite(record, state_of(2), config, 2)
+    loop.check_finite(record, state_of(2), config, 2)
 
 
 def test_a_dead_weight_that_moves_is_a_defect(finished):
   state = finished.state
   params = jax.tree.map(lambda leaf: leaf + 1, state.params)
   with pytest.raises(RuntimeError, match=r"not zero at step 60: \d+ of hidden/dense/k"):
-    watch.check_weights(state._replace(params=params))
+    loop.check_weights(state._replace(params=params))
   live = sum(int(mask.sum()) for mask in jax.tree.leaves(state.masks))
-  assert watch.check_weights(state) == live
+  assert loop.check_weights(state) == live
 
 
+@pytest.mark.slow
 def test_in_steady_state_nothing_compiles_and_nothing_is_transferred(
   tmp_path, monkeypatch
 ):
@@ -265,10 +267,10 @@ def test_event_files_hold_the_metrics(tmp_path):
 
 
 def test_a_dry_run_leaves_nothing(tmp_path, monkeypatch):
-  from train import dry_run
+  from train.analysis import dry_run
 
   monkeypatch.chdir(tmp_path)
-  text = dry_run.describe(small(seeds=(1, 2)))
+  text = dry_run.dry_run(small(seeds=(1, 2)))
   assert not list(tmp_path.iterdir())
   for words in ("hidden/dense/kernel", "60, 20 an epoch", "MiB a device", "of a step"):
     assert words in text

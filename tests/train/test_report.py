@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from train import report, runs, tables
-from train.errors import UserError
+from train.core.console import UserError
+from train.sweeps import tables
+from train.sweeps.report import write_report
 
 SCHEMES = ("base", "eoi", "dense")
 
@@ -100,20 +101,20 @@ def test_unequal_numbers_of_seeds_are_told(workdir):
 
 
 def test_files_and_figures(workdir):
-  shown = report.make(workdir)
+  shown = write_report(workdir)
   assert (workdir / "table.md").read_text() in shown
   assert (workdir / "table.csv").exists()
   for name in ("figure", "curves-density_0.05", "curves-density_0.1"):
     assert (workdir / f"{name}.png").stat().st_size > 10_000
     assert (workdir / f"{name}.pdf").read_bytes().startswith(b"%PDF")
-  report.make(workdir / "b")
+  write_report(workdir / "b")
   assert (workdir / "b" / "curves.png").stat().st_size > 10_000  # one column alone
 
 
 def test_curves_take_every_seed(workdir):
-  loss = runs.curves_of([runs.read_run(workdir / "a")])["loss"]
+  loss = tables.curves_of([tables.read_run(workdir / "a")])["loss"]
   assert loss == {"epoch": [1.0, 2.0], "mean": [2.0, 1.0], "std": [1.0, 0.5]}
-  data = runs.accuracy_over_density([str(workdir / "a"), str(workdir / "b")])
+  data = tables.accuracy_over_density([str(workdir / "a"), str(workdir / "b")])
   (curve,) = data.values()
   assert curve["runs"] == [6] and curve["mean"] == [pytest.approx(0.7)]
 

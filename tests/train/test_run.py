@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from configs import mnist_mlp7, quickstart
-from train import compare
-from train.command import parse
+from train.core import loop
+from train.core.command import parse
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = "--config=configs/quickstart.py"
@@ -62,10 +62,11 @@ def test_mistakes_in_flags_are_one_line(arguments, words, capsys):
   assert line.startswith("error: ") and words in line
 
 
+@pytest.mark.slow
 def test_quickstart_compares_two_starts(tmp_path, capsys, standard_promotion):
   config = quickstart.get_config("smoke")
   config.model.depth = 5
-  compare.run(config, tmp_path)
+  loop.train_or_compare(config, tmp_path)
   output = capsys.readouterr().out
   for words in (
     "eoi start",
@@ -85,12 +86,13 @@ def test_quickstart_compares_two_starts(tmp_path, capsys, standard_promotion):
     assert (path / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_mlp7_learns_real_mnist(tfds_data_dir, tmp_path, standard_promotion):
   if not (tfds_data_dir / "mnist").is_dir():
     pytest.skip(f"mnist is not in TFDS_DATA_DIR={tfds_data_dir}")
   config = mnist_mlp7.get_config()
   config.num_epochs = 2
-  (summary,) = compare.run(config, tmp_path).values()
+  (summary,) = loop.train_or_compare(config, tmp_path).values()
   assert summary["test_accuracy"] > 0.93
   assert summary["parameters_total"] == 130010
   assert summary["density"] == pytest.approx(0.1, abs=1e-4)

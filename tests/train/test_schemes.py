@@ -7,11 +7,11 @@ import pytest
 
 import eoi_jax
 from configs import mnist_schemes, quickstart
-from train import compare
-from train import config as config_lib
-from train.errors import UserError
-from train.plan import make_plan, start_state
-from train.schemes import balanced_rows
+from train.core import config as config_lib
+from train.core import loop
+from train.core.console import UserError
+from train.core.plan import make_plan, start_state
+from train.core.start import balanced_rows
 
 pytestmark = pytest.mark.usefixtures("module_promotion")
 
@@ -66,6 +66,7 @@ TOTAL = 64 * 32 + 2 * 32 * 32 + 32 * 10
 
 
 @pytest.mark.parametrize("distribution", ["erk", "snip", "grasp", "synflow"])
+@pytest.mark.slow
 def test_distributions_have_the_exact_total_and_eoi_keeps_it(distribution):
   base, eoi = start(distribution, "base"), start(distribution, "eoi")
   assert sum(counts(base).values()) == round(0.25 * TOTAL)
@@ -80,6 +81,7 @@ def test_distributions_have_the_exact_total_and_eoi_keeps_it(distribution):
       np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_ai_starts_on_the_masks_that_were_scored():
   base, ai = start("snip", "base"), start("snip", "ai")
   for a, b in zip(jax.tree.leaves(base.masks), jax.tree.leaves(ai.masks), strict=True):
@@ -136,6 +138,7 @@ def test_balanced_rows_take_turns():
   assert len(balanced_rows(jax.random.key(0), labels, 100)) == 9
 
 
+@pytest.mark.slow
 def test_two_fields_are_compared_together(tmp_path, capsys):
   config = small(
     **{
@@ -146,7 +149,7 @@ def test_two_fields_are_compared_together(tmp_path, capsys):
       "optimizer.learning_rate": 0.05,
     }
   )
-  summaries = compare.run(config, tmp_path)
+  summaries = loop.train_or_compare(config, tmp_path)
   assert list(summaries) == ["snip eoi", "uniform sao"]
   assert summaries["snip eoi"]["test_accuracy"] > 0.3
   assert (tmp_path / "snip+eoi" / "summary.json").is_file()

@@ -11,10 +11,10 @@ from tests.train.small import (
   small,
   stop_after,
 )
-from train.errors import UserError
-from train.loop import train_and_evaluate
-from train.plan import make_plan, start_state
-from train.seeds import take_seed
+from train.core.console import UserError
+from train.core.loop import train_and_evaluate
+from train.core.plan import make_plan, start_state
+from train.core.state import take_seed
 
 pytestmark = pytest.mark.usefixtures("module_promotion")
 
@@ -27,6 +27,7 @@ def many(tmp_path_factory):
 
 
 @pytest.mark.parametrize("index", [0, 2])
+@pytest.mark.slow
 def test_each_seed_is_its_own_run(many, tmp_path, index):
   alone = train_and_evaluate(small(seed=SEEDS[index]), tmp_path)
   state = take_seed(many.state, index)
@@ -44,6 +45,7 @@ def test_each_seed_is_its_own_run(many, tmp_path, index):
     assert ours["seeds"]["loss"][index] == pytest.approx(theirs["loss"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_records_hold_every_seed_their_mean_and_spread(many):
   for record in many.curves.records:
     for name, values in record["seeds"].items():
@@ -58,6 +60,7 @@ def test_records_hold_every_seed_their_mean_and_spread(many):
   assert summary["parameters_live"] == 4 * (512 + 64) + 80 + 10
 
 
+@pytest.mark.slow
 def test_several_seeds_resume(many, tmp_path, monkeypatch):
   with monkeypatch.context() as patch:
     stop_after(28, interrupt, patch)
@@ -76,6 +79,7 @@ def test_several_seeds_resume(many, tmp_path, monkeypatch):
     {"sparsity.start": "ai", "sparsity.ai_steps": 5},
   ],
 )
+@pytest.mark.slow
 def test_starts_of_several_seeds_are_those_of_one(fields):
   together = start_state(make_plan(small(seeds=(3, 4), **fields)))
   for index, seed in enumerate((3, 4)):

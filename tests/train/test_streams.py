@@ -6,14 +6,9 @@ import numpy as np
 import pytest
 
 pytest.importorskip("grain", reason="streams need grain: pip install -e '.[imagenet]'")
-from train.datasets import Split
-from train.errors import UserError
-from train.streams import (
-  StreamOptions,
-  evaluation_stream,
-  take,
-  training_stream,
-)
+from train.core.console import UserError
+from train.data.datasets import Split
+from train.data.streams import StreamOptions, evaluation_stream, take, training_stream
 
 
 class Numbers:

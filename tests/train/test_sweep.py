@@ -11,10 +11,12 @@ import time
 import jax
 import pytest
 
-from train import cells, figures, grid, report, sweep, workers
-from train.errors import UserError
-from train.preemption import EXIT_STATUS
-from train.workdir import claim_workdir
+from train.core import figures
+from train.core.console import UserError
+from train.core.mesh import EXIT_STATUS
+from train.core.workdir import claim_workdir
+from train.sweeps import grid, running
+from train.sweeps.report import write_report
 
 pytestmark = pytest.mark.usefixtures("module_promotion")
 
@@ -70,9 +72,9 @@ def loaded(file):
 
 
 def run_all(loaded, workdir):
-  sweep.prepare(loaded, workdir)
-  assert not sweep.run(sweep.share(loaded.cells, 0, 1), workdir)  # some have failed
-  report.make(workdir)
+  running.prepare(loaded, workdir)
+  assert not running.run(running.share(loaded.cells, 0, 1), workdir)  # some have failed
+  write_report(workdir)
 
 
 @pytest.fixture(scope="module")
@@ -95,19 +97,19 @@ def test_what_is_done_is_left_alone(loaded, undisturbed):
   before = starts(undisturbed)
   run_all(loaded, undisturbed)
   assert starts(undisturbed) == before and len(before) == 6
-  status = cells.read_status(undisturbed / loaded.cells[0].path)
+  status = grid.read_status(undisturbed / loaded.cells[0].path)
   assert (status.word, status.epoch) == ("done", 3.0) and 0 < status.accuracy < 1
 
 
 def test_failed_cells_are_tried_again_on_request(loaded, undisturbed):
-  (broken, _) = sweep.share(loaded.cells, 0, 1, "*/too_sparse/*")
+  (broken, _) = running.share(loaded.cells, 0, 1, "*/too_sparse/*")
   note = undisturbed / broken.path / "failed.json"
   written = note.stat().st_mtime_ns
-  assert not sweep.run([broken], undisturbed)
+  assert not running.run([broken], undisturbed)
   assert note.stat().st_mtime_ns == written
-  assert not sweep.run([broken], undisturbed, retry=True)
+  assert not running.run([broken], undisturbed, retry=True)
   assert note.stat().st_mtime_ns > written
-  status = cells.read_status(undisturbed / broken.path)
+  status = grid.read_status(undisturbed / broken.path)
   assert status.word == "failed" and "got 0.03" in status.note
 
 
@@ -116,24 +118,24 @@ def test_a_workdir_of_another_config_is_refused(file, loaded, undisturbed):
   base.num_epochs, base.seeds = 4, (0, 1)
   other = grid.load_sweep(file, base, one_by_one=True)
   with pytest.raises(UserError, match="num_epochs: 3 there, 4 here"):
-    sweep.prepare(other, undisturbed)
+    running.prepare(other, undisturbed)
 
 
 def test_a_cell_that_another_process_trains_is_left_to_it(loaded, tmp_path):
   cell = loaded.cells[0]
   with claim_workdir(tmp_path / cell.path, cell.config):
-    assert cells.read_status(tmp_path / cell.path).word == "running"
-    assert sweep.run([cell], tmp_path)
-  assert cells.read_status(tmp_path / cell.path).word == "stopped"
+    assert grid.read_status(tmp_path / cell.path).word == "running"
+    assert running.run([cell], tmp_path)
+  assert grid.read_status(tmp_path / cell.path).word == "stopped"
   assert starts(tmp_path) == {cell.path: 1}
 
 
 def test_shares_make_the_whole(loaded):
-  shares = [sweep.share(loaded.cells, index, 3) for index in range(3)]
+  shares = [running.share(loaded.cells, index, 3) for index in range(3)]
   names = [cell.path for share in shares for cell in share]
   assert names == list(dict.fromkeys(cell.path for cell in loaded.cells))
   assert max(map(len, shares)) - min(map(len, shares)) <= 1
-  (cell,) = sweep.share(loaded.cells, 0, 1, "*=4/uniform-base/seed=1")
+  (cell,) = running.share(loaded.cells, 0, 1, "*=4/uniform-base/seed=1")
   assert (cell.config.seed, cell.config.steps_per_dispatch) == (1, 4)
 
 
@@ -143,16 +145,16 @@ def test_shares_make_the_whole(loaded):
 )
 def test_impossible_shares(loaded, arguments, words):
   with pytest.raises(UserError, match=words):
-    sweep.share(loaded.cells, *arguments)
+    running.share(loaded.cells, *arguments)
 
 
 def test_missing_data_is_no_failure_of_the_cells(loaded, tmp_path, monkeypatch):
-  sweep.check_data(loaded.cells)  # the digits are bundled
+  running.check_data(loaded.cells)  # the digits are bundled
   config = loaded.cells[0].config.copy_and_resolve_references()
   config.data.name = "mnist"
   monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
   with pytest.raises(UserError, match=r"train.prepare --dataset=mnist"):
-    sweep.check_data([loaded.cells[0]._replace(config=config)])
+    running.check_data([loaded.cells[0]._replace(config=config)])
 
 
 def without_times(path):
@@ -163,6 +165,7 @@ def command(*arguments):
   return [sys.executable, "-m", "train.sweep", "--one_by_one", *arguments]
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_the_table_is_the_same(
   file, loaded, undisturbed, tmp_path
 ):
@@ -176,7 +179,7 @@ def test_killed_and_started_again_the_table_is_the_same(
       time.sleep(0.05)
     time.sleep(random.uniform(0, 3))
     process.send_signal(signal.SIGKILL)
-  words = [cells.read_status(tmp_path / cell.path).word for cell in loaded.cells]
+  words = [grid.read_status(tmp_path / cell.path).word for cell in loaded.cells]
   assert "todo" in words and "running" not in words
   run_all(loaded, tmp_path)
   assert (tmp_path / "table.md").read_text() == (undisturbed / "table.md").read_text()
@@ -184,8 +187,9 @@ def test_killed_and_started_again_the_table_is_the_same(
   assert ours == theirs and len(ours) == 7
 
 
+@pytest.mark.slow
 def test_workers_stop_together_and_go_on_together(file, loaded, undisturbed, tmp_path):
-  if len(workers.split_cores(1)[0]) < 2:
+  if len(running.split_cores(1)[0]) < 2:
     pytest.skip("there is one core only")
   line = command(f"--config={file}", f"--workdir={tmp_path}", "--workers=2")
   with subprocess.Popen(
@@ -196,7 +200,7 @@ def test_workers_stop_together_and_go_on_together(file, loaded, undisturbed, tmp
     process.send_signal(signal.SIGTERM)
     shown = process.communicate()[0]
   assert process.returncode == EXIT_STATUS, shown
-  words = [cells.read_status(tmp_path / cell.path).word for cell in loaded.cells]
+  words = [grid.read_status(tmp_path / cell.path).word for cell in loaded.cells]
   assert "todo" in words and "running" not in words
   done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
   assert done.returncode == 1, done.stderr  # the cells that are too sparse
@@ -206,32 +210,33 @@ def test_workers_stop_together_and_go_on_together(file, loaded, undisturbed, tmp
 
 
 def test_workers_are_refused_on_an_accelerator(monkeypatch):
-  sweep.check_backend(2)
+  running.check_backend(2)
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   with pytest.raises(UserError, match=r"--workers must be 1 .*\(gpu\), got 2"):
-    sweep.check_backend(2)
+    running.check_backend(2)
 
 
 def test_workers_share_cores_and_cells(loaded):
-  (everything,) = workers.split_cores(1)
-  parts = workers.split_cores(len(everything))
+  (everything,) = running.split_cores(1)
+  parts = running.split_cores(len(everything))
   assert set.union(*parts) == everything and sum(map(len, parts)) == len(everything)
   for count in (0, len(everything) + 1):
     with pytest.raises(UserError, match=f"--workers must be .* got {count}"):
-      workers.split_cores(count)
-  chosen = sweep.share(loaded.cells, 0, 1)
-  first, second = (sweep.in_turn(chosen, n, 2) for n in (0, 1))
+      running.split_cores(count)
+  chosen = running.share(loaded.cells, 0, 1)
+  first, second = (running.in_turn(chosen, n, 2) for n in (0, 1))
   half = len(chosen) // 2
   assert first == chosen == [*second[half:], *second[:half]]
 
 
+@pytest.mark.slow
 def test_a_smoke_form_trains_on_real_mnist(tfds_data_dir, tmp_path):
   if not (tfds_data_dir / "mnist").is_dir():
     pytest.skip(f"mnist is not in TFDS_DATA_DIR={tfds_data_dir}")
   loaded = grid.load_sweep(str(ROOT / "configs/sweeps/mlp7_schemes.py:smoke"))
-  assert sweep.run(sweep.share(loaded.cells, 0, 1, "*=0.1/erk-base"), tmp_path)
-  sweep.prepare(loaded, tmp_path)
-  shown = report.make(tmp_path)
+  assert running.run(running.share(loaded.cells, 0, 1, "*=0.1/erk-base"), tmp_path)
+  running.prepare(loaded, tmp_path)
+  shown = write_report(tmp_path)
   (line,) = [x for x in shown.splitlines() if x.startswith("| erk-base |")]
   assert line.startswith("| erk-base | todo | ") and "±" in line
   (summary,) = tmp_path.rglob("summary.json")

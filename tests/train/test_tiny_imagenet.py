@@ -8,11 +8,11 @@ tfds = pytest.importorskip("tensorflow_datasets")
 from PIL import Image  # noqa: E402
 
 from configs import tiny_imagenet_efficientnet_b0  # noqa: E402
-from train.data import load_dataset  # noqa: E402
-from train.errors import UserError  # noqa: E402
-from train.loop import train_and_evaluate  # noqa: E402
+from train.core.console import UserError  # noqa: E402
+from train.core.loop import train_and_evaluate  # noqa: E402
+from train.data.load import load_dataset  # noqa: E402
+from train.data.tiny_imagenet import ARCHIVE, Sizes  # noqa: E402
 from train.prepare import prepare  # noqa: E402
-from train.tiny_imagenet import ARCHIVE, Sizes  # noqa: E402
 
 ROOT = "tiny-imagenet-200"
 WNIDS = ("n02124075", "n01443537", "n04067472")  # the archive's list is not sorted
@@ -155,6 +155,7 @@ def test_an_unprepared_set_names_command_and_archive(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("standard_promotion")  # of the schedule, by optax
+@pytest.mark.slow
 def test_its_recipe_trains_on_a_set_of_that_format(small_set, tmp_path, monkeypatch):
   monkeypatch.setenv("TFDS_DATA_DIR", small_set)
   config = tiny_imagenet_efficientnet_b0.get_config("smoke")

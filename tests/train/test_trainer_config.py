@@ -3,9 +3,9 @@ import json
 import pytest
 
 from configs import default, mnist_mlp7, quickstart
-from train import config as config_lib
-from train.command import default_workdir, load_config
-from train.errors import UserError
+from train.core import config as config_lib
+from train.core.command import default_workdir, load_config
+from train.core.console import UserError
 
 NAN, INF = float("nan"), float("inf")
 

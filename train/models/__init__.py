@@ -89,8 +89,8 @@ def create_model(config: Any, num_classes: int, *, bias_std: float) -> Network:
     bias_std: deviation of the initial biases.
 
   Returns:
-    A Linen module with `is_stacked(name, leaf)` and `is_kernel(name, leaf)`, which tell
-    the leaves that hold a stack of layers, and those that may be sparse.
+    A Linen module that knows its `layouts`: which leaves are kernels that may become
+    sparse, and how they are read.
 
   Raises:
     ValueError: if the network does not exist in that depth.

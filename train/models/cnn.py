@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
-import eoi_jax
+from eoi_jax.initializers import delta_orthogonal
 from train.models.activations import ACTIVATIONS
 from train.models.convolution import convolution
 from train.models.network import Network
@@ -50,7 +50,7 @@ class CNN(Network):
   width: int
   num_classes: int
   activation: str = "tanh"
-  kernel_init: Initializer = eoi_jax.delta_orthogonal()
+  kernel_init: Initializer = delta_orthogonal()
   bias_init: Initializer = nn.initializers.zeros_init()
   dtype: str = "float32"
   remat: bool = False
@@ -82,9 +82,3 @@ class CNN(Network):
     x = x.reshape((x.shape[0], -1))
     dense = nn.Dense(self.num_classes, dtype=dtype, name="output", **options)
     return dense(x).astype(jnp.float32)
-
-  @staticmethod
-  def is_stacked(name: str, leaf: Any) -> bool:
-    """Whether the leaf called `name` holds one kernel or bias per equal layer."""
-    del leaf
-    return name.startswith("hidden/")

@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
-from eoi_jax import _kernels as kernels
 from train.models.activations import ACTIVATIONS
 from train.models.convolution import convolution
-from train.models.network import Network, is_rest
+from train.models.network import Network
 from train.models.norms import batch_norm
 from train.models.stacks import stack
 
@@ -120,9 +119,7 @@ class EfficientNet(Network):
     )
     return dense(x.mean((1, 2))).astype(jnp.float32)
 
-  is_stacked = staticmethod(is_rest)
-
   @staticmethod
-  def is_kernel(name: str, leaf: Any) -> bool:
-    """Whether the leaf called `name` may be sparse: kernels but the depthwise ones."""
-    return kernels.is_kernel(name, leaf) and "/depthwise/" not in name
+  def may_be_sparse(name: str) -> bool:
+    """Whether the kernel called `name` may become sparse: not the depthwise ones."""
+    return "/depthwise/" not in name

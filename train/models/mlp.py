@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -78,9 +77,3 @@ class MLP(Network):
         x, _ = stack(_Layer, self.depth - 2)(*fields, name="hidden")(x, None)
     x = activation(x)
     return dense(self.num_classes, name="output")(x).astype(jnp.float32)
-
-  @staticmethod
-  def is_stacked(name: str, leaf: Any) -> bool:
-    """Whether the leaf called `name` holds one kernel or bias per hidden layer."""
-    del leaf
-    return name.startswith("hidden/")

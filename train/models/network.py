@@ -1,30 +1,46 @@
 """What a training needs to know of a network besides its forward pass."""
 
-from typing import Any
+import functools
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
-from eoi_jax import _kernels as kernels
-
-
-def is_rest(name: str, leaf: Any) -> bool:
-  """Whether the parameter `name` belongs to a stack called `..._rest`.
-
-  So are those called that hold the equal blocks of a stage, all but the first.
-  """
-  del leaf
-  return name.partition("/")[0].endswith("_rest")
+import eoi_jax
 
 
 class Network(nn.Module):
-  """A Linen module that says which leaves are kernels and which are stacks."""
+  """A Linen module whose kernels are read off its layers.
+
+  Attributes:
+    others: table of `eoi_jax.kernel_layouts` for parameters that are no layer's.
+  """
+
+  others: ClassVar[Mapping[str, Any]] = {}
 
   @staticmethod
-  def is_kernel(name: str, leaf: Any) -> bool:
-    """Whether the parameter called `name` may become sparse."""
-    return kernels.is_kernel(name, leaf)
+  def may_be_sparse(name: str) -> bool:
+    """Whether the kernel called `name` may become sparse."""
+    del name
+    return True
 
-  @staticmethod
-  def is_stacked(name: str, leaf: Any) -> bool:
-    """Whether the parameter called `name` has a leading axis of layers."""
-    return kernels.never_stacked(name, leaf)
+  @property
+  def kernels(self) -> eoi_jax.Layouts:
+    """Layouts of all kernels, those that stay dense, too."""
+    return _layouts(self)
+
+  @property
+  def layouts(self) -> eoi_jax.Layouts:
+    """Layouts of the kernels that may become sparse."""
+    kernels = _layouts(self)
+    dense = [n for n, x in kernels.items() if x and not self.may_be_sparse(n)]
+    return kernels.replace(dict.fromkeys(dense))
+
+
+@functools.lru_cache(maxsize=64)
+def _layouts(model: Network) -> eoi_jax.Layouts:
+  # What axes mean does not depend on the size of the images.
+  images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+  return eoi_jax.linen_layouts(model, images, table=model.others)

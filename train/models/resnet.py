@@ -15,7 +15,7 @@ from jax.nn.initializers import Initializer
 
 from train.models.activations import ACTIVATIONS
 from train.models.convolution import convolution
-from train.models.network import Network, is_rest
+from train.models.network import Network
 from train.models.norms import batch_norm
 from train.models.stacks import stack
 
@@ -129,8 +129,6 @@ class ResNet(Network):
       name="output",
     )
     return dense(x.mean((1, 2))).astype(jnp.float32)
-
-  is_stacked = staticmethod(is_rest)
 
 
 def cifar_resnet(depth: int, **options) -> ResNet:

@@ -1,15 +1,14 @@
 """Vision transformers of DeiT III (Touvron et al., 2022, arXiv:2204.07118)."""
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
-from eoi_jax import _kernels as kernels
 from train.models.activations import ACTIVATIONS
 from train.models.network import Network
 from train.models.norms import LayerNorm
@@ -138,13 +137,9 @@ class ViT(Network):
     x = x.reshape((batch, rows, size, cols, size, channels)).swapaxes(2, 3)
     return x.reshape((batch, rows * cols, -1))
 
-  @staticmethod
-  def is_stacked(name: str, leaf: Any) -> bool:
-    """Whether the leaf called `name` holds one array per block."""
-    del leaf
-    return name.startswith("blocks/")
+  others: ClassVar[Mapping[str, Any]] = {"positions": None, "class_token": None}
 
   @staticmethod
-  def is_kernel(name: str, leaf: Any) -> bool:
-    """Whether the leaf called `name` may be sparse: the kernels of MLP blocks."""
-    return kernels.is_kernel(name, leaf) and "/mlp/" in name
+  def may_be_sparse(name: str) -> bool:
+    """Whether the kernel called `name` may become sparse: those of MLP blocks."""
+    return "/mlp/" in name

@@ -1,0 +1,462 @@
+"""Which rotations make a matrix: candidates, levels of disjoint columns, the budget.
+
+Candidates come in one of two sequences:
+
+  - "iid": every rotation takes a uniformly random pair of columns, as in the paper.
+    After `2 T / N` rotations a column, the nonzeros of a row follow the recurrence of
+    `density.py`: a wide, skewed law, and about `(1 - d) / d` columns stay untouched.
+  - "matching": every round pairs all columns at random. A row's nonzeros double from
+    round to round, less what overlaps: nonzeros per row and column are nearly equal,
+    and a density takes `log2(ln(1 - d) / ln(1 - 1 / N))` rounds.
+
+Rotations of disjoint columns commute, so a rotation joins the level after the last
+earlier one that shares a column with it: `T` independent rotations of `N` columns make
+about `8.8 T / N` levels, and going level by level gives the matrix of the sequence.
+
+A rotation turns the supports `S_i`, `S_j` of its columns into `S_i | S_j` and so adds
+`|S_i xor S_j|` nonzeros: on packed bits, the longest prefix of the sequence that fits
+the budget is known before any arithmetic.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eoi_jax import _checks as checks
+from eoi_jax import _keys as keys_lib
+
+Angle = float | Callable[[jax.Array, tuple[int, ...]], jax.Array] | None
+
+SCHEDULES = ("iid", "matching")
+_WORD = 32
+# Quadrature of the limit over W = exp(u): the trapezoid rule converges geometrically.
+_LOG_W = np.arange(-90.0, 5.0, 0.25)
+_W = np.exp(_LOG_W)
+_WEIGHT = 0.25 * _W * np.exp(-_W)
+
+
+def check_schedule(schedule: str) -> str:
+  """Returns `schedule` or raises ValueError, with the known ones."""
+  if schedule not in SCHEDULES:
+    raise ValueError(f"`schedule` must be one of {SCHEDULES}, got {schedule!r}.")
+  return schedule
+
+
+class Rotations(NamedTuple):
+  """A sequence of `T` Givens rotations of columns, applied in order.
+
+  Attributes:
+    i: first column of each plane, int32 `[T]`, with `i < j`.
+    j: second column of each plane, int32 `[T]`.
+    angle: angle of each rotation in radians, float `[T]`.
+  """
+
+  i: jax.Array
+  j: jax.Array
+  angle: jax.Array
+
+
+class Matrix(NamedTuple):
+  """Sizes of one matrix; int32 scalars may take the place of the ints.
+
+  Attributes:
+    lo: the smaller side.
+    hi: the larger side, whose rows or columns are rotated.
+    num_rotations: number `T` of candidates, those that cover not counted.
+  """
+
+  lo: int | jax.Array
+  hi: int | jax.Array
+  num_rotations: int | jax.Array
+
+
+class Settings(NamedTuple):
+  """What a compiled program depends on.
+
+  Attributes:
+    rows: largest `lo`, or `lo` itself.
+    columns: largest `hi`, or `hi` itself.
+    num_rotations: largest `T`, or `T` itself.
+    depth: number of levels to make room for.
+    dtype: dtype of the result.
+    tall: whether the result is `[columns, rows]` rather than `[rows, columns]`.
+    angle: law of the angles.
+    schedule: one of `SCHEDULES`.
+    cover: whether every column is touched first.
+  """
+
+  rows: int
+  columns: int
+  num_rotations: int
+  depth: int
+  dtype: jnp.dtype
+  tall: bool = False
+  angle: Angle = None
+  schedule: str = "iid"
+  cover: bool = False
+
+  @property
+  def shape(self) -> tuple[int, int]:
+    """Shape of the result."""
+    sides = (self.rows, self.columns)
+    return sides[::-1] if self.tall else sides
+
+
+class Plan(NamedTuple):
+  """Rotations of `N` columns in `D` levels.
+
+  Attributes:
+    partner: int32 `[D, N]`, the column that a column is rotated with, or itself.
+    cos: float `[D, N]`, factor of the column itself.
+    sin: float `[D, N]`, factor of its partner.
+    depth: number of leading levels in use; an int, or an int32 scalar.
+  """
+
+  partner: jax.Array
+  cos: jax.Array
+  sin: jax.Array
+  depth: int | jax.Array
+
+
+def num_candidates(lo: int, hi: int, budget: int, schedule: str) -> int:
+  """Candidate rotations that reach `budget` nonzeros but for a negligible chance.
+
+  It is rounded up so that nearby budgets share a number, and a compiled program.
+
+  Args:
+    lo: number of rows, the smaller side.
+    hi: number of columns, the larger side.
+    budget: largest number of nonzeros.
+    schedule: one of `SCHEDULES`.
+
+  Returns:
+    Number `T` of rotations to draw.
+  """
+  if budget <= lo:
+    return 0
+  # A matrix is done once one more rotation, of up to `lo` nonzeros, may not fit.
+  density = min(budget / (lo * hi), 1.0 - 0.5 / hi)
+  if schedule == "matching":
+    mean = math.log2(max(1.0, math.log1p(-density) / math.log1p(-1 / hi)))
+    spare = 1 if (1.0 - density) * lo > 32 else 2 + math.ceil(12 / math.sqrt(lo))
+    return (math.ceil(mean) + spare) * (hi // 2)
+  # The number needed scatters by about 0.6 N / sqrt(lo) around the mean; close to
+  # density 1 the last missing cells take exponentially distributed times. Measured
+  # over thousands of draws, with a margin of more than five deviations.
+  mean = limit_rotations(hi, density)
+  spread = 3.2 / math.sqrt(lo) + 8.0 / (1.0 + (1.0 - density) * lo)
+  quantum = -(-hi // 4)
+  return -(-math.ceil(mean + hi * spread) // quantum) * quantum
+
+
+def max_depth(
+  lo: int, hi: int, num_rotations: int, schedule: str, *, cover: bool = False
+) -> int:
+  """Levels that the candidates need, but for a negligible chance.
+
+  For independent pairs measured means are `8.8 T / N`, deviations 1 to 3.
+  """
+  covering = math.ceil(math.log2(hi / lo)) if cover else 0
+  if schedule == "matching":
+    return covering + num_rotations // (hi // 2) if hi > 1 else 0
+  return covering + min(num_rotations, math.ceil(8.8 * num_rotations / hi) + 12)
+
+
+@functools.lru_cache(maxsize=4096)
+def limit_rotations(num_columns: int, density: float) -> float:
+  """Rotations that reach a density, in the limit of many columns.
+
+  `1 - d = E[1 / (1 + a W)]` with `W` exponential and `a = exp(2 t / N) / N`, to first
+  order in `1 / N`: a rotation multiplies by `1 + 2 / N`, not `exp(2 / N)`, and starts
+  with one nonzero instead of a share of it.
+
+  Args:
+    num_columns: number `N >= 2` of columns.
+    density: target in `(0, 1]`; 1 counts as the last float64 below it.
+
+  Returns:
+    Number of rotations, at least 0, not rounded.
+  """
+  if density <= 1 / num_columns:
+    return 0.0
+  missing = max(1.0 - density, 2.0**-54)
+  low, high = -math.log(num_columns) - 1.0, 45.0
+  for _ in range(50):
+    middle = (low + high) / 2
+    above = float(_WEIGHT @ (1 / (1 + math.exp(middle) * _W))) > missing
+    low, high = (middle, high) if above else (low, middle)
+  growth = math.log(num_columns) + low
+  return max(0.0, (num_columns - 1) / 2 * growth - 1.0 - density / 2)
+
+
+def draw_rotations(
+  words: jax.Array, place: jax.Array, num_columns: int | jax.Array, angle: Angle
+) -> Rotations:
+  """The rotations of `sample_rotations` at some places of its sequence.
+
+  Args:
+    words: threefry key data, uint32 `[2]`.
+    place: int32 `[T]`.
+    num_columns: an int or int32 scalar.
+    angle: as `check_angle` returns it.
+
+  Returns:
+    `Rotations` with fields `[T]`.
+  """
+  counters = jnp.arange(3, dtype=jnp.uint32)[:, None]
+  bits = keys_lib.random_bits(words, counters + 3 * place.astype(jnp.uint32)[None, :])
+  if angle is None:
+    angles = _angle_from_bits(bits[2])
+  else:
+    # Far from the counters that the bits above come from.
+    angles = draw_angles(keys_lib.fold_in(words, 2**31 - 1), place.shape, angle)
+  first = _scale_bits(bits[0], num_columns)
+  other = _scale_bits(bits[1], num_columns - 1)
+  other = jnp.where(other >= first, other + 1, other)
+  return Rotations(jnp.minimum(first, other), jnp.maximum(first, other), angles)
+
+
+def _scale_bits(bits: jax.Array, bound: int | jax.Array) -> jax.Array:
+  """Integers `floor(bits * bound / 2**32)` in `[0, bound)`, int32, from uint32 bits.
+
+  No value is likelier than another by more than `bound / 2**32` of itself.
+  """
+  bits_high, bits_low = bits >> 16, bits & 0xFFFF
+  bound = jnp.asarray(bound, jnp.uint32)
+  high, low = bound >> 16, bound & 0xFFFF
+  middle = bits_high * low + ((bits_low * low) >> 16)
+  carry = bits_low * high + (middle & 0xFFFF)
+  return (bits_high * high + (middle >> 16) + (carry >> 16)).astype(jnp.int32)
+
+
+def _angle_from_bits(bits: jax.Array) -> jax.Array:
+  """Angles on `[0, 2 pi)` from uint32 bits, in the default floating dtype."""
+  dtype = jnp.result_type(float)
+  return (bits >> 8).astype(dtype) * jnp.array(2 * math.pi / 2**24, dtype)
+
+
+def draw_angles(words: jax.Array, shape: tuple[int, ...], angle: Angle) -> jax.Array:
+  """Angles in radians of the given `shape`, by the rule of `sample_rotations`.
+
+  Args:
+    words: threefry key data, uint32 `[2]`; it is consumed.
+    shape: shape of the result.
+    angle: as `check_angle` returns it.
+
+  Returns:
+    Float array of `shape`.
+
+  Raises:
+    ValueError: if `angle` is a function that returns another shape.
+  """
+  if angle is None:
+    counters = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape)
+    return _angle_from_bits(keys_lib.random_bits(words, counters))
+  if callable(angle):
+    key = jax.random.wrap_key_data(words, impl="threefry2x32")
+    angles = jnp.asarray(angle(key, shape))
+    if angles.shape != shape:
+      raise ValueError(
+        f"`angle` must return an array of shape {shape}, got {angles.shape}."
+      )
+    return angles
+  return jnp.full(shape, angle)
+
+
+def check_angle(angle: Any) -> Angle:
+  """Returns `angle` as None, a function or a finite float, or raises ValueError."""
+  return angle if angle is None or callable(angle) else checks.number("angle", angle)
+
+
+def candidates(words: jax.Array, matrix: Matrix, settings: Settings) -> Rotations:
+  """Draws the sequence of candidate rotations.
+
+  A matrix gets the same sequence however much larger `settings` are.
+
+  Args:
+    words: threefry key data, uint32 `[2]`.
+    matrix: sizes of the matrix.
+    settings: the largest sizes, the law of the angles, the schedule.
+
+  Returns:
+    `Rotations` of length `settings.num_rotations`, plus `hi - lo` first ones if
+    `settings.cover`; `i == j` where there is none.
+  """
+  if settings.schedule == "iid":
+    place = jnp.arange(settings.num_rotations, dtype=jnp.int32)
+    i, j, angles = draw_rotations(words, place, matrix.hi, settings.angle)
+    rotations = Rotations(i, jnp.where(place < matrix.num_rotations, j, i), angles)
+  else:
+    rotations = _matchings(words, matrix.hi, settings)
+  if not settings.cover:
+    return rotations
+  # Each column that is empty at the start, with a live one; live ones double by round.
+  first, live = [], settings.rows
+  cover_words = keys_lib.fold_in(words, 1)
+  while live < settings.columns:
+    new = min(live, settings.columns - live)
+    order = _orders(keys_lib.fold_in(cover_words, live), 1, live, live)
+    first.append(order[0, :new])
+    live += new
+  i = jnp.concatenate(first)
+  j = settings.rows + jnp.arange(i.shape[0], dtype=jnp.int32)
+  angles = draw_angles(cover_words, i.shape, settings.angle)
+  first = Rotations(i, j, angles.astype(rotations.angle.dtype))
+  return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, rotations)
+
+
+def _matchings(words, hi: int | jax.Array, settings: Settings) -> Rotations:
+  """Rounds of uniformly random perfect matchings (one column rests if N is odd)."""
+  most, pairs = settings.columns // 2, hi // 2
+  order = _orders(words, settings.num_rotations // most, settings.columns, hi)
+  i, j = order[:, :most], jax.lax.dynamic_slice_in_dim(order, pairs, most, axis=1)
+  j = jnp.where(jnp.arange(most, dtype=jnp.int32)[None, :] < pairs, j, i)
+  i, j = i.reshape(-1), j.reshape(-1)
+  angles = draw_angles(keys_lib.fold_in(words, 2), i.shape, settings.angle)
+  return Rotations(jnp.minimum(i, j), jnp.maximum(i, j), angles)
+
+
+def _orders(words, number: int, most: int, size: int | jax.Array) -> jax.Array:
+  """Uniformly random orders of `0 ... size - 1`, int32 `[number, most]`."""
+  index = jnp.arange(most, dtype=jnp.uint32)[None, :]
+  rounds = jnp.arange(number, dtype=jnp.uint32)[:, None]
+  bits = keys_lib.random_bits(words, rounds * jnp.uint32(size) + index)
+  bits = jnp.where(index < jnp.uint32(size), bits, jnp.uint32(2**32 - 1))
+  if most > 2**12:
+    index = jnp.broadcast_to(index, bits.shape)
+    return jax.lax.sort((bits, index), num_keys=2)[1].astype(jnp.int32)
+  # 20 random bits with the index below them: one operand sorts twice as fast.
+  mask = jnp.uint32(2**12 - 1)
+  return (jnp.sort((bits & ~mask) | index) & mask).astype(jnp.int32)
+
+
+def plan(
+  words: jax.Array,
+  budget: jax.Array,
+  matrix: Matrix,
+  settings: Settings,
+  *,
+  stop_early: bool,
+  supports: jax.Array | None = None,
+) -> Plan:
+  """Plans the rotations of one matrix.
+
+  Args:
+    words: threefry key data, uint32 `[2]`.
+    budget: largest number of nonzeros, int32 scalar.
+    matrix: sizes of the matrix.
+    settings: the largest sizes.
+    stop_early: whether loops end with the levels in use, rather than after a number of
+      levels that is known when the program is compiled.
+    supports: packed supports of the columns that are rotated, uint32 `[N, words]`;
+      those of a partial identity if None.
+
+  Returns:
+    `Plan` of the longest prefix of the candidates that keeps within the budget.
+  """
+  rotations = candidates(words, matrix, settings)
+  num, depth = rotations.i.shape[0], settings.depth
+  place = jnp.arange(num, dtype=jnp.int32)
+  column = jnp.arange(settings.columns, dtype=jnp.int32)
+  i, j = (jnp.append(side, 0) for side in (rotations.i, rotations.j))
+  # Constants that vary over the devices of a `shard_map` as the key and budget do.
+  zero = words[0] & jnp.uint32(0)
+  zero_int = zero.astype(jnp.int32) + (budget & 0)
+  limit = budget - matrix.lo
+  if supports is None:
+    supports = identity_bits(settings, matrix.lo)
+  else:
+    nonzeros = jax.lax.population_count(supports).sum(dtype=jnp.uint32)
+    limit = budget - nonzeros.astype(jnp.int32)
+
+  def next_level(carry):
+    level, pending, supports, added, slots = carry
+    # A rotation is next if no earlier one is pending on either of its columns.
+    waiting = jnp.where(pending, place, num)
+    first = jnp.full(settings.columns, num, jnp.int32)
+    first = first.at[rotations.i].min(waiting).at[rotations.j].min(waiting)
+    ready = (_take(first, rotations.i) == place) & (_take(first, rotations.j) == place)
+    partner = _take(i, first) + _take(j, first) - column
+    free = (first == num) | (_take(first, jnp.clip(partner, 0)) != first)
+    slot, partner = jnp.where(free, num, first), jnp.where(free, column, partner)
+    others = _take(supports, partner)
+    new = jax.lax.population_count(supports ^ others).sum(-1, dtype=jnp.uint32)
+    added = jnp.where(ready, _take(new.astype(jnp.int32), rotations.i), added)
+    slots = jax.lax.dynamic_update_index_in_dim(slots, slot, level, 0)
+    return level + 1, pending & ~ready, supports | others, added, slots
+
+  carry = (
+    zero_int,
+    (rotations.i != rotations.j) & (zero_int == 0),
+    supports | zero,
+    jnp.zeros(num, jnp.int32) + zero_int,
+    jnp.full((depth, settings.columns), num, jnp.int32) + zero_int,
+  )
+  if stop_early:
+    unfinished = lambda carry: (carry[0] < depth) & jnp.any(carry[1])  # noqa: E731
+    carry = jax.lax.while_loop(unfinished, next_level, carry)
+  else:
+    carry = jax.lax.fori_loop(0, depth, lambda _, carry: next_level(carry), carry)
+  _, pending, _, added, slots = carry
+  # A rotation that found no level (a negligible chance) ends the sequence.
+  end = jnp.min(jnp.where(pending, place, num))
+
+  def bisect(bit, count):  # a cumulative sum compiles to a longer program
+    longer = count + jnp.left_shift(1, num.bit_length() - 1 - bit)
+    total = jnp.sum(jnp.where(place < longer, added, 0), dtype=jnp.int32)
+    return jnp.where((longer <= end) & (total <= limit), longer, count)
+
+  count = jax.lax.fori_loop(0, num.bit_length(), bisect, zero_int)
+  kept = slots < count
+  slots = jnp.where(kept, slots, num)
+  angle = jnp.append(rotations.angle, 0).astype(
+    jnp.promote_types(settings.dtype, jnp.float32)
+  )
+  first = _take(i, slots)
+  sin = _take(jnp.sin(angle), slots)
+  used = jnp.max(jnp.where(kept.any(1), 1 + jnp.arange(depth, dtype=jnp.int32), 0))
+  return Plan(
+    partner=jnp.where(kept, first + _take(j, slots) - column[None, :], column[None, :]),
+    cos=_take(jnp.cos(angle), slots),
+    sin=jnp.where(first == column[None, :], sin, -sin),
+    depth=used if stop_early else depth,
+  )
+
+
+def identity_bits(settings: Settings, lo: int | jax.Array) -> jax.Array:
+  """Packed supports of the columns of a partial identity, uint32 `[N, words]`."""
+  row = jnp.arange(settings.columns, dtype=jnp.int32)[:, None]
+  word = jnp.arange(-(-settings.rows // _WORD), dtype=jnp.int32)[None, :]
+  bit = jnp.left_shift(jnp.uint32(1), (row % _WORD).astype(jnp.uint32))
+  return jnp.where((row // _WORD == word) & (row < lo), bit, jnp.uint32(0))
+
+
+def _take(values: jax.Array, index: jax.Array) -> jax.Array:
+  return values.at[index].get(mode="promise_in_bounds")
+
+
+def rotate(columns: jax.Array, plan: Plan) -> jax.Array:
+  """Applies the levels of a plan, each as one gather: a pass over all columns.
+
+  Args:
+    columns: float array `[N, rows]`, one column of the matrix a row.
+    plan: the rotations; an int `depth` runs as `lax.scan`.
+
+  Returns:
+    The rotated columns, same shape and dtype.
+  """
+
+  def level(place, columns):
+    partner, cos, sin = (
+      jax.lax.dynamic_index_in_dim(table, place, keepdims=False) for table in plan[:3]
+    )
+    return cos[:, None] * columns + sin[:, None] * _take(columns, partner)
+
+  return jax.lax.fori_loop(0, plan.depth, level, columns)

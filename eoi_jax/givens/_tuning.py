@@ -1,0 +1,168 @@
+"""How the work is laid out on a device; what is computed stands in `orthogonal.py`.
+
+On a CPU work goes in pieces that stay in cache, and a batch goes matrix by matrix. On
+several devices each computes its part of a sharded matrix, with nothing exchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from eoi_jax.givens import _plan as plan_lib
+
+# Numbers of an array that a CPU core keeps in its cache beside a copy.
+_CACHE_SIZE = 2**16
+# Rows of a block: fewer leave the vector units short of work.
+_MIN_BLOCK = 64
+# Numbers that an accelerator works on at once, to bound its memory.
+_DEVICE_SIZE = 2**28
+
+
+def in_cache() -> bool:
+  """Whether to work in pieces; several devices share whole arrays between them."""
+  return jax.default_backend() == "cpu" and jax.device_count() == 1
+
+
+def batched(
+  sample: Callable[..., jax.Array], words: jax.Array, budget: jax.Array, size: int
+) -> jax.Array:
+  """Calls `sample(words, budget, alone=...)` for one matrix, or for all of a `vmap`.
+
+  Args:
+    sample: draws one matrix; `alone` says whether it may be partitioned.
+    words: threefry key data, uint32 `[2]`.
+    budget: int32 scalar.
+    size: number of entries of a matrix.
+
+  Returns:
+    The matrix.
+  """
+
+  @jax.custom_batching.custom_vmap
+  def many(words, budgets):
+    if budgets.shape[0] == 1:
+      return sample(words[0], budgets[0], alone=True)[None]
+    one = lambda args: sample(*args, alone=False)  # noqa: E731
+    group = None if in_cache() else max(1, _DEVICE_SIZE // size)
+    if group is None or group < budgets.shape[0]:
+      return jax.lax.map(one, (words, budgets), batch_size=group)
+    return jax.vmap(one)((words, budgets))
+
+  @many.def_vmap
+  def _(axis_size, in_batched, *args):
+    args = [
+      arg if axis else jnp.broadcast_to(arg, (axis_size, *arg.shape))
+      for arg, axis in zip(args, in_batched, strict=True)
+    ]
+    matrices = many(*(arg.reshape(-1, *arg.shape[2:]) for arg in args))
+    return matrices.reshape(*args[1].shape, *matrices.shape[1:]), True
+
+  return many(words[None], budget[None])[0]
+
+
+def rotated_identity(
+  plan: plan_lib.Plan, settings: plan_lib.Settings, lo: int | jax.Array, alone: bool
+) -> jax.Array:
+  """Rotates the columns of a partial identity.
+
+  Args:
+    plan: the rotations of the columns.
+    settings: the largest sizes, and the dtype and orientation of the result.
+    lo: number of rows that are wanted.
+    alone: whether no other matrix is computed beside this one.
+
+  Returns:
+    Array of `settings.shape`; rows from `lo` on have no meaning.
+  """
+  rows, columns, tall = settings.rows, settings.columns, settings.tall
+  if alone and _may_be_sharded():
+    lines = (jnp.arange(size, dtype=jnp.int32) for size in (rows, columns))
+    matrix = _partitioned(*plan[:3], *lines)
+    return (matrix.T if tall else matrix).astype(settings.dtype)
+  width = rows
+  if in_cache():
+    width = min(rows, max(_MIN_BLOCK, _CACHE_SIZE // (2 * columns)))
+
+  def block(start):
+    row = start + jnp.arange(width, dtype=jnp.int32)
+    part = _rows(plan, row).astype(settings.dtype)
+    return part if tall else part.T
+
+  if width == rows:
+    return block(jnp.int32(0))
+  axis = 1 if tall else 0
+
+  def write(index, whole):
+    # The last block overlaps the one before it where blocks do not divide the rows.
+    start = jnp.minimum(index * width, rows - width)
+    return jax.lax.dynamic_update_slice_in_dim(whole, block(start), start, axis)
+
+  empty = jnp.zeros(settings.shape, settings.dtype)
+  empty += plan.cos[0, 0].astype(settings.dtype) * 0  # varies as the plan does
+  return jax.lax.fori_loop(0, (lo + width - 1) // width, write, empty)
+
+
+def _rows(plan: plan_lib.Plan, row: jax.Array) -> jax.Array:
+  """Rows of a rotated identity, `[N, rows]`."""
+  column = jnp.arange(plan.partner.shape[1], dtype=jnp.int32)[:, None]
+  columns = (column == row[None, :]).astype(plan.cos.dtype) + plan.cos[0, 0] * 0
+  return plan_lib.rotate(columns, plan)
+
+
+def _may_be_sharded() -> bool:
+  """Whether the result may be sharded without a word of it in the program.
+
+  Under a mesh of explicit or manual axes shardings are part of types instead, and
+  `out_sharding` asks for them.
+  """
+  axis_types = jax.sharding.get_abstract_mesh().axis_types
+  return jax.device_count() > 1 and all(axis is AxisType.Auto for axis in axis_types)
+
+
+@custom_partitioning
+def _partitioned(partner, cos, sin, rows, cols) -> jax.Array:
+  """Rows and columns of a rotated identity, partitioned as the result is sharded.
+
+  The rows of a matrix whose columns are rotated never interact: a device makes its
+  rows on its own. Nor do its columns, if the rotations are undone backwards on the
+  rows of a part of the identity: `E G_1 ... G_T` restricted to some columns is `E (G_1
+  (... (G_T I)))` restricted to them.
+  """
+  del cols
+  return _rows(plan_lib.Plan(partner, cos, sin, partner.shape[0]), rows).T
+
+
+def _infer(mesh, arg_shapes, result_shape) -> NamedSharding:
+  del arg_shapes, result_shape
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def _partition(mesh, arg_shapes, result_shape):
+  # Of a sharding that is not given by axes every device makes the whole.
+  spec = PartitionSpec(*getattr(result_shape.sharding, "spec", ()))
+  tables = [NamedSharding(mesh, PartitionSpec())] * 3
+  row_axis, column_axis = (*spec, None, None)[:2]
+  lines = [NamedSharding(mesh, PartitionSpec(axis)) for axis in (row_axis, column_axis)]
+  num_rows = arg_shapes[3].shape[0]
+
+  def lower(partner, cos, sin, rows, cols):
+    depth, num_columns = partner.shape
+    if cols.shape[0] < num_columns and rows.shape[0] == num_rows:
+      back = plan_lib.Plan(partner[::-1], cos[::-1], -sin[::-1], depth)
+      return _rows(back, cols)[:num_rows]
+    part = _rows(plan_lib.Plan(partner, cos, sin, depth), rows)
+    return (part if cols.shape[0] == num_columns else part[cols]).T
+
+  return mesh, lower, NamedSharding(mesh, spec), (*tables, *lines)
+
+
+_partitioned.def_partition(
+  partition=_partition,
+  infer_sharding_from_operands=_infer,
+  sharding_rule="d h, d h, d h, r, c -> r c",
+)

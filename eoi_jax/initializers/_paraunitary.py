@@ -1,0 +1,326 @@
+"""Sparse isometric convolution kernels with nonzeros on all taps.
+
+A chain "rotate the channels, delay each by its own pixel offset, rotate again" is an
+isometry of every signal on a torus, since each link is one. With sparse orthogonal
+matrices `H1 (in, mid)`, `H2 (mid, out)`, `mid = max(in, out)`, and a tap `s_m` for
+every middle channel `m`, the chain is the convolution with
+
+    K[t] = H1[:, s == t] H2[s == t, :],
+
+whose matrix at a frequency `f` is `H1 diag(exp(i f . s)) H2`. A window with more taps
+than middle channels takes one delay for each of several groups of its axes.
+
+The nonzeros of the kernel are counted on packed bits before any arithmetic: rotations
+of the output channels merge columns of the kernel's support, as those of a matrix do.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eoi_jax import _checks as checks
+from eoi_jax import _keys as keys_lib
+from eoi_jax.givens import _plan as plan_lib
+from eoi_jax.givens import _tuning as tuning
+from eoi_jax.givens import orthogonal
+from eoi_jax.givens._plan import Angle
+
+
+class _Settings(NamedTuple):
+  """What a compiled program depends on, beside `_sample`'s arrays."""
+
+  window: tuple[int, ...]
+  lo: int  # min(in, out)
+  hi: int  # max(in, out)
+  max_budget: int
+  dtype: jnp.dtype
+  angle: Angle
+  schedule: str
+  cover: bool
+
+  @property
+  def law(self) -> dict:
+    return {"angle": self.angle, "schedule": self.schedule}
+
+
+def all_taps(
+  key: jax.Array,
+  shape: tuple[int, ...],
+  budget,
+  dtype=jnp.float32,
+  *,
+  max_budget: int | None = None,
+  angle: Angle = None,
+  schedule: str = "matching",
+  cover: bool = False,
+) -> jax.Array:
+  """Samples a sparse kernel on all taps whose circular convolution is an isometry.
+
+  With `K` the result, `lo = min(in, out)` and `hi = max(in, out)`: at stride 1 with
+  circular padding, on an image at least as large as the window, all `lo * pixels`
+  singular values of the convolution are 1 to rounding.
+
+  What is lost elsewhere. Zero padding: outputs further from the border than half the
+  window are the same; at the border the part of the signal that is moved out of the
+  image is lost, so singular values are at most 1 and some are 0. Stride `s`: the
+  convolution is the isometry followed by a choice of every `s`-th pixel, so singular
+  values are at most 1. It is the kernel `(1, ..., 1, in s^2, out)` on patches
+  of stride = window that stays exact.
+
+  The taps get equal shares of the nonzeros: middle channels with many nonzeros in
+  `H1` are paired with rows of `H2` that have few, and dealt to the taps in turns.
+
+  The floor is `lo` nonzeros, those of the sparsest matrix of rank `lo`: one channel,
+  one tap each. Down there only `lo` taps can take part. A tap takes at least one of
+  `hi` middle channels, so a window with more than `hi` taps is split into groups of
+  axes, each with a delay of its own; an axis longer than `hi` keeps empty taps.
+
+  Args:
+    key: a PRNG key; it is consumed.
+    shape: `(*window, in, out)`, static.
+    budget: largest number of nonzeros, at least `min(in, out)`; an int, or a traced
+      int32 scalar if `max_budget` is given.
+    dtype: floating dtype of the result. Arithmetic is in float32 at least.
+    max_budget: largest value of `budget`, static; it sizes the compiled program.
+    angle: as in `sparse_orthogonal`.
+    schedule: as in `sparse_orthogonal`. "iid" needs denser factors for the same
+      kernel, since their nonzeros scatter more.
+    cover: as in `sparse_orthogonal`, for the first matrix: no middle channel is dead.
+
+  Returns:
+    Array of `shape` with at most `budget` nonzeros, and fewer by less than one
+    rotation adds: about `2 budget / max(in, out)`.
+
+  Raises:
+    ValueError: if `budget` is known and out of range.
+
+  Example:
+    >>> kernel = all_taps(jax.random.key(0), (3, 3, 32, 32), 900)
+    >>> gram = jnp.einsum("xyio,xyjo->ij", kernel, kernel)
+    >>> bool(jnp.allclose(gram, jnp.eye(32), atol=1e-5))
+    True
+    >>> bool((kernel != 0).any((2, 3)).all()), 800 < int((kernel != 0).sum()) <= 900
+    (True, True)
+  """
+  *window, rows, cols = shape
+  lo, hi, size = min(rows, cols), max(rows, cols), math.prod(shape)
+  largest = budget if max_budget is None else max_budget
+  if not lo <= largest <= size:
+    name = "budget" if max_budget is None else "max_budget"
+    raise ValueError(
+      f"`{name}` must be in [{lo}, {size}] for shape {tuple(shape)}, got {largest}."
+    )
+  settings = _Settings(
+    window=tuple(window),
+    lo=lo,
+    hi=hi,
+    max_budget=int(largest),
+    dtype=checks.compute_dtype(dtype),
+    angle=plan_lib.check_angle(angle),
+    schedule=plan_lib.check_schedule(schedule),
+    cover=bool(cover),
+  )
+  kernel = _sample(keys_lib.as_key(key), jnp.asarray(budget, jnp.int32), settings)
+  kernel = orthogonal.cast(kernel, dtype)
+  return jnp.swapaxes(kernel, -1, -2) if rows > cols else kernel
+
+
+@functools.partial(jax.jit, static_argnames="settings")
+def _sample(key, budget, settings: _Settings) -> jax.Array:
+  """Samples one kernel `(*window, lo, hi)`, or under `vmap` many."""
+  size = math.prod(settings.window) * settings.lo * settings.hi
+
+  def draw(words, budget, *, alone):
+    del alone
+    return _sample_one(words, budget, settings)
+
+  return tuning.batched(draw, jax.random.key_data(key), budget, size)
+
+
+def _sample_one(words, budget, settings: _Settings) -> jax.Array:
+  window, lo, hi, dtype, law = *settings[:3], settings.dtype, settings.law
+  delays = _delays(window, hi)
+  budgets = _budgets(jnp, budget, delays, settings)
+  largest = [int(x) for x in _budgets(np, settings.max_budget, delays, settings)]
+  first = keys_lib.fold_in(words, 0)
+  kernel = orthogonal.sample_to_budget(
+    jax.random.wrap_key_data(first, impl="threefry2x32"),
+    (lo, hi),
+    budgets[0],
+    dtype,
+    max_budget=min(largest[0] + 1, lo * hi),
+    cover=settings.cover,
+    **law,
+  )
+  rotations = 0
+  if hi > 1 and largest[-1] > lo:
+    # Rounds of matchings have one to spare; independent pairs scatter.
+    spare = 1.0 if settings.schedule == "matching" else 1.25
+    dense = min(hi * hi, math.ceil(spare * hi * largest[0] / lo))
+    rotations = plan_lib.num_candidates(hi, hi, dense, settings.schedule)
+  depth = plan_lib.max_depth(hi, hi, rotations, settings.schedule)
+  right = plan_lib.Settings(hi, hi, rotations, depth, dtype, **law)
+  target = (budgets[0] / lo * hi).astype(jnp.int32)
+  for place, (taps, total) in enumerate(zip(delays, budgets[1:], strict=True)):
+    words_delay = keys_lib.fold_in(words, place + 1)
+    left = kernel.reshape(-1, hi)
+    kernel = _delay_and_rotate(words_delay, left, taps, target, total, right)
+  return kernel.reshape(*window, lo, hi)
+
+
+def _delays(window: tuple[int, ...], hi: int) -> list[int]:
+  """Number of taps of each delay, of the last axes first."""
+  groups = []
+  for size in reversed(window):
+    if groups and groups[-1] * size <= hi:
+      groups[-1] *= size
+    else:
+      groups.append(size)
+  return [taps for taps in groups if taps > 1]
+
+
+def _budgets(xp, budget, groups: list[int], settings: _Settings) -> list:
+  """Nonzeros of the first matrix and of the product after each delay.
+
+  All `n` matrices get one density `x`. A product of `j` of them with delays of `t`
+  taps in all has `q = hi^(j - 1) / t` paths of chance `x^j` to each of its `t lo hi`
+  cells, and so the density `1 - (1 - x^j)^q`; with `q < 1`, `q x^j`. Rows that scatter
+  by "iid" and are paired for balance have fewer paths than that.
+  """
+  lo, hi = settings.lo, settings.hi
+  taps = math.prod(groups)
+  factors = 1 + len(groups)
+
+  def paths(j, taps):
+    return hi ** (j - 1) / taps
+
+  q = paths(factors, taps)
+  density = xp.minimum(budget / (taps * lo * hi), 1.0)
+  if q >= 1:
+    with np.errstate(divide="ignore"):
+      chance = -xp.expm1(xp.log1p(-density) / q)
+  else:
+    chance = xp.minimum(density / q, 1.0)
+  each = xp.clip(chance ** (1 / factors), 1 / hi, 1.0)
+  budgets, taps = [], 1
+  for j, new in enumerate([1, *groups[:-1]], start=1):
+    taps *= new
+    q = paths(j, taps)
+    filled = 1 - (1 - each**j) ** q if q >= 1 else q * each**j
+    number = xp.round(filled * (taps * lo * hi)).astype("int32")
+    budgets.append(xp.clip(number, lo, budget))
+  return [*budgets, budget] if groups else [budget]
+
+
+def _delay_and_rotate(
+  words, left, taps: int, target, budget, settings: plan_lib.Settings
+) -> jax.Array:
+  """Delays the columns of a kernel and rotates them up to a budget of nonzeros.
+
+  Args:
+    words: threefry key data, uint32 `[2]`; it is consumed.
+    left: float array `[rows, hi]`: a kernel on earlier taps, all taps together.
+    taps: number of offsets that columns are delayed by.
+    target: int32 scalar, nonzeros to expect of the product of the rotations.
+    budget: int32 scalar, nonzeros that the result may have, at least those of `left`.
+    settings: of the rotations, which make a matrix `[hi, hi]`.
+
+  Returns:
+    Float array `[taps, rows, hi]`.
+  """
+  hi = left.shape[1]
+  place = jnp.arange(3 * hi + taps, dtype=jnp.uint32)
+  ties = keys_lib.random_bits(keys_lib.fold_in(words, 1), place)
+  ties, tap_order = ties[: 3 * hi].reshape(3, hi), jnp.argsort(ties[3 * hi :])
+  matrix = plan_lib.Matrix(hi, hi, settings.num_rotations)
+  draw = functools.partial(
+    plan_lib.plan,
+    words,
+    matrix=matrix,
+    settings=settings,
+    stop_early=tuning.in_cache(),
+  )
+  nonzeros = jnp.count_nonzero(left, axis=0).astype(jnp.int32)
+  spread = jnp.ones(hi, jnp.int32)
+  if settings.num_rotations:
+    spread = _row_nonzeros(draw(target), settings)
+  left_order = _order(-nonzeros, ties[0])
+  right_order = _order(spread, ties[1])
+  weights = nonzeros[left_order] * spread[right_order]
+  channel = _deal(_order(-weights, ties[2]), taps)[tap_order]
+  right = jnp.eye(hi, dtype=left.dtype)
+  if settings.num_rotations:
+    tap = jnp.zeros(hi, jnp.int32)
+    tap = tap.at[channel].set(jnp.arange(taps, dtype=jnp.int32)[:, None], mode="drop")
+    here = tap[:, None, None] == jnp.arange(taps, dtype=jnp.int32)[None, :, None]
+    bits = jnp.where(here, _pack(left.T)[left_order][:, None, :], jnp.uint32(0))
+    bits = bits.reshape(hi, -1)
+    supports = jnp.zeros_like(bits).at[right_order].set(bits)
+    plan = draw(budget, supports=supports)
+    right = plan_lib.rotate(right, _reversed(plan))
+
+  def pick(order):  # hi where a tap has no channel in a turn
+    return order.at[channel].get(mode="fill", fill_value=hi)
+
+  columns = left.T.at[pick(left_order)].get(mode="fill", fill_value=0)
+  rows = right.at[pick(right_order)].get(mode="fill", fill_value=0)
+  columns = jnp.swapaxes(columns, 1, 2)
+  return jnp.matmul(columns, rows, precision=jax.lax.Precision.HIGHEST)
+
+
+def _reversed(plan: plan_lib.Plan) -> plan_lib.Plan:
+  """Plan that rotates an identity to the product itself, not to its transpose."""
+  if isinstance(plan.depth, int):
+    order = jnp.arange(plan.depth - 1, -1, -1, dtype=jnp.int32)
+  else:
+    order = plan.depth - 1 - jnp.arange(plan.partner.shape[0], dtype=jnp.int32)
+  partner, cos, sin = (table.at[order].get(mode="clip") for table in plan[:3])
+  return plan_lib.Plan(partner, cos, -sin, plan.depth)
+
+
+def _row_nonzeros(plan: plan_lib.Plan, settings: plan_lib.Settings) -> jax.Array:
+  """Nonzeros of each row of a rotated identity, int32 `[hi]`."""
+  # Last rotations first: supports of rows instead of columns.
+  partner = _reversed(plan).partner
+
+  def merge(level, bits):
+    return bits | bits.at[partner[level]].get(mode="promise_in_bounds")
+
+  bits = plan_lib.identity_bits(settings, settings.rows)
+  bits = jax.lax.fori_loop(0, plan.depth, merge, bits)
+  return jax.lax.population_count(bits).sum(-1, dtype=jnp.uint32).astype(jnp.int32)
+
+
+def _order(values: jax.Array, ties: jax.Array) -> jax.Array:
+  """Indices by ascending value, equal ones by `ties`, int32 `[n]`."""
+  index = jnp.arange(values.shape[0], dtype=jnp.int32)
+  return jax.lax.sort((values, ties, index), num_keys=2)[2]
+
+
+def _deal(order: jax.Array, taps: int) -> jax.Array:
+  """Deals channels to taps, back and forth.
+
+  Returns:
+    int32 `[taps, turns]`, the channels of each tap; their number where there is none.
+  """
+  number = order.shape[0]
+  turns = -(-number // taps)
+  order = jnp.pad(order, (0, turns * taps - number), constant_values=number)
+  order = order.reshape(turns, taps)
+  return order.at[1::2].set(order[1::2, ::-1]).T
+
+
+def _pack(matrix: jax.Array) -> jax.Array:
+  """Packed supports of the rows of a matrix, uint32 `[rows, words]`."""
+  rows, cols = matrix.shape
+  nonzero = jnp.pad(matrix != 0, ((0, 0), (0, -cols % 32))).reshape(rows, -1, 32)
+  place = jnp.arange(32, dtype=jnp.uint32)
+  return jnp.sum(
+    jnp.left_shift(nonzero.astype(jnp.uint32), place[None, None]), -1, dtype=jnp.uint32
+  )

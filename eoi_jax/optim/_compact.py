@@ -1,0 +1,197 @@
+"""Optimizer states of live weights only: leaves as vectors, and back.
+
+A masked leaf becomes the vector of its live weights, in row-major order. A gather and a
+scatter by sorted indices cost about what the optimizer saves, so steps take as long as
+with masks, at a density of a tenth in a tenth of the memory.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+_WHERE = {"mode": "promise_in_bounds", "unique_indices": True}
+_TOLERANCE = 2e-5  # of the largest step of a leaf: decay by 1e-4 is seen
+
+
+class LiveWeights(NamedTuple):
+  """Where the live weights of a leaf are: a mask of `4 * live` bytes.
+
+  Attributes:
+    indices: int32 `[live]`, positions in the flat leaf, in order.
+    used: bool `[size]` for each axis of the leaf: whether a position along it has a
+      live weight.
+  """
+
+  indices: jax.Array
+  used: tuple[jax.Array, ...]
+
+  def to_mask(self) -> jax.Array:
+    """The bool mask; with leading axes where `vmap` has put some."""
+    shape = tuple(axis.shape[-1] for axis in self.used)
+    batch = self.indices.shape[:-1]
+    flat = self.indices.reshape(-1, self.indices.shape[-1])
+    zeros = jnp.zeros((len(flat), math.prod(shape)), bool)
+    rows = jnp.arange(len(flat))[:, None]
+    return zeros.at[rows, flat].set(True).reshape(*batch, *shape)
+
+
+def _is_end(node: Any) -> bool:
+  return node is None or isinstance(node, LiveWeights)
+
+
+def _map(function, live: Any, *trees: Any) -> Any:
+  """Maps `function(live, *leaves)` over masked leaves; others are the first tree's."""
+  return jax.tree.map(
+    lambda ours, *leaves: leaves[0] if ours is None else function(ours, *leaves),
+    *(live, *trees),
+    is_leaf=_is_end,
+  )
+
+
+def find_live(masks: Any) -> Any:
+  """Tree like `masks` of `LiveWeights`, None = dense leaf.
+
+  Raises:
+    ValueError: if a mask is traced.
+  """
+
+  def find(mask):
+    if isinstance(mask, jax.core.Tracer | jax.ShapeDtypeStruct):
+      raise ValueError(
+        "`masks` must be concrete with compact=True, since their counts are shapes: "
+        f"got {type(mask).__name__}; build the transformation outside of `jit`."
+      )
+    mask = np.asarray(mask)
+    axes = range(mask.ndim)
+    used = (mask.any(axis=tuple(a for a in axes if a != axis)) for axis in axes)
+    indices = np.flatnonzero(mask).astype(np.int32)
+    return LiveWeights(jnp.asarray(indices), tuple(map(jnp.asarray, used)))
+
+  return jax.tree.map(find, masks)
+
+
+def gather(live: Any, tree: Any) -> Any:
+  """Masked leaves as the vectors of their live weights."""
+  return _map(_gather, live, tree)
+
+
+def _gather(live: LiveWeights, leaf: Any) -> Any:
+  if isinstance(leaf, jax.ShapeDtypeStruct):
+    return jax.ShapeDtypeStruct(live.indices.shape, leaf.dtype)
+  vector = jnp.ravel(leaf).at[live.indices].get(indices_are_sorted=True, **_WHERE)
+  # A selection that is always true: the compiler then rounds sums of products as it
+  # does with masks, and training is the same to the last bit.
+  return jnp.where(live.indices >= 0, vector, jnp.zeros((), vector.dtype))
+
+
+def _scatter(live: LiveWeights, vector: jax.Array, rest: jax.Array) -> jax.Array:
+  """A leaf with `vector` at the live weights and `rest` at the others."""
+  dtype = jnp.promote_types(vector.dtype, rest.dtype)
+  flat = jnp.ravel(rest).astype(dtype).at[live.indices]
+  vector = jnp.where(live.indices >= 0, vector.astype(dtype), jnp.zeros((), dtype))
+  flat = flat.set(vector, indices_are_sorted=True, **_WHERE)
+  return flat.reshape(rest.shape)
+
+
+def update(
+  inner: optax.GradientTransformationExtraArgs,
+  updates: Any,
+  inner_state: Any,
+  params: Any,
+  live: Any,
+  **extra_args: Any,
+) -> tuple[Any, Any]:
+  """One update of `inner` on vectors of live weights.
+
+  Args:
+    inner: a transformation that takes extra arguments.
+    updates: tree like `params`.
+    inner_state: state of `inner` on the vectors.
+    params: tree of arrays, or None.
+    live: tree like `params` of `LiveWeights`; None = dense leaf.
+    **extra_args: passed on to `inner`.
+
+  Returns:
+    Updates like `params`, which take dead weights to zero, and the new state.
+  """
+  vectors = None if params is None else gather(live, params)
+  slopes = gather(live, updates)
+  moves, inner_state = inner.update(slopes, inner_state, vectors, **extra_args)
+  if params is None:
+    rest = jax.tree.map(jnp.zeros_like, updates)
+  else:
+    rest = jax.tree.map(jnp.negative, params)
+  return _map(_scatter, live, moves, rest), inner_state
+
+
+def check_elementwise(inner: Any, params: Any, live: Any) -> None:
+  """Checks that `inner` treats a weight the same wherever it stands.
+
+  The states of leaves and of vectors must have one structure, with shapes that differ
+  as those of the parameters do; and two steps on a small tree of leaves of the same
+  ranks must move live weights alike.
+
+  Raises:
+    ValueError: if not.
+  """
+  abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype), params)
+  vectors = gather(live, abstract)
+  whole, parts = (jax.eval_shape(inner.init, tree) for tree in (abstract, vectors))
+  pairs = zip(jax.tree.leaves(abstract), jax.tree.leaves(vectors), strict=True)
+  shapes = {(x.shape, y.shape) for x, y in pairs}
+  if jax.tree.structure(whole) != jax.tree.structure(parts):
+    _refuse("its state has another structure for vectors than for matrices")
+  for x, y in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+    if x.shape != y.shape and (x.shape, y.shape) not in shapes:
+      _refuse(f"it keeps an array of shape {x.shape}, which is that of no parameter")
+  with jax.ensure_compile_time_eval():
+    _try_out(inner, abstract, live)
+
+
+def _refuse(problem: str) -> None:
+  raise ValueError(
+    "`inner` must treat a weight the same wherever it stands with compact=True: "
+    f"{problem}; use compact=False."
+  )
+
+
+def _try_out(inner: Any, abstract: Any, live: Any) -> None:
+  """Compares two steps of `inner` on small leaves and on their live weights."""
+  rng = np.random.default_rng(0)
+
+  def draw(leaf):
+    shape = tuple(min(size, 4 if len(leaf.shape) > 1 else 8) for size in leaf.shape)
+    dtype = jnp.promote_types(leaf.dtype, jnp.float32)
+    return jnp.asarray(rng.standard_normal(shape), dtype)
+
+  params = jax.tree.map(draw, abstract)
+  masks = jax.tree.map(
+    lambda ours, x: None if ours is None else rng.random(x.shape) < 0.6,
+    *(live, params),
+    is_leaf=_is_end,
+  )
+  small = find_live(masks)
+
+  def keep_live(tree):
+    return _map(_scatter, small, gather(small, tree), zeros)
+
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  params = keep_live(params)
+  vectors = gather(small, params)
+  state, vector_state = inner.init(params), inner.init(vectors)
+  for _ in range(2):
+    slopes = keep_live(jax.tree.map(draw, abstract))
+    moves, state = inner.update(slopes, state, params)
+    got, vector_state = inner.update(gather(small, slopes), vector_state, vectors)
+    pairs = zip(*map(jax.tree.leaves, (got, gather(small, moves))), strict=True)
+    for x, y in pairs:
+      bound = _TOLERANCE * jnp.abs(y).max(initial=1e-30)
+      if not bool(jnp.all(jnp.abs(x - y) <= bound.astype(x.dtype))):
+        _refuse("it moves live weights otherwise when they are a vector")

@@ -1,0 +1,370 @@
+"""Layouts: read off modules, written by hand, by shape without doubt; never guessed."""
+
+from typing import NamedTuple
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import eoi_jax
+from eoi_jax import Layout, kernel_layouts, linen_layouts, nnx_layouts
+from eoi_jax.layouts import Kernel, find_kernels
+
+KEY = jax.random.key(0)
+ATOL = 5e-6
+DENSITY = 0.3
+
+
+def shapes(*shape):
+  return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+class Layer(NamedTuple):
+  w: object
+  b: object
+
+
+def check_isometric(params, layouts, density=DENSITY):
+  """Every block of every kernel is isometric as a matrix, every count exact."""
+  new, masks = eoi_jax.sparsify(KEY, params, density, layouts=layouts)
+  counts = eoi_jax.count_masks(masks)
+  kernels = find_kernels(new, layouts)
+  assert list(counts) == list(kernels)
+  for name, kernel in kernels.items():
+    assert counts[name].live == round(density * kernel.layer_size) * kernel.num_layers
+    blocks = np.asarray(kernel.to_blocks(kernel.leaf), np.float64)
+    matrices = blocks.reshape(len(blocks), -1, *blocks.shape[-2:]).sum(axis=1)
+    for matrix in matrices:  # one tap of a convolution has weights
+      wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+      np.testing.assert_allclose(wide @ wide.T, np.eye(len(wide)), atol=ATOL)
+  return new, masks
+
+
+# By shape.
+
+
+@pytest.mark.parametrize(
+  ("tree", "names"),
+  [
+    ({"a": {"kernel": shapes(2, 3), "bias": shapes(3)}}, ["a/kernel"]),
+    ({"net": [{"weight": shapes(2, 3)}, {"weight": shapes(3, 4)}]}, None),
+    ([shapes(2, 3), shapes(3), shapes(3, 4)], ["0", "2"]),
+    ((shapes(2, 3), (shapes(3, 4),)), ["0", "1/0"]),
+    (Layer(shapes(2, 3), shapes(2, 3)), ["w"]),
+    ({"conv": {"kernel": shapes(3, 3, 4, 8)}}, ["conv/kernel"]),
+    (
+      {"embedding": shapes(9, 4), "kernel": shapes(4, 4), "scale": shapes(4)},
+      ["kernel"],
+    ),
+    ({"heads": {"bias": shapes(2, 3)}, "w": shapes(2, 3)}, ["w"]),
+    ({"kernel": shapes(2, 3), "w": optax.MaskedNode(), "x": None}, ["kernel"]),
+    (shapes(2, 3), [""]),
+  ],
+)
+def test_shapes_without_doubt(tree, names):
+  expected = ["net/0/weight", "net/1/weight"] if names is None else names
+  assert list(find_kernels(tree)) == expected
+
+
+@pytest.mark.parametrize(
+  ("tree", "words"),
+  [
+    (
+      {"query": {"kernel": shapes(32, 4, 8)}},
+      ("'query/kernel'", "(32, 4, 8)", '"ioo"'),
+    ),
+    ({"out": {"kernel": shapes(4, 8, 32)}}, ("'out/kernel'", '"iio"')),
+    ({"kernel": shapes(8, 32, 64)}, ("'kernel'", "(8, 32, 64)")),  # experts
+    ({"kernel": shapes(6, 10, 4, 8)}, ("'kernel'", "(6, 10, 4, 8)")),
+    ({"weight": shapes(16, 8, 3, 3)}, ("'weight'", "(16, 8, 3, 3)")),  # OIHW
+    ({"kernel": shapes(3, 3, 3, 3)}, ("'kernel'",)),  # HWIO or OIHW
+    ({"kernel": shapes(3, 3, 1, 32)}, ("'kernel'", "groups=32")),
+    ({"kernel": shapes(16, 16, 3, 64)}, ("'kernel'",)),  # patches?
+    ({"w1": shapes(8, 8)}, ("'w1'", '"io"')),
+    ({"U": shapes(8, 8), "weights": shapes(8, 8)}, ("'U'", "'weights'")),
+    ({"lora_a": shapes(8, 2), "kernel": shapes(8, 8)}, ("'lora_a'", "None")),
+    ({"token_embed": {"weight": shapes(99, 8)}}, ("'token_embed/weight'",)),
+    ({"pos": shapes(1, 9, 8), "kernel": shapes(8, 8)}, ("'pos'", "None")),
+  ],
+)
+def test_doubt_names_the_leaf_and_shows_the_line(tree, words, value_error):
+  with value_error("`layouts`", "in doubt", "kernel_layouts(params, {", *words):
+    kernel_layouts(tree)
+  with value_error("in doubt", words[0]):
+    eoi_jax.sparsify(KEY, tree, DENSITY)
+
+
+def test_groups_are_asked_for_only_where_they_matter(value_error):
+  tree = {"kernel": shapes(3, 3, 1, 32)}
+  masks = eoi_jax.random_masks(KEY, tree, eoi_jax.erk(tree, 0.5))
+  assert masks["kernel"].sum() == 144
+  with value_error("'kernel'", "groups=32"):
+    eoi_jax.allocate(tree, 0.5, floors="lift")
+
+
+def test_no_kernel_at_all_is_an_error(value_error):
+  for tree in ({"bias": shapes(3)}, {"embedding": shapes(9, 4)}, {}):
+    with value_error("at least one kernel"):
+      find_kernels(tree)
+
+
+def test_two_leaves_of_one_name(value_error):
+  tree = {"a/kernel": shapes(2, 3), "a": {"kernel": shapes(3, 4)}}
+  with value_error("'a/kernel'"):
+    kernel_layouts(tree)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
+def test_an_empty_kernel(value_error, shape):
+  with value_error("kernel", str(shape)):
+    find_kernels({"kernel": shapes(*shape)})
+
+
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.complex64, jnp.float8_e4m3fn])
+def test_kernels_that_cannot_be_orthogonal_in_their_dtype(value_error, dtype):
+  with value_error("kernel", jnp.dtype(dtype).name):
+    eoi_jax.sparsify(KEY, {"kernel": jnp.ones((4, 4), dtype)}, 0.5)
+
+
+# By hand.
+
+
+def test_tables_and_conventions(value_error):
+  params = {"a": {"weight": shapes(16, 8, 3, 3)}, "b": {"weight": shapes(10, 16)}}
+  layouts = kernel_layouts(params, convention="oihw")
+  assert (layouts["a/weight"].axes, layouts["b/weight"].axes) == ("oiww", "oi")
+  kernels = find_kernels(params, layouts)
+  assert kernels["a/weight"].layer_shape == (3, 3, 8, 16)
+  changed = layouts.replace({"b/*": None})
+  assert list(find_kernels(params, changed)) == ["a/weight"]
+  assert "b/weight  (10, 16)" in repr(changed) and "dense" in repr(changed)
+  with value_error("`table`", "'c/*'"):
+    layouts.replace({"c/*": None})
+  with value_error("'ioo'", "b/weight", "(10, 16)"):
+    layouts.replace({"b/*": "ioo"})
+  with value_error("`axes`", "'iox'"):
+    Layout("iox")
+  with value_error("`convention`", "nchw"):
+    kernel_layouts(params, convention="nchw")
+  with value_error("`layouts`", "'c/weight'"):
+    find_kernels({"c": {"weight": shapes(2, 2)}}, layouts)
+  with value_error("`layouts`", "dict"):
+    eoi_jax.uniform(params, 0.5, layouts={"a/weight": "oiww"})
+
+
+def test_a_leaf_that_is_given_none_needs_no_layout():
+  params = {"pos": jnp.ones((1, 9, 8)), "out": {"kernel": jnp.ones((8, 8))}}
+  densities = {"pos": None, "out": {"kernel": 0.5}}
+  new, masks = eoi_jax.sparsify(KEY, params, densities)
+  assert masks["pos"] is None and masks["out"]["kernel"].sum() == 32
+  again, _ = eoi_jax.sparsify(KEY, params, masks)
+  chex.assert_trees_all_equal(new, again)
+
+
+@pytest.mark.parametrize(
+  ("layout", "shape", "layer", "layers", "block", "blocks"),
+  [
+    ("io", (4, 6), (4, 6), 1, (4, 6), 1),
+    ("oi", (6, 4), (4, 6), 1, (4, 6), 1),
+    ("oiww", (6, 4, 3, 5), (3, 5, 4, 6), 1, (3, 5, 4, 6), 1),
+    ("sioo", (2, 4, 3, 5), (4, 15), 2, (4, 15), 2),
+    ("iiio", (2, 2, 3, 8), (12, 8), 1, (12, 8), 1),
+    (Layout("swwio", 2), (5, 3, 3, 2, 8), (3, 3, 2, 8), 5, (3, 3, 2, 4), 10),
+  ],
+)
+def test_blocks_and_back(layout, shape, layer, layers, block, blocks):
+  layout = Layout(layout) if isinstance(layout, str) else layout
+  array = np.arange(np.prod(shape)).reshape(shape)
+  kernel = Kernel("k", array, layout)
+  assert (kernel.layer_shape, kernel.num_layers) == (layer, layers)
+  assert (kernel.block_shape, kernel.num_blocks) == (block, blocks)
+  for leaf in (array, jnp.asarray(array)):
+    chex.assert_shape(kernel.to_layers(leaf), (layers, *layer))
+    chex.assert_shape(kernel.to_blocks(leaf), (blocks, *block))
+    chex.assert_trees_all_equal(kernel.from_layers(kernel.to_layers(leaf)), leaf)
+    chex.assert_trees_all_equal(kernel.from_blocks(kernel.to_blocks(leaf)), leaf)
+
+
+def test_blocks_hold_what_the_letters_say():
+  array = np.arange(2 * 3 * 4 * 6).reshape(2, 3, 4, 6)
+  blocks = Kernel("k", array, Layout("swio", 3)).to_blocks(array)
+  # Layer 1, group 2: outputs 4 and 5 of it.
+  np.testing.assert_array_equal(blocks[5], array[1, :, :, 4:])
+  heads = Kernel("k", array[0], Layout("oio")).to_layers(array[0])[0]
+  np.testing.assert_array_equal(heads[1], array[0][:, 1].ravel())
+
+
+# Read off Linen.
+
+
+class Block(nn.Module):
+  """A pre-LN transformer block."""
+
+  @nn.compact
+  def __call__(self, x, _=None):
+    y = nn.LayerNorm()(x)
+    x = x + nn.MultiHeadDotProductAttention(num_heads=4, name="attn")(y, y)
+    y = nn.LayerNorm()(x)
+    return x + nn.Dense(16)(nn.gelu(nn.Dense(32)(y))), None
+
+
+class Transformer(nn.Module):
+  @nn.compact
+  def __call__(self, tokens, train=False):
+    x = nn.Embed(50, 16)(tokens)
+    stack = nn.scan(
+      Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=3
+    )
+    x, _ = stack(name="blocks")(x, None)
+    x = nn.Dropout(0.1, deterministic=not train)(x)
+    return nn.DenseGeneral((2, 5), name="head")(x)
+
+
+def test_a_whole_transformer_in_linen():
+  tokens = jnp.zeros((2, 5), jnp.int32)
+  model = Transformer()
+  layouts = linen_layouts(model, tokens, train=True)
+  variables = model.init(KEY, tokens)
+  attention = {
+    n.rsplit("/", 2)[1]: x.axes for n, x in layouts.items() if "attn" in n and x
+  }
+  assert attention == {"query": "sioo", "key": "sioo", "value": "sioo", "out": "siio"}
+  assert layouts["Embed_0/embedding"] is None
+  assert layouts["head/kernel"].axes == "ioo"
+  new, masks = check_isometric(variables["params"], layouts)
+  assert masks["Embed_0"]["embedding"] is None
+  # The variables of a model will do, too.
+  whole, _ = eoi_jax.sparsify(KEY, variables, DENSITY, layouts=layouts)
+  chex.assert_trees_all_equal_shapes(whole["params"], new)
+
+
+LINEN = {
+  "attention": (nn.MultiHeadDotProductAttention(num_heads=4), (1, 5, 64), 4),
+  "dense_general": (nn.DenseGeneral((4, 8), axis=(-2, -1)), (2, 6, 10), 1),
+  "batched": (nn.DenseGeneral(8, axis=-1, batch_dims=(0,)), (2, 3, 6), 1),
+  "einsum": (nn.Einsum((64, 4, 16), "bi,iho->bho"), (2, 64), 1),
+  "experts": (nn.Einsum((4, 8, 6), "ebi,eio->ebo"), (4, 2, 8), 1),
+  "conv": (nn.Conv(8, (3,)), (1, 5, 4), 1),
+  "grouped": (nn.Conv(8, (3, 3), feature_group_count=4), (1, 5, 5, 8), 1),
+  "depthwise": (nn.Conv(8, (3, 3), feature_group_count=8), (1, 5, 5, 8), 1),
+  "gray": (nn.Conv(8, (3, 3)), (1, 5, 5, 1), 1),
+  "patches": (nn.Conv(64, (4, 4), strides=4, padding="VALID"), (1, 8, 8, 3), 1),
+  "transposed": (nn.ConvTranspose(8, (3, 3), (2, 2)), (1, 5, 5, 4), 1),
+  "lstm": (nn.RNN(nn.LSTMCell(8)), (1, 5, 4), 8),
+  "gru": (nn.RNN(nn.GRUCell(8)), (1, 5, 4), 6),
+}
+
+
+@pytest.mark.parametrize("name", sorted(LINEN))
+def test_linen_layers_are_isometric(name):
+  model, shape, number = LINEN[name]
+  inputs = jax.random.normal(KEY, shape)
+  layouts = linen_layouts(model, *(inputs,) * (2 if name == "attention" else 1))
+  params = jax.eval_shape(
+    model.init, KEY, *(inputs,) * (2 if name == "attention" else 1)
+  )
+  params = jax.tree.map(lambda x: jnp.zeros(x.shape), params["params"])
+  density = 0.6 if name in ("depthwise", "gray") else 0.4
+  new, _ = check_isometric(params, layouts, density)
+  assert len(find_kernels(new, layouts)) == number
+  if name in ("grouped", "depthwise", "patches", "transposed", "gray"):
+    outputs = model.apply({"params": new}, inputs)
+    np.testing.assert_allclose(
+      jnp.linalg.norm(outputs), jnp.linalg.norm(inputs), rtol=1e-5
+    )
+
+
+def test_an_unknown_parameter_of_your_own_module(value_error):
+  class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      w = self.param("mixing", nn.initializers.ones, (4, 6))
+      return nn.Dense(3)(x @ w)
+
+  with value_error("in doubt", "'mixing'", "(4, 6)"):
+    linen_layouts(Net(), jnp.ones((1, 4)))
+  layouts = linen_layouts(Net(), jnp.ones((1, 4)), table={"mixing": "io"})
+  assert [x and x.axes for x in layouts.values()] == [None, "io", "io"]
+
+
+def test_a_stack_on_an_axis_that_equal_sizes_hide(value_error):
+  dense = nn.vmap(
+    nn.Dense, variable_axes={"params": 1}, split_rngs={"params": True}, in_axes=1
+  )
+  assert linen_layouts(dense(6), jnp.ones((2, 3, 4)))["kernel"].axes == "iso"
+  # The bias tells: it has the layers on its second axis, too.
+  assert linen_layouts(dense(6), jnp.ones((2, 4, 4)))["kernel"].axes == "iso"
+  with value_error("`table`", "(4, 4, 6)", "'kernel'"):
+    linen_layouts(dense(6, use_bias=False), jnp.ones((2, 4, 4)))
+
+
+# Read off NNX.
+
+
+class NnxNet(nnx.Module):
+  def __init__(self, rngs):
+    self.attention = nnx.MultiHeadAttention(4, 32, 32, decode=False, rngs=rngs)
+    self.layers = nnx.List(
+      [nnx.Linear(8, 8, rngs=rngs), nnx.LoRALinear(8, 8, lora_rank=2, rngs=rngs)]
+    )
+    self.norm = nnx.BatchNorm(8, rngs=rngs)
+    self.embed = nnx.Embed(10, 4, rngs=rngs)
+    self.cell = nnx.OptimizedLSTMCell(4, 8, rngs=rngs)
+    self.conv = nnx.Conv(8, 8, (3, 3), feature_group_count=4, rngs=rngs)
+    self.back = nnx.ConvTranspose(4, 8, (3, 3), strides=2, rngs=rngs)
+    self.einsum = nnx.Einsum("bi,iho->bho", (8, 2, 6), rngs=rngs)
+    self.general = nnx.LinearGeneral((6, 10), (4, 8), axis=(-2, -1), rngs=rngs)
+    self.dropout = nnx.Dropout(0.1, rngs=rngs)
+
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def stack(key):
+      return nnx.Linear(4, 5, rngs=nnx.Rngs(key))
+
+    self.stack = stack(jax.random.split(KEY, 3))
+
+
+def test_a_whole_nnx_module():
+  module = NnxNet(nnx.Rngs(0))
+  layouts = nnx_layouts(module)
+  axes = {name: str(x) for name, x in layouts.items() if x is not None}
+  assert axes == {
+    "attention/key/kernel": "ioo",
+    "attention/out/kernel": "iio",
+    "attention/query/kernel": "ioo",
+    "attention/value/kernel": "ioo",
+    "back/kernel": "wwio",
+    "cell/dense_h/kernel": "io",
+    "cell/dense_i/kernel": "io",
+    "conv/kernel": "wwio groups=4",
+    "einsum/kernel": "ioo",
+    "general/kernel": "iioo",
+    "layers/0/kernel": "io",
+    "layers/1/kernel": "io",
+    "stack/kernel": "sio",
+  }
+  state = nnx.state(module, nnx.Param)
+  new, masks = check_isometric(state, layouts, 0.4)
+  assert jax.tree.structure(new) == jax.tree.structure(state)
+  nnx.update(module, new)
+  inputs = jax.random.normal(KEY, (2, 8))
+  np.testing.assert_allclose(
+    jnp.linalg.norm(module.layers[0](inputs)), jnp.linalg.norm(inputs), rtol=1e-5
+  )
+  # Masks as a plain dict of the same names.
+  plain = nnx.to_pure_dict(masks)
+  chex.assert_trees_all_equal(
+    eoi_jax.apply_masks(state, plain), eoi_jax.apply_masks(state, masks)
+  )
+
+
+def test_a_state_of_nnx_is_read_by_shape(value_error):
+  state = nnx.state(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), nnx.Param)
+  assert nnx_layouts(state)["kernel"].axes == "io"
+  attention = nnx.MultiHeadAttention(4, 32, 32, decode=False, rngs=nnx.Rngs(0))
+  with value_error("in doubt", "'query/kernel'"):
+    nnx_layouts(nnx.state(attention, nnx.Param))

@@ -1,0 +1,183 @@
+"""States of sparse transformations among optax's own tools, frameworks and callers."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from eoi_jax import current_masks, random_masks, rigl, set_evolution, static_sparsity
+from eoi_jax.optim import evolve_masks, gradual_pruning
+
+# optax's Adam promotes float with int itself.
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+KEY = jax.random.key(0)
+PARAMS = {
+  "a": {"kernel": jax.random.normal(KEY, (8, 16)), "bias": jnp.zeros(16)},
+  "b": {"kernel": jax.random.normal(KEY, (16, 4))},
+}
+MASKS = random_masks(KEY, PARAMS, 0.3)
+UPDATES = jax.tree.map(lambda x: jax.random.normal(KEY, x.shape), PARAMS)
+
+KINDS = {
+  "static": static_sparsity,
+  "compact": lambda inner, masks: static_sparsity(inner, masks, compact=True),
+  "rigl": lambda inner, masks: rigl(inner, masks, num_steps=20, every=2),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_tools_of_optax(kind):
+  tx = KINDS[kind](optax.adam(0.1), MASKS)
+  state = tx.init(PARAMS)
+  marked = optax.tree_map_params(tx, lambda leaf, like: leaf + 1, state, PARAMS)
+  mu = optax.tree.get(marked, "mu")
+  assert all(bool((leaf == 1).all()) for leaf in jax.tree.leaves(mu))
+  chex.assert_trees_all_equal(marked.masks, state.masks)
+  assert int(optax.tree.get(state, "count")) == 0
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("labels", ["nodes", "leaves"])
+def test_a_partition_takes_the_masks_of_the_whole_tree(kind, labels):
+  tree = {"a": "x", "b": "y"}
+  if labels == "leaves":
+    tree = jax.tree.map(lambda x: "x" if x.ndim > 1 else "y", PARAMS)
+  make = KINDS[kind]
+  groups = {"x": make(optax.adam(0.1), MASKS), "y": make(optax.sgd(0.1, 0.9), MASKS)}
+  tx = optax.partition(groups, tree)
+  state = tx.init(PARAMS)
+  chex.assert_trees_all_equal(current_masks(state), MASKS)
+  updates, _ = tx.update(UPDATES, state, PARAMS)
+  dead = ~np.asarray(MASKS["a"]["kernel"])
+  moved = np.asarray(PARAMS["a"]["kernel"] + updates["a"]["kernel"])
+  np.testing.assert_array_equal(moved[dead], 0)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_init_of_shapes_and_masks_by_a_function(kind):
+  tx = KINDS[kind](optax.adam(0.1), lambda params: MASKS)
+  state = tx.init(PARAMS)
+  shapes = jax.eval_shape(lambda: PARAMS)
+  chex.assert_trees_all_equal_shapes_and_dtypes(state, jax.eval_shape(tx.init, shapes))
+  chex.assert_trees_all_equal_shapes_and_dtypes(state, tx.init(shapes))
+
+
+def test_donated_states_leave_the_callers_masks_and_key():
+  mask, key = jnp.eye(4, dtype=bool), jax.random.key(3)
+  params, masks = {"a": jnp.ones((4, 4)), "b": jnp.ones((4, 4))}, {"a": mask, "b": mask}
+  for tx in (
+    static_sparsity(optax.adam(0.1), masks),
+    set_evolution(optax.adam(0.1), masks, key=key, num_steps=10, every=1),
+  ):
+    update, state = jax.jit(tx.update, donate_argnums=1), tx.init(params)
+    for _ in range(2):
+      _, state = update(params, state, params)
+  assert not mask.is_deleted() and not jax.random.key_data(key).is_deleted()
+
+
+def test_multi_steps_within_and_around():
+  for inner in (static_sparsity, KINDS["rigl"]):
+    tx = inner(optax.MultiSteps(optax.adam(0.1), 2), MASKS)
+    tx.update(UPDATES, tx.init(PARAMS), PARAMS)
+  tx = optax.MultiSteps(KINDS["rigl"](optax.adam(0.1), MASKS), 2)
+  state, update = tx.init(PARAMS), jax.jit(tx.update)
+  for _ in range(5):
+    _, state = update(UPDATES, state, PARAMS)
+  assert int(state.inner_opt_state.num_updates) == 2
+  assert current_masks(state)["a"]["kernel"].dtype == jnp.bool_
+  chex.assert_tree_all_finite(state.inner_opt_state.inner_state)
+
+
+def test_parameters_for_evaluation_come_from_the_inner_state():
+  tx = static_sparsity(optax.contrib.schedule_free_sgd(0.1), MASKS)
+  state = tx.init(PARAMS)
+  got = optax.contrib.schedule_free_eval_params(state.inner_state, PARAMS)
+  chex.assert_trees_all_equal_shapes(got, PARAMS)
+
+
+def test_bfloat16_gradients_take_float32_weights_to_zero():
+  params = jax.tree.map(lambda x: x + 1.2345, PARAMS)
+  updates = jax.tree.map(lambda x: x.astype(jnp.bfloat16), UPDATES)
+  tx = static_sparsity(optax.sgd(0.1), MASKS)
+  moves, _ = tx.update(updates, tx.init(params), params)
+  got = optax.apply_updates(params, moves)["a"]["kernel"]
+  np.testing.assert_array_equal(got[~MASKS["a"]["kernel"]], 0)
+
+
+def test_any_kind_of_key():
+  key = jax.random.key(0, impl="rbg")
+  tree = {"a": PARAMS["a"]["kernel"], "b": PARAMS["b"]["kernel"]}
+  masks = random_masks(KEY, {"kernel": tree["b"]}, 0.3)["kernel"]
+  alone = evolve_masks(key, tree["b"], tree["b"], masks, 0.5, grow="random")
+  assert int(alone.sum()) == int(masks.sum())
+  tx = set_evolution(optax.sgd(0.1), MASKS, key=key, num_steps=9, every=1)
+  tx.update(UPDATES, tx.init(PARAMS), PARAMS)
+
+
+def test_a_state_of_one_vector_is_refused(value_error):
+  with value_error("inner", "optax.flatten"):
+    KINDS["rigl"](optax.flatten(optax.adam(0.1)), MASKS).init(PARAMS)
+
+
+@pytest.mark.parametrize("kind", ["static", "rigl"])
+def test_nnx_takes_masks_as_a_plain_dict(kind):
+  class Net(nnx.Module):
+    def __init__(self, rngs):
+      self.a = nnx.Linear(8, 16, rngs=rngs)
+      self.b = nnx.Linear(16, 4, use_bias=False, rngs=rngs)
+
+  net = Net(nnx.Rngs(0))
+  optimizer = nnx.Optimizer(net, KINDS[kind](optax.adam(0.1), MASKS), wrt=nnx.Param)
+
+  @nnx.jit
+  def step(net, optimizer):
+    slopes = nnx.grad(lambda n: jnp.mean(n.b(n.a(jnp.ones((2, 8)))) ** 2))(net)
+    optimizer.update(net, slopes)
+
+  step(net, optimizer)
+  np.testing.assert_array_equal(net.a.kernel[...][~MASKS["a"]["kernel"]], 0)
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_gradual_pruning_meets_its_density_to_the_weight(scope):
+  full = jax.tree.map(lambda x: jnp.ones(x.shape, bool) if x.ndim > 1 else None, PARAMS)
+  tx = gradual_pruning(
+    optax.sgd(0.01), full, 0.13, num_steps=20, every=3, until=0.8, scope=scope
+  )
+
+  def step(carry, _):
+    params, state = carry
+    moves, state = tx.update(UPDATES, state, params)
+    counts = jnp.stack([m.sum() for m in jax.tree.leaves(state.masks)])
+    return (optax.apply_updates(params, moves), state), counts
+
+  carry = (PARAMS, tx.init(PARAMS))
+  (params, state), counts = jax.jit(lambda c: jax.lax.scan(step, c, length=20))(carry)
+  totals = np.asarray(counts.sum(axis=1))
+  assert (np.diff(totals) <= 0).all() and totals[0] == 192 and len(set(totals)) > 4
+  assert totals[-1] == round(0.13 * 192)
+  if scope == "layer":
+    assert counts[-1].tolist() == [round(0.13 * 128), round(0.13 * 64)]
+    at = (6 - 0) / 16  # the cubic, at step 6
+    want = round(128 - round((1 - (1 - at) ** 3) * (128 - 17)))
+    assert int(counts[5, 0]) == want
+  kernel = np.asarray(params["a"]["kernel"])
+  np.testing.assert_array_equal(kernel[~np.asarray(state.masks["a"]["kernel"])], 0)
+
+
+def test_constant_fan_in():
+  tx = rigl(optax.sgd(0.01), MASKS, num_steps=20, every=2, scope="unit")
+  params, state = PARAMS, tx.init(PARAMS)
+  update = jax.jit(tx.update)
+  for _ in range(4):
+    moves, state = update(UPDATES, state, params)
+    params = optax.apply_updates(params, moves)
+  for layer in ("a", "b"):
+    before, after = MASKS[layer]["kernel"], state.masks[layer]["kernel"]
+    fan_in = np.asarray(after).sum(axis=0)
+    assert fan_in.sum() == int(before.sum()) and np.ptp(fan_in) <= 1
+    assert (before != after).any()

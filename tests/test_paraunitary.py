@@ -1,0 +1,172 @@
+"""Kernels on all taps: isometric, counted exactly, spread evenly."""
+
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eoi_jax.initializers._paraunitary import all_taps
+from eoi_jax.signal.convolution import conv_singular_values
+
+ATOL = 1e-5
+KEYS = 6
+
+
+def sample_many(shape, budgets, **options):
+  """A kernel for each key and budget, `[keys, budgets, *shape]`, in one program."""
+  budgets = jnp.asarray(budgets, jnp.int32)
+  largest = int(budgets.max())
+
+  def sample(key, budget):
+    return all_taps(key, shape, budget, max_budget=largest, **options)
+
+  keys = jax.random.split(jax.random.key(0), KEYS)
+  many = jax.vmap(jax.vmap(sample, in_axes=(None, 0)), in_axes=(0, None))
+  return np.asarray(jax.jit(many)(keys, budgets))
+
+
+def budgets_of(shape):
+  """From the floor to every cell."""
+  size = math.prod(shape)
+  densities = (0.0, 0.02, 0.05, 0.1, 0.3, 0.7, 1.0)
+  return [max(min(shape[-2:]), round(density * size)) for density in densities]
+
+
+def assert_isometric(kernels):
+  """All singular values of all circular convolutions, image larger than window."""
+  window = kernels.shape[-2 - (kernels.ndim - 4) : -2]
+  kernels = kernels.reshape(-1, *kernels.shape[2:])
+  for kernel in kernels:
+    values = conv_singular_values(
+      kernel, [size + 1 for size in window], padding="CIRCULAR"
+    )
+    np.testing.assert_allclose(values, 1, atol=ATOL)
+
+
+def nonzeros(kernels):
+  """Nonzeros of each kernel, `[keys, budgets]`."""
+  return np.count_nonzero(kernels, axis=tuple(range(2, kernels.ndim)))
+
+
+CASES = [
+  ((3, 3, 16, 24), "matching"),
+  ((3, 3, 24, 16), "iid"),
+  ((2, 4, 12, 12), "matching"),
+  ((3, 3, 3, 16), "iid"),
+  ((5, 12, 8), "matching"),
+  ((2, 3, 2, 8, 14), "iid"),
+  ((1, 1, 6, 6), "matching"),
+]
+
+
+@pytest.mark.parametrize(("shape", "schedule"), CASES)
+def test_kernels_are_isometric_within_their_budget(shape, schedule):
+  budgets = np.array(budgets_of(shape))
+  kernels = sample_many(shape, budgets, schedule=schedule)
+  assert_isometric(kernels)
+  counts = nonzeros(kernels)
+  assert (counts <= budgets).all()
+  assert (counts[:, 0] == min(shape[-2:])).all()  # the floor is exact
+  assert (counts[:, -1] == math.prod(shape)).all()  # so is density 1
+  # One more rotation would pass the budget: it adds what two columns do not share.
+  lines = np.minimum(2 * budgets / max(shape[-2:]), math.prod(shape[:-1]))
+  assert ((budgets - counts).mean(axis=0) <= lines + 1).all()
+
+
+@pytest.mark.parametrize(
+  ("shape", "schedule"),
+  [
+    ((3, 3, 64, 64), "matching"),
+    ((3, 3, 64, 64), "iid"),
+    ((3, 3, 96, 64), "iid"),
+    ((5, 5, 64, 64), "matching"),
+    ((4, 64, 128), "matching"),
+  ],
+)
+def test_taps_get_even_shares(shape, schedule):
+  budgets = [round(density * math.prod(shape)) for density in (0.02, 0.05, 0.1, 0.3)]
+  kernels = sample_many(shape, budgets, schedule=schedule)
+  counts = nonzeros(kernels)
+  assert (counts > 0.93 * np.array(budgets)).all()
+  taps = np.count_nonzero(kernels, axis=(-2, -1)).reshape(*counts.shape, -1)
+  shares = taps * taps.shape[-1] / counts[..., None]
+  assert shares.min() > 0.5 and shares.max() < 2
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 4, 4), (3, 3, 3, 6, 10), (5, 5, 12, 8)])
+def test_windows_of_more_taps_than_channels_take_several_delays(shape):
+  kernels = sample_many(shape, budgets_of(shape)[-3:])
+  assert_isometric(kernels)
+  assert (nonzeros(kernels) <= budgets_of(shape)[-3:]).all()
+  assert (kernels[:, -2:] != 0).any(axis=(-1, -2)).all()  # every tap is alive
+
+
+def test_one_channel_is_a_shift():
+  kernels = sample_many((3, 3, 1, 1), [1, 9])
+  assert (nonzeros(kernels) == 1).all()
+  assert_isometric(kernels)
+
+
+def test_cover_leaves_no_output_dead():
+  shape = (3, 3, 4, 24)
+  kernels = sample_many(shape, [100], cover=True)
+  assert (kernels != 0).any(axis=tuple(range(2, kernels.ndim - 1))).all()
+  assert_isometric(kernels)
+
+
+def test_values_do_not_depend_on_the_transformation():
+  shape, budget = (3, 3, 8, 12), 200
+  keys = jax.random.split(jax.random.key(3), 3)
+  want = jnp.stack([all_taps(key, shape, budget) for key in keys])
+  jitted = jax.jit(lambda key: all_taps(key, shape, budget))
+  mapped = jax.vmap(lambda key: all_taps(key, shape, budget))(keys)
+  chex.assert_trees_all_close(jnp.stack([jitted(key) for key in keys]), want, atol=1e-6)
+  chex.assert_trees_all_close(mapped, want, atol=1e-6)
+  np.testing.assert_array_equal(mapped != 0, want != 0)
+  traced = jax.vmap(
+    lambda key, budget: all_taps(key, shape, budget, max_budget=200), (0, None)
+  )(keys, jnp.int32(budget))
+  np.testing.assert_array_equal(traced != 0, want != 0)
+  assert len({bytes(np.asarray(kernel)) for kernel in want}) == len(keys)
+
+
+def test_raw_keys_and_angles():
+  shape, budget = (3, 3, 8, 12), 200
+  raw = all_taps(jax.random.PRNGKey(0), shape, budget)
+  np.testing.assert_array_equal(raw, all_taps(jax.random.key(0), shape, budget))
+  kernel = all_taps(jax.random.key(0), shape, budget, angle=0.3)
+  assert_isometric(np.asarray(kernel)[None, None])
+  assert np.count_nonzero(kernel) <= budget
+  drawn = all_taps(
+    jax.random.key(0), shape, budget, angle=lambda _, shape: jnp.full(shape, 0.3)
+  )
+  np.testing.assert_allclose(drawn, kernel, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_lower_precision_is_cast_last(dtype):
+  kernel = all_taps(jax.random.key(0), (3, 3, 8, 12), 200)
+  lower = all_taps(jax.random.key(0), (3, 3, 8, 12), 200, dtype)
+  chex.assert_type(lower, dtype)
+  np.testing.assert_array_equal(
+    lower.astype(jnp.float32), kernel.astype(dtype).astype(jnp.float32)
+  )
+
+
+def test_zero_padding_loses_only_at_the_border():
+  kernel = all_taps(jax.random.key(0), (3, 3, 16, 16), 400)
+  values = conv_singular_values(kernel, (6, 6), padding="SAME")
+  assert values[0] < 1 + ATOL
+  inside = conv_singular_values(kernel, (6, 6), padding="VALID")
+  np.testing.assert_allclose(values[: len(inside) // 4], 1, atol=1e-3)
+
+
+def test_budgets_out_of_range_are_named(value_error):
+  for budget in (7, 3 * 8 * 12 + 1):
+    with value_error("`budget`", "[8, 288]", "(3, 8, 12)", str(budget)):
+      all_taps(jax.random.key(0), (3, 8, 12), budget)
+  with value_error("`max_budget`", "[8, 288]", "7"):
+    all_taps(jax.random.key(0), (3, 8, 12), jnp.int32(8), max_budget=7)

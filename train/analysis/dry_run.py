@@ -1,0 +1,270 @@
+"""What a config will train, before it does: its layers, steps, memory and time."""
+
+import math
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from train.core import config as config_lib
+from train.core import mesh
+from train.core.console import UserError, table
+from train.core.kernels import find_kernels, named_leaves
+from train.core.plan import Feed, Plan, like_start, make_plan, seeds_of
+from train.core.start import densities, sparsity_settings
+from train.core.state import TrainState
+from train.core.steps import train_chunk
+from train.data.datasets import DATASETS
+from train.models import MODELS, create_model
+
+
+class Row(NamedTuple):
+  """One kernel leaf of a network; a stack counts as `count` kernels.
+
+  Attributes:
+    name: path of the leaf.
+    shape: shape of one kernel.
+    count: number of kernels in the leaf.
+    parameters: weights of all of them.
+    live: trained weights of all of them; None if scores of the data decide.
+    floor: lowest density with an orthogonal start; None if the kernel stays dense.
+  """
+
+  name: str
+  shape: tuple[int, ...]
+  count: int
+  parameters: int
+  live: int | None
+  floor: float | None
+
+
+class Layers(NamedTuple):
+  """The kernels of a network and what else it has.
+
+  Attributes:
+    rows: all kernels, in the order of the tree.
+    total: parameters of the network, biases and the like included.
+    live: trained weights of all kernels.
+  """
+
+  rows: list[Row]
+  total: int
+  live: int
+
+
+def list_kernels(config: Any) -> Layers:
+  """Lists the kernels of a config's network by shapes alone.
+
+  Args:
+    config: a config; it is checked here.
+
+  Raises:
+    UserError: if a field is wrong or the network does not exist in that form.
+  """
+  config_lib.validate(config)
+  spec = DATASETS[config.data.name]
+  sparsity = sparsity_settings(config)
+  scored = sparsity.distribution in config_lib.SCORED
+  try:
+    model = create_model(config, spec.num_classes, bias_std=sparsity.bias_std)
+    inputs = jax.ShapeDtypeStruct((1, *spec.shape), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), inputs)["params"]
+    uniform = sparsity._replace(distribution="uniform") if scored else sparsity
+    wanted = named_leaves(densities(uniform, params, model))
+  except ValueError as error:
+    raise UserError(str(error)) from error
+  rows, live = [], 0
+  for name, kernel in find_kernels(params, model).items():
+    count, parameters = kernel.count, kernel.count * kernel.size
+    row = Row(name, kernel.shape, count, parameters, parameters, None)
+    if (density := wanted[name]) is not None:
+      each = np.broadcast_to(np.asarray(density, np.float64), (count,)).tolist()
+      found = None if scored else sum(round(d * kernel.size) for d in each)
+      row = row._replace(live=found, floor=kernel.floor)
+    rows.append(row)
+    live += row.live or 0
+  if scored:
+    sparse = sum(row.parameters for row in rows if row.live is None)
+    live += round(sparsity.density * sparse)
+  total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+  return Layers(rows, total, live)
+
+
+def layers_table(layers: Layers) -> str:
+  """Returns the layers and their sums as text, one a line."""
+  lines = [("kernel", "shape", "layers", "parameters", "density", "floor", "live")]
+  for row in layers.rows:
+    density, live = "by score", "by score"
+    if row.live is not None:
+      density, live = f"{row.live / row.parameters:.4f}", f"{row.live:,}"
+    lines.append(
+      (
+        row.name,
+        " x ".join(map(str, row.shape)),
+        f"{row.count:,}",
+        f"{row.parameters:,}",
+        density,
+        "dense" if row.floor is None else f"{row.floor:.4f}",
+        live,
+      )
+    )
+  weights = sum(row.parameters for row in layers.rows)
+  count = sum(row.count for row in layers.rows)
+  density = f"{layers.live / weights:.4f}"
+  sums = (f"{count:,}", f"{weights:,}", density, "", f"{layers.live:,}")
+  lines.append(("all kernels", "", *sums))
+  others, live = layers.total - weights, layers.total - weights + layers.live
+  lines.append(("biases and the like", "", "", f"{others:,}", "", "", f"{others:,}"))
+  density = f"{live / layers.total:.4f}"
+  lines.append(("network", "", "", f"{layers.total:,}", density, "", f"{live:,}"))
+  return table(lines)
+
+
+def layers_text(config: Any) -> str:
+  """Returns what `train.inspect` prints of a config."""
+  layers = list_kernels(config)
+  spec = DATASETS[config.data.name]
+  size = " x ".join(map(str, spec.shape))
+  lines = [
+    f"{MODELS[config.model.name].title} for {config.data.name}: {size} pixels, "
+    f"{spec.num_classes} classes; {config.sparsity.distribution} density "
+    f"{config.sparsity.density:g}, {config.sparsity.start} start",
+    layers_table(layers),
+  ]
+  if config.compare.field:
+    choices = ", ".join(map(config_lib.choice_name, config.compare.choices))
+    lines.append(f"  The config compares {config.compare.field}: {choices}.")
+  low = [
+    row.name
+    for row in layers.rows
+    if row.live is not None and row.floor is not None
+    if row.live / row.parameters < row.floor * (1 - 1e-9)
+  ]
+  if low and config.sparsity.start == "eoi":
+    lines.append(f"  Below the floor of an orthogonal start: {', '.join(low)}.")
+  return "\n".join(lines)
+
+
+_SECONDS = 2.0  # for which to time steps
+
+
+class Cost(NamedTuple):
+  """What a compiled training takes, on each device.
+
+  Attributes:
+    compile_seconds: until it can begin.
+    step_seconds: for one step.
+    state_bytes: parameters, masks, optimizer and statistics.
+    data_bytes: of the examples.
+    temporary_bytes: activations, gradients and the like; None if unknown.
+  """
+
+  compile_seconds: float
+  step_seconds: float
+  state_bytes: int
+  data_bytes: int
+  temporary_bytes: int | None
+
+
+def dry_run(config: Any) -> str:
+  """Returns the plan of a config as text, after one step of it.
+
+  Args:
+    config: a config; one that compares several starts is measured once, since they
+      share a program.
+
+  Raises:
+    UserError: see `make_plan`.
+  """
+  config_lib.validate(config)
+  runs = config_lib.expand(config)
+  plans = [make_plan(one) for one in runs.values()]
+  plan = plans[0]
+  rows = _rows(plan, measure(plan), len(runs))
+  return "\n".join([layers_text(config), "", table(rows)])
+
+
+def _rows(plan: Plan, cost: Cost, num_runs: int) -> list[tuple[str, ...]]:
+  config, recipe = plan.config, plan.recipe
+  seeds, devices = len(seeds_of(config)), jax.device_count()
+  total = cost.step_seconds * recipe.num_steps
+  kind = jax.devices()[0].device_kind
+  rows = [
+    ("devices", f"{devices} x {kind}, {jax.process_count()} processes"),
+    ("runs, one after another", f"{num_runs}"),
+    ("seeds in each, at once", f"{seeds}"),
+    ("steps of each", f"{recipe.num_steps:,}, {recipe.steps_per_epoch:,} an epoch"),
+    ("batch", f"{recipe.batch_size}, {recipe.batch_size // devices} a device"),
+    ("state", _megabytes(cost.state_bytes)),
+    ("examples", _megabytes(cost.data_bytes)),
+    ("activations and the like", _megabytes(cost.temporary_bytes)),
+    ("compile time", f"{cost.compile_seconds:.1f} s"),
+    ("time of a step", f"{cost.step_seconds:.4f} s"),
+    ("training time of all runs", _duration(num_runs * total)),
+  ]
+  return rows
+
+
+def measure(plan: Plan) -> Cost:
+  """Compiles the chunk of a plan and does one step, from weights that are all zero."""
+  state = mesh.put_state(_zero_state(plan), plan.recipe.placement)
+  feed = Feed(plan, 0)
+  begin = time.perf_counter()
+  zero = jax.device_put(np.int32(0))
+  lowered = train_chunk.lower(state, feed.nothing(), zero, recipe=plan.recipe)
+  program = lowered.compile()
+  memory = program.memory_analysis()
+  compiled = time.perf_counter() - begin
+  state_bytes, data_bytes = _bytes(state), _bytes(feed.nothing())
+  state, _ = _time_steps(program, state, feed, 1)
+  state, seconds = _time_steps(program, state, feed, 1)
+  most = min(plan.config.steps_per_dispatch, plan.recipe.steps_per_epoch - 2)
+  count = min(most, int(_SECONDS / seconds))
+  if count > 1:  # a chunk has a cost of its own
+    state, seconds = _time_steps(program, state, feed, count)
+  temporary = None if memory is None else memory.temp_size_in_bytes
+  return Cost(compiled, seconds, state_bytes, data_bytes, temporary)
+
+
+def _time_steps(
+  program: Any, state: TrainState, feed: Feed, count: int
+) -> tuple[TrainState, float]:
+  """Runs a compiled chunk; returns the state and the seconds of one step."""
+  data, number = feed.next(count), jax.device_put(np.int32(count))
+  begin = time.perf_counter()
+  state, *_ = jax.block_until_ready(program(state, data, number))
+  return state, (time.perf_counter() - begin) / count
+
+
+def _zero_state(plan: Plan) -> TrainState:
+  """Returns a state of the right shapes, without the work of a start."""
+
+  def zeros(leaf):
+    if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      return jnp.zeros(leaf.shape, leaf.dtype)
+    bits = jax.eval_shape(jax.random.key_data, leaf)
+    return jax.random.wrap_key_data(jnp.zeros(bits.shape, bits.dtype))
+
+  return jax.tree.map(zeros, like_start(plan))
+
+
+def _bytes(tree: Any) -> int:
+  """Bytes on the first device of this process."""
+  keys = jax.dtypes.prng_key
+  leaves = [
+    jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, keys) else leaf
+    for leaf in jax.tree.leaves(tree)
+  ]
+  return sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
+
+
+def _megabytes(count: int | None) -> str:
+  return "unknown" if count is None else f"{count / 2**20:,.1f} MiB a device"
+
+
+def _duration(seconds: float) -> str:
+  minutes, rest = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours}:{minutes:02}:{rest:02} (h:min:s), evaluation left out"

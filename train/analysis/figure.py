@@ -1,0 +1,118 @@
+"""The figure of the pre-flight report."""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from train.analysis.preflight import Inspection, Row
+from train.core.figures import COLORS, DASHES, QUIET, new_figure, plain_log_ticks
+
+
+def plot_inspection(path: Path, inspection: Inspection, title: str) -> None:
+  """Draws spectrum, densities, and signals and gradients over depth.
+
+  Args:
+    path: the file to write, without its suffix: a PNG and a PDF.
+    inspection: what to draw.
+    title: a line above all.
+  """
+  figure, panels = new_figure((9, 6.6), 2, 2)
+  (spectrum, densities), (gains, gradients) = panels
+  _draw_spectrum(spectrum, inspection)
+  _draw_densities(densities, inspection)
+  _draw_gains(gains, inspection.rows)
+  _draw_gradients(gradients, inspection.rows)
+  figure.suptitle(title, fontsize=11)
+  for suffix in (".png", ".pdf"):
+    figure.savefig(path.with_suffix(suffix), dpi=150)
+
+
+def _draw_spectrum(axes, inspection: Inspection) -> None:
+  values = inspection.values.ravel()
+  top = max(1.1, 1.05 * float(values.max()))
+  axes.hist(values, bins=np.linspace(0, top, 41), color=COLORS[0])
+  axes.axvline(1, color=QUIET, linestyle=(0, (2, 2)), linewidth=1.2, label="isometry")
+  axes.set(
+    xlabel="singular value of the Jacobian",
+    ylabel=f"count ({inspection.spectrum['samples']} inputs)",
+    xlim=(0, top),
+  )
+  axes.yaxis.get_major_locator().set_params(integer=True)
+  axes.legend(frameon=False, fontsize=8)
+
+
+def _draw_gains(axes, rows: list[Row]) -> None:
+  forward = _in_depth(rows, lambda row: row.gains)
+  backward = _in_depth(rows, lambda row: row.output_gradient_gains)
+  axes.axhline(1, color=QUIET, linestyle=(0, (2, 2)), linewidth=1.2)
+  _draw_depth(axes, forward, 0, "signal: output / input of the layer")
+  _draw_depth(axes, backward, 1, "gradient: layer / end of the network")
+  axes.set(xlabel="layer", ylabel="ratio of norms")
+  _log_axis(axes, [1.0, *forward, *backward])
+  axes.legend(frameon=False, fontsize=8)
+
+
+def _draw_gradients(axes, rows: list[Row]) -> None:
+  norms = _in_depth(rows, lambda row: row.gradient_norms)
+  _draw_depth(axes, norms, 0)
+  axes.set(xlabel="layer", ylabel="gradient norm of the kernel")
+  _log_axis(axes, norms)
+
+
+def _draw_depth(axes, values: list[float], number: int, label: str = "") -> None:
+  depth = np.arange(1, len(values) + 1)
+  marker = ("o", "s")[number] if len(values) < 40 else None
+  style = {"marker": marker, "markersize": 3.5, "linestyle": DASHES[number]}
+  axes.plot(depth, values, color=COLORS[number], linewidth=1.5, label=label, **style)
+  axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _log_axis(axes, values: list[float]) -> None:
+  """A logarithmic axis of a decade at least, or noise would look like a trend."""
+  low, high = np.nanmin(values), np.nanmax(values)
+  if not 0 < low <= high < np.inf:
+    return
+  axes.set_yscale("log")
+  if high < 10 * low:
+    middle = (low * high) ** 0.5
+    axes.set_ylim(middle / 10**0.6, middle * 10**0.6)
+  if high < 1e4 * low:
+    plain_log_ticks(axes)
+
+
+def _in_depth(rows: list[Row], read: Callable[[Row], list[float]]) -> list[float]:
+  """Values in the order of the layers: kernels of one stack alternate."""
+  values = []
+  for (_, count), group in itertools.groupby(rows, key=_stack_of):
+    columns = [read(row) for row in group]
+    order = zip(*columns, strict=True) if count > 1 else columns
+    values += [value for layer in order for value in layer]
+  return values
+
+
+def _stack_of(row: Row) -> tuple[str, int]:
+  return row.layer.name.partition("/")[0], row.layer.count
+
+
+def _draw_densities(axes, inspection: Inspection) -> None:
+  rows = inspection.rows
+  position = np.arange(len(rows))
+  density = [row.layer.density for row in rows]
+  floors = [row.layer.floor for row in rows]
+  axes.hlines(position, floors, density, color="#BDBDBD", linewidth=1.2)
+  axes.plot(floors, position, "|", color=COLORS[1], markersize=9, label="floor")
+  axes.plot(density, position, "o", color=COLORS[0], markersize=5, label="density")
+  step = max(1, len(rows) // 20)
+  labels = [
+    row.layer.name.removesuffix("/kernel")
+    + (f" \N{MULTIPLICATION SIGN} {row.layer.count}" if row.layer.count > 1 else "")
+    for row in rows
+  ]
+  axes.set_yticks(position[::step], labels[::step], fontsize=8)
+  axes.set_ylim(len(rows) - 0.5, -0.5)
+  axes.set(xlabel="density of the kernel", xscale="log", xlim=(None, 1.3))
+  axes.legend(
+    frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1, 1)
+  )

@@ -1,0 +1,439 @@
+"""What a sparse network is before its training: measured, as text and as JSON.
+
+Which kernels a network applies, in order, and what a meter at each of them shows; dead
+units, singular values of the Jacobian at the start, and mean-field theory.
+"""
+
+import functools
+import json
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import eoi_jax
+from train.core.console import table
+from train.core.kernels import with_layouts
+from train.core.plan import make_plan, start_state
+from train.core.start import gains
+from train.core.state import named_key
+from train.core.summaries import Layer, list_layers
+from train.data.images import normalize
+from train.data.streams import take
+from train.models import ACTIVATIONS
+
+_METERS = "meters"  # the collection of variables; `stacks.stack` gives it an axis
+
+
+class Call(NamedTuple):
+  """One layer with a kernel, as the network applies it to one example.
+
+  Attributes:
+    positions_in: number of places (pixels, tokens) of its input, 1 for a vector.
+    positions_out: of its output.
+    strides: of a convolution, all 1 otherwise.
+    groups: channel groups of a convolution, 1 otherwise.
+  """
+
+  positions_in: int
+  positions_out: int
+  strides: tuple[int, ...] = ()
+  groups: int = 1
+
+
+def trace_calls(model: Any, variables: Any, input_shape: tuple[int, ...]) -> dict:
+  """Follows one example through a network, without computing anything.
+
+  Args:
+    model: a Linen module.
+    variables: its variables, or their shapes.
+    input_shape: shape of an input without the batch.
+
+  Returns:
+    Dict from the name of a kernel, "hidden/dense/kernel", to its `Call`, in the order
+    of the forward pass. A layer that is scanned stands once.
+  """
+  calls: dict[str, Call] = {}
+
+  def record(next_function, args, kwargs, context):
+    outputs = next_function(*args, **kwargs)
+    module = context.module
+    if _has_kernel(context):
+      name = "/".join((*module.path, "kernel"))
+      options: Any = {}
+      if isinstance(module, nn.Conv):
+        strides = module.strides
+        strides = (strides,) if isinstance(strides, int) else tuple(strides or ())
+        options = {"strides": strides, "groups": module.feature_group_count}
+      before, after = (math.prod(x.shape[1:-1]) for x in (args[0], outputs))
+      calls.setdefault(name, Call(before, after, **options))
+    return outputs
+
+  def forward(variables):
+    with nn.intercept_methods(record):
+      return model.apply(variables, jnp.zeros((1, *input_shape), jnp.float32))
+
+  jax.eval_shape(forward, variables)
+  return calls
+
+
+def _has_kernel(context: Any) -> bool:
+  layer = isinstance(context.module, nn.Conv | nn.Dense)
+  return layer and context.method_name == "__call__"
+
+
+def metered(
+  model: Any, variables: Any, input_shape: tuple[int, ...]
+) -> tuple[Callable[[Any, jax.Array], jax.Array], Any]:
+  """Puts a meter behind every layer that has a kernel.
+
+  Args:
+    model: a Linen module.
+    variables: its variables, or their shapes to look at the meters alone.
+    input_shape: shape of an input without the batch.
+
+  Returns:
+    What `eoi_jax.layer_profiles` takes: `(meters, inputs) -> outputs`, and meters by
+    the names of the kernels; those of a layer that is scanned are `[layers, ...]`.
+  """
+
+  def measure_layer(next_function, args, kwargs, context):
+    outputs = next_function(*args, **kwargs)
+    if not _has_kernel(context):
+      return outputs
+    meter = context.module.perturb("kernel", eoi_jax.new_meter(), _METERS)
+    return eoi_jax.watch(meter, args[0], outputs)
+
+  def forward(variables, inputs, **options):
+    with nn.intercept_methods(measure_layer):
+      return model.apply(variables, inputs, **options)
+
+  inputs = jnp.zeros((1, *input_shape), jnp.float32)
+  shapes = jax.eval_shape(lambda v: forward(v, inputs, mutable=_METERS)[1], variables)
+  shapes = shapes[_METERS]
+  paths = jax.tree_util.tree_leaves_with_path(shapes)
+  names = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in paths]
+  treedef = jax.tree.structure(shapes)
+
+  def apply_fn(meters, inputs):
+    tree = jax.tree.unflatten(treedef, [meters[name] for name in names])
+    return forward({**variables, _METERS: tree}, inputs)
+
+  meters = [jnp.zeros(leaf.shape, leaf.dtype) for _, leaf in paths]
+  return apply_fn, dict(zip(names, meters, strict=True))
+
+
+# Above this error a kernel is no isometry: rounding stays well below.
+TOLERANCE = 1e-4
+_LARGEST_JACOBIAN = 4_000_000
+# Networks whose layers follow the mean-field equations: no normalization or shortcut.
+_PLAIN = ("mlp", "cnn")
+
+
+class Row(NamedTuple):
+  """One kernel of the network; a stack of equal layers is one row.
+
+  Attributes:
+    layer: name, shape, count, live weights, density, Gram error.
+    dead_inputs: input units without a weight at the start, all layers together.
+    dead_outputs: likewise.
+    flops: of one example's forward pass if all weights were live, all layers.
+    gains: norm of the outputs over that of the inputs, by layer.
+    output_gradient_gains: norm of the gradient at the outputs over that at the end of
+      the network, by layer.
+    gradient_norms: of the kernel, by layer.
+    obstacles: why the layer cannot preserve every signal; empty if it does.
+  """
+
+  layer: Layer
+  dead_inputs: int
+  dead_outputs: int
+  flops: int
+  gains: list[float]
+  output_gradient_gains: list[float]
+  gradient_norms: list[float]
+  obstacles: list[str]
+
+
+class Inspection(NamedTuple):
+  """All that the pre-flight reports.
+
+  Attributes:
+    rows: kernels in the order of the forward pass.
+    totals: sums and ratios over the network.
+    spectrum: singular values of the input-output Jacobian: mean, max, min, rms.
+    values: the singular values, float `[samples, n]`.
+    theory: mean-field numbers, empty for networks they do not describe.
+    slopes: the lowest and the highest of the activation within two deviations of the
+      pre-activations; it is an isometry only where they are equal in size.
+  """
+
+  rows: list[Row]
+  totals: dict[str, float]
+  spectrum: dict[str, Any]
+  values: np.ndarray
+  theory: dict[str, float]
+  slopes: tuple[float, float]
+
+
+def measure(config: Any, *, num_samples: int = 16) -> Inspection:
+  """Builds the network of a config and measures it at its start.
+
+  Args:
+    config: a validated config.
+    num_samples: training images for Jacobian and gradients.
+
+  Raises:
+    UserError: if the data set is missing or a kernel cannot have its density.
+  """
+  plan = make_plan(config)
+  state = start_state(plan)
+  params, masks, stats = state.params, state.masks, state.batch_stats
+  model, spec, scale = plan.recipe.model, plan.recipe.spec, gains(config).scale
+  if getattr(model, "remat", False):  # hides its layers
+    model = model.clone(remat=False)
+  variables = {"params": params, "batch_stats": stats}
+  calls = trace_calls(model, variables, spec.shape)
+  layers = {row.name: row for row in list_layers(params, masks, scale, model)}
+  assert layers.keys() <= calls.keys()
+  inputs = normalize(jnp.asarray(take(plan.dataset.train, num_samples).images), spec)
+  apply_fn = functools.partial(_apply, model, _Frozen(stats))
+  key = named_key(jax.random.key(config.seed), "preflight")
+  bind = functools.partial(with_layouts, model=model)
+  norms = bind(eoi_jax.gradient_norms)(key, apply_fn, params, inputs)
+  dead = bind(eoi_jax.dead_units)(params)
+  profiles = eoi_jax.layer_profiles(key, *metered(model, variables, spec.shape), inputs)
+  rows = [
+    _row(layers[n], calls[n], dead[n], profiles[n], norms[n])
+    for n in calls
+    if n in layers
+  ]
+  values = _singular_values(key, apply_fn, params, inputs)
+  effective = bind(eoi_jax.effective_masks)(apply_fn, params, masks, (1, *spec.shape))
+  totals = _totals(rows, params) | {
+    "effective_density": eoi_jax.effective_density(effective)
+  }
+  theory = _theory(config)
+  return Inspection(
+    rows=rows,
+    totals=totals,
+    spectrum=_spectrum(values, config.data.name),
+    values=values,
+    theory=theory,
+    slopes=_slopes(config, theory.get("q_star", 1.0)),
+  )
+
+
+class _Frozen:
+  """Statistics as a part of a static function: compared by identity."""
+
+  def __init__(self, tree: Any):
+    self.tree = tree
+
+
+def _apply(model, stats: _Frozen, params, inputs):
+  variables = {"params": params, "batch_stats": stats.tree}
+  return model.apply(variables, inputs, train=False)
+
+
+def _row(layer: Layer, call: Call, dead, profile, norms) -> Row:
+  size = math.prod(layer.shape) * layer.count
+  return Row(
+    layer=layer,
+    dead_inputs=dead.inputs,
+    dead_outputs=dead.outputs,
+    flops=2 * size * call.positions_out,
+    gains=_by_layer(profile.gain),
+    output_gradient_gains=_by_layer(profile.gradient_gain),
+    gradient_norms=_by_layer(norms),
+    obstacles=_obstacles(layer, call),
+  )
+
+
+def _by_layer(values: Any) -> list[float]:
+  return np.asarray(values, float).ravel().tolist()
+
+
+def _obstacles(layer: Layer, call: Call) -> list[str]:
+  found = []
+  if call.groups > 1:
+    found.append(
+      f"{call.groups} channel groups: a filter each, no rotation of channels"
+    )
+  elif layer.orthogonality_error > TOLERANCE:
+    found.append(f"not orthogonal: Gram error {layer.orthogonality_error:.1g}")
+  if max(call.strides, default=1) > 1:
+    found.append(f"stride {max(call.strides)} drops pixels")
+  elif call.positions_out < call.positions_in:
+    found.append("its padding drops the border")
+  size_in, size_out = layer.shape[-2:]
+  if size_in > size_out and call.groups == 1:
+    found.append(f"narrows {size_in} to {size_out}")
+  return found
+
+
+def _totals(rows: list[Row], params: Any) -> dict[str, float]:
+  total = sum(leaf.size for leaf in jax.tree.leaves(params))
+  size = sum(row.layer.count * math.prod(row.layer.shape) for row in rows)
+  live = sum(row.layer.live for row in rows)
+  flops = sum(row.flops for row in rows)
+  live_flops = sum(row.flops * row.layer.density for row in rows)
+  return {
+    "parameters": total,
+    "parameters_live": total - size + live,
+    "kernel_density": live / size,
+    "forward_flops_dense": flops,
+    "forward_flops_sparse": round(live_flops),
+    "bytes_dense": 4 * total,
+    # Live weights, and one bit a weight to say which they are.
+    "bytes_sparse": 4 * (total - size + live) + math.ceil(size / 8),
+  }
+
+
+def _singular_values(key, apply_fn, params, inputs) -> np.ndarray:
+  """All singular values, or the two extremes of Jacobians too large to form."""
+  outputs = jax.eval_shape(apply_fn, params, inputs)
+  if inputs[0].size * math.prod(outputs.shape[1:]) <= _LARGEST_JACOBIAN:
+    values = eoi_jax.jacobian_singular_values(apply_fn, params, inputs, batch_size=8)
+    return np.asarray(values)
+  extremes = eoi_jax.jacobian_extremes(
+    key, apply_fn, params, inputs, num_iterations=24, num_probes=8, batch_size=1
+  )
+  root = jnp.sqrt(extremes.mean_square)
+  return np.stack([extremes.max, root, extremes.min], axis=1)
+
+
+def _spectrum(values: np.ndarray, data: str) -> dict[str, Any]:
+  summary = eoi_jax.spectrum_summary(values)
+  return {
+    "mean": summary.mean,
+    "max": summary.max,
+    "min": summary.min,
+    "root_mean_square": math.sqrt(summary.mean_square),
+    "samples": len(values),
+    "inputs": f"{data} training images",
+  }
+
+
+def _slopes(config: Any, q_star: float) -> tuple[float, float]:
+  activation = ACTIVATIONS[config.model.activation]
+  deviation = math.sqrt(q_star) if 0 < q_star < math.inf else 1.0
+  points = deviation * jnp.linspace(-2.0, 2.0, 101)
+  slopes = jax.vmap(jax.grad(activation))(points)
+  return float(slopes.min()), float(slopes.max())
+
+
+def _theory(config: Any) -> dict[str, float]:
+  if config.model.name not in _PLAIN:
+    return {}
+  activation = ACTIVATIONS[config.model.activation]
+  scale, bias_std = gains(config)
+  q_star = eoi_jax.variance_fixed_point(activation, scale, bias_std)
+  result = {"sigma_w": scale, "sigma_b": bias_std, "q_star": q_star}
+  if math.isfinite(q_star):
+    chi_1 = eoi_jax.chi_1(activation, q_star or 1e-12, sigma_w=scale)
+    length = eoi_jax.correlation_length(activation, scale, bias_std)
+    result |= {"chi_1": chi_1, "correlation_length": length}
+  return result
+
+
+def as_text(inspection: Inspection) -> str:
+  """Returns the report as text."""
+  parts = [table([_HEADER, *map(_cells, inspection.rows)])]
+  for heading, values in (
+    ("totals", inspection.totals),
+    ("singular values of the Jacobian", inspection.spectrum),
+    ("mean-field theory", inspection.theory),
+  ):
+    if values:
+      lines = [(name.replace("_", " "), _number(v)) for name, v in values.items()]
+      parts.append(f"{heading}\n{table(lines)}")
+  if not inspection.theory:
+    parts.append("no mean-field theory: the network has shortcuts or normalization")
+  low, high = inspection.slopes
+  obstacles = [
+    f"  {row.layer.name}: {'; '.join(row.obstacles)}"
+    for row in inspection.rows
+    if row.obstacles
+  ]
+  if high - low > 1e-3:
+    obstacles.append(f"  activation: its slopes run from {low:.3g} to {high:.3g}")
+  parts.append(
+    "\n".join(["not isometric for every signal", *(obstacles or ["  none"])])
+  )
+  return "\n\n".join(parts)
+
+
+_HEADER = (
+  "kernel",
+  "shape",
+  "density",
+  "floor",
+  "live",
+  "dead in",
+  "dead out",
+  "Gram error",
+  "FLOPs",
+  "gain",
+  "gradient",
+)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+  layer = row.layer
+  shape = "x".join(map(str, layer.shape))
+  return (
+    layer.name,
+    f"{layer.count} of {shape}" if layer.count > 1 else shape,
+    f"{layer.density:.4f}",
+    f"{layer.floor:.4f}",
+    f"{layer.live:,}",
+    f"{row.dead_inputs:,}",
+    f"{row.dead_outputs:,}",
+    f"{layer.orthogonality_error:.1e}",
+    _short(row.flops * layer.density),
+    f"{_mean(row.gains):.2g}",
+    f"{_mean(row.gradient_norms):.2g}",
+  )
+
+
+def _mean(values: list[float]) -> float:
+  return math.fsum(values) / len(values)
+
+
+def _short(count: float) -> str:
+  for factor, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    if count >= factor:
+      return f"{count / factor:.3g}{suffix}"
+  return f"{count:.0f}"
+
+
+def _number(value: Any) -> str:
+  if isinstance(value, int):
+    return f"{value:,}"
+  return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def as_json(inspection: Inspection) -> str:
+  """Returns the report as JSON; what is not finite is null."""
+  rows = [row.layer._asdict() | row._asdict() for row in inspection.rows]
+  content = {
+    "layers": [{k: v for k, v in row.items() if k != "layer"} for row in rows],
+    "totals": inspection.totals,
+    "spectrum": inspection.spectrum,
+    "theory": inspection.theory,
+    "slopes": inspection.slopes,
+  }
+  return json.dumps(_finite(content), indent=2) + "\n"
+
+
+def _finite(tree: Any) -> Any:
+  if isinstance(tree, dict):
+    return {name: _finite(value) for name, value in tree.items()}
+  if isinstance(tree, list | tuple):
+    return [_finite(value) for value in tree]
+  return None if isinstance(tree, float) and not math.isfinite(tree) else tree

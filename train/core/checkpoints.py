@@ -1,0 +1,197 @@
+"""Checkpoints: run the same command again, and it continues.
+
+Orbax is imported in the background, while the start of a run is compiled.
+"""
+
+import functools
+import shutil
+import threading
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from train.core.console import UserError, logger
+from train.core.mesh import agree, is_primary
+
+
+class Checkpoints:
+  """Checkpoints of one run, newest last, written in the background.
+
+  Each carries a checksum of every array; one that is damaged or was cut short is left
+  out in favour of the newest whole one. Use as a context manager: leaving it waits
+  for the last write.
+
+  Attributes:
+    newest: step of the newest checkpoint that was restored or saved, None before.
+  """
+
+  def __init__(self, directory: Path, *, keep: int, keep_best: int = 0):
+    """Opens a directory, which may be new.
+
+    Args:
+      directory: of the checkpoints alone.
+      keep: how many of the newest to keep, at least 1.
+      keep_best: how many of the highest accuracy to keep besides.
+    """
+    self._directory, self._keep = directory.resolve(), (keep, keep_best)
+    self.newest: int | None = None
+    threading.Thread(target=_orbax, daemon=True).start()
+
+  @functools.cached_property
+  def _manager(self) -> Any:
+    ocp, policy = _orbax()
+    rules: list[Any] = [policy.LatestN(self._keep[0])]
+    if self._keep[1]:
+      best = policy.BestN(get_metric_fn=lambda m: m["accuracy"], n=self._keep[1])
+      rules.append(best)
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=policy.AnyPreservationPolicy(rules),
+      create=True,
+      cleanup_tmp_directories=True,
+    )
+    return ocp.CheckpointManager(self._directory, options=options)
+
+  def __enter__(self) -> "Checkpoints":
+    return self
+
+  def __exit__(self, kind: Any, *args) -> None:
+    if "_manager" not in vars(self):  # nothing was read or written
+      return
+    try:
+      self._manager.close()
+    except Exception as error:
+      if kind is None:
+        raise self._lost(error) from error
+      logger.warning("%s", self._lost(error))  # what has ended the run matters more
+
+  def save(self, state: Any, accuracy: float) -> None:
+    """Saves a state under its step; the caller may donate it at once.
+
+    Raises:
+      UserError: if this checkpoint, or the one before, cannot be written.
+    """
+    step, (ocp, _) = int(state.step), _orbax()
+    if step in self._manager.all_steps():
+      return
+    copy = _copy(_plain(state))
+    args = ocp.args.Composite(
+      state=ocp.args.StandardSave(copy), seal=ocp.args.JsonSave(_seal(copy))
+    )
+    try:
+      self._manager.save(step, args=args, metrics={"accuracy": accuracy})
+    except Exception as error:  # Orbax and TensorStore have many
+      raise self._lost(error) from error
+    self.newest = step
+
+  def wait(self) -> None:
+    """Waits for the last write.
+
+    Raises:
+      UserError: if it failed.
+    """
+    try:
+      self._manager.wait_until_finished()
+    except Exception as error:
+      raise self._lost(error) from error
+
+  def _lost(self, error: Exception) -> UserError:
+    found = [path.name for path in self._directory.iterdir() if path.name.isdigit()]
+    whole = max(map(int, found), default=None)
+    last = "there is none yet" if whole is None else f"the last is of step {whole}"
+    reason = " ".join(str(error).split())[:300]
+    return UserError(
+      f"cannot write a checkpoint in {self._directory} ({last}): {reason}; make room "
+      "and run the same command again."
+    )
+
+  def found(self) -> bool:
+    """Whether there may be a checkpoint to restore."""
+    names = self._directory.iterdir() if self._directory.is_dir() else []
+    return agree(any(path.name.isdigit() for path in names))
+
+  def restore(self, like: Any) -> Any | None:
+    """Returns the newest whole state, or None.
+
+    Args:
+      like: a state, or shapes, types and shardings of one.
+    """
+    plain = _plain_like(like)
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      state = self._try(step, plain)
+      if agree(state is not None):
+        self.newest = step
+        return jax.tree.map(_wrap, like, state)
+      logger.warning("the checkpoint of step %d is damaged; it is removed", step)
+      self._remove(step)
+    return None
+
+  def _try(self, step: int, like: Any) -> Any | None:
+    ocp, _ = _orbax()
+    args = ocp.args.Composite(
+      state=ocp.args.StandardRestore(like), seal=ocp.args.JsonRestore()
+    )
+    try:
+      found = self._manager.restore(step, args=args)
+    except Exception as error:  # of many kinds, as the damage is
+      logger.debug("checkpoint of step %d: %s", step, error)
+      return None
+    ours = _seal(found["state"])
+    whole = all(found["seal"].get(name, value) == value for name, value in ours.items())
+    return found["state"] if whole else None
+
+  def _remove(self, step: int) -> None:
+    if is_primary():
+      shutil.rmtree(self._directory / str(step), ignore_errors=True)
+    agree(True)  # nobody looks before it is gone
+    self._manager.reload()
+
+
+@functools.cache
+def _orbax() -> tuple[Any, Any]:
+  import orbax.checkpoint as ocp
+  from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+  return ocp, preservation_policy
+
+
+@jax.jit
+def _copy(tree: Any) -> Any:
+  return jax.tree.map(jnp.copy, tree)
+
+
+def _plain(state: Any) -> Any:
+  """Keys are not arrays to a file: keep their bits."""
+  return jax.tree.map(
+    lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, state
+  )
+
+
+def _plain_like(state: Any) -> Any:
+  """What `_plain` gives, as shapes, types and shardings."""
+
+  def plain(leaf):
+    shape = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=leaf.sharding)
+
+  return jax.tree.map(plain, state)
+
+
+def _wrap(like: Any, bits: Any) -> Any:
+  return jax.random.wrap_key_data(bits) if _is_key(like) else bits
+
+
+def _is_key(leaf: Any) -> bool:
+  return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _seal(tree: Any) -> dict[str, int]:
+  """Returns the CRC-32 of each array that this process has whole, by its name."""
+  return {
+    jax.tree_util.keystr(path): zlib.crc32(np.asarray(leaf).tobytes())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    if leaf.is_fully_addressable or leaf.is_fully_replicated
+  }

@@ -1,0 +1,201 @@
+"""The command line that the programs share: config, workdir, compilation cache."""
+
+import ast
+import functools
+import os
+import platform
+import re
+import runpy
+import tempfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from train.core import config as config_lib
+from train.core.console import UserError, exit_with, logger
+
+CONFIG = flags.DEFINE_string(
+  "config",
+  None,
+  "Config file, with a variant if it has any (configs/quickstart.py:smoke). Change a "
+  "field by --config.FIELD=VALUE, such as --config.sparsity.density=0.05; --fields "
+  "prints all of them.",
+)
+WORKDIR = flags.DEFINE_string(
+  "workdir",
+  None,
+  "Directory of the results; default: workdirs/, then config and changed fields.",
+)
+_FIELDS = flags.DEFINE_bool(
+  "fields", False, "Print every config field, its default and meaning, and stop."
+)
+_CACHE = flags.DEFINE_string(
+  "compilation_cache",
+  "auto",
+  "Directory of compiled programs, shared by all runs; auto: eoi_jax/xla in "
+  "$XDG_CACHE_HOME, else in ~/.cache; off: none.",
+)
+
+
+@functools.cache
+def run_file(path: Path) -> dict[str, Any]:
+  """Executes a config file, once in this process; returns its names."""
+  return runpy.run_path(str(path))
+
+
+def load_config(value: str) -> ConfigDict:
+  """Returns the config that `FILE` or `FILE:VARIANT` names.
+
+  Raises:
+    UserError: if there is no such file or variant, or the file is broken.
+  """
+  path, colon, variant = value.partition(":")
+  if not Path(path).is_file():
+    raise UserError(f"config file {path!r} does not exist.")
+  try:
+    get_config = run_file(Path(path).resolve())["get_config"]
+    config = get_config(variant) if colon else get_config()
+  except KeyError as error:
+    raise UserError(f"config file {path}: no {error} in it.") from error
+  except Exception as error:
+    text = " ".join(str(error).split())
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    raise UserError(f"config file {path}: {kind}{text}") from error
+  if not isinstance(config, ConfigDict):
+    raise UserError(f"config file {path}: get_config() must return a ConfigDict.")
+  return config
+
+
+def parse(argv: list[str]) -> list[str]:
+  """Parses the command line, and turns on the compilation cache.
+
+  `CONFIG.value` is the config afterwards, with the changes of the command line. A
+  mistake ends the program with one line.
+  """
+  try:
+    file, overrides = scan(argv[1:])
+    config, others = None, argv
+    if file is not None:
+      config = load_config(file)
+      config_lib.check_names(overrides, flat := config_lib.flatten(config))
+      for field in overrides:
+        if isinstance(flat[field], tuple):
+          _check_tuple(field, overrides[field])
+      changes, others = _split(argv, flat)
+      # Overrides are parsed by the types of the fields, by flags of their own.
+      values = flags.FlagValues()
+      options = {"flag_values": values, "sys_argv": changes}
+      config_flags.DEFINE_config_dict("config", config, **options)
+      values([argv[0], *changes])
+    rest = flags.FLAGS(others)
+    if _FIELDS.value:
+      print(config_lib.help_text())
+      raise SystemExit(0)
+    if len(rest) > 1:
+      raise UserError(f"unexpected argument {rest[1]!r}; flags begin with --.")
+    if config is None:
+      raise UserError("--config is missing, such as --config=configs/quickstart.py.")
+    flags.FLAGS["config"].value = config
+  except (UserError, flags.Error, ValueError, TypeError, IndexError) as error:
+    exit_with(error)
+  use_compilation_cache(_CACHE.value)
+  return rest
+
+
+def _check_tuple(field: str, text: str) -> None:
+  try:
+    value = ast.literal_eval(text)
+  except (SyntaxError, ValueError):
+    value = None
+  if not isinstance(value, list | tuple):
+    rule = config_lib.FIELDS[field].rule
+    raise UserError(f"`{field}` must be {rule.text}, got {text!r}.")
+
+
+def _split(argv: list[str], fields: dict[str, Any]) -> tuple[list[str], list[str]]:
+  """Parts a command line into the changes of config fields and the other words."""
+  changes, others, words = [], argv[:1], iter(argv[1:])
+  for word in words:
+    name, equals, _ = word.lstrip("-").partition("=")
+    if word == "--":
+      others += [word, *words]
+    elif not re.match(r"--?(no)?config\.", word):
+      others.append(word)
+    else:
+      changes.append(word)
+      field = name.removeprefix("config.").partition("[")[0]
+      alone = equals or name.startswith("no") or isinstance(fields.get(field), bool)
+      if not alone:
+        changes += [following] if (following := next(words, None)) is not None else []
+  return changes, others
+
+
+def scan(arguments: list[str]) -> tuple[str | None, dict[str, str]]:
+  """Finds the config file and what a command line changes in it: field to value."""
+  config, overrides = None, {}
+  for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
+    name, equals, value = argument.lstrip("-").partition("=")
+    if not argument.startswith("-"):
+      continue
+    if argument == "--":
+      break
+    if name == "config":
+      config = value if equals else following
+    elif name.removeprefix("no").startswith("config."):
+      field = name.removeprefix("no").removeprefix("config.").partition("[")[0]
+      overrides[field] = value if equals else following
+  return config, overrides
+
+
+def default_workdir(arguments: list[str]) -> Path:
+  """Returns the workdir of a command line that names none.
+
+  The same command finds its own run again; another one gets another directory:
+  `workdirs/quickstart`, `workdirs/quickstart-smoke`, `workdirs/quickstart-seed=1`.
+  """
+  config, overrides = scan(arguments)
+  path, _, variant = (config or "").partition(":")
+  changes = [f"{field}={value}" for field, value in sorted(overrides.items())]
+  name = "-".join(filter(None, [Path(path).stem, variant, *changes]))
+  return Path("workdirs") / re.sub(r"[^\w.,=+-]", "_", name)[:200]
+
+
+def use_compilation_cache(place: str) -> None:
+  """Keeps compiled programs in a directory, for later processes; before the first one.
+
+  Programs of one kind of processor have a directory of their own below it. Where it
+  cannot be written, nothing is kept.
+
+  Args:
+    place: the directory, or "auto" or "off"; "auto" leaves JAX_COMPILATION_CACHE_DIR
+      to decide if that is set.
+  """
+  if place == "off" or (place == "auto" and "JAX_COMPILATION_CACHE_DIR" in os.environ):
+    return
+  home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+  path = Path(home) / "eoi_jax" / "xla" if place == "auto" else Path(place)
+  try:
+    path = path.expanduser() / _processor()
+    path.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path):
+      pass
+  except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+    logger.debug("compiled programs are not kept: %s", error)
+    return
+  import jax
+
+  jax.config.update("jax_compilation_cache_dir", str(path))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _processor() -> str:
+  """Names the kind of processor: compiled programs hold its instructions."""
+  try:
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    lines = {line for line in text.splitlines() if line.startswith(("flags", "Feat"))}
+  except OSError:
+    lines = {platform.processor()}
+  return f"{platform.machine()}-{zlib.crc32(''.join(sorted(lines)).encode()):08x}"

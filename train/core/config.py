@@ -1,0 +1,419 @@
+"""Every field of a config, declared once: default, rule, meaning; and what uses them.
+
+`FIELDS` is the single declaration: `default_config` takes the defaults from it,
+`validate` the rules, `help_text` (`python -m train.run --fields`) all of it.
+"""
+
+import difflib
+import json
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict, FieldReference
+
+from train.core.console import UserError
+from train.core.optimizers import METHODS, OPTIMIZERS, SCHEDULES
+from train.data.datasets import DATASETS
+from train.models import ACTIVATIONS, DTYPES, MODELS
+
+CRITICAL = "critical"
+PARAMETERS = ("replicated", "sharded")
+REFERENCES = ("orthogonal", "delta_orthogonal", "conv_orthogonal")
+STARTS = ("eoi", "eoi_in_mask", "eoi_structured", "base", "ai", "sao", *REFERENCES)
+BY_SHAPE = ("uniform", "erk", "dense")
+SCORED = ("snip", "grasp", "synflow")
+
+
+class Rule(NamedTuple):
+  """What a field may hold.
+
+  Attributes:
+    text: the rule, as it ends the sentence "`FIELD` must be ...".
+    holds: whether a value obeys it.
+    read: the value that a word of the command line or of a comparison stands for.
+  """
+
+  text: str
+  holds: Callable[[Any], bool]
+  read: Callable[[str], Any] = str
+
+
+def _is_integer(value: Any) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+  return _is_integer(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _integer(low: int, high: int = 10**9) -> Rule:
+  return Rule(
+    f"an integer in [{low}, {high}]",
+    lambda value: _is_integer(value) and low <= value <= high,
+    int,
+  )
+
+
+def _number(interval: str) -> Rule:
+  """A number in an interval in mathematical notation, such as "(0, 1]"."""
+  low, high = (float(end) for end in interval[1:-1].split(","))
+
+  def holds(value):
+    if not _is_number(value):
+      return False
+    above = value > low if interval[0] == "(" else value >= low
+    return above and (value < high if interval[-1] == ")" else value <= high)
+
+  return Rule(f"a number in {interval}", holds, float)
+
+
+def _one_of(*known: str) -> Rule:
+  return Rule(
+    "one of " + ", ".join(known),
+    lambda value: isinstance(value, str) and value in known,
+  )
+
+
+def _different(items: Any) -> bool:
+  return isinstance(items, list | tuple) and len(set(map(repr, items))) == len(items)
+
+
+_BOOLEAN = Rule(
+  "True or False",
+  lambda value: isinstance(value, bool),
+  lambda text: {"True": True, "False": False}[text],
+)
+_TEXT = Rule("a string", lambda value: isinstance(value, str))
+_SEED = _integer(0, 2**32 - 1)
+_SEEDS = Rule(
+  f"a tuple of different seeds, each {_SEED.text}",
+  lambda value: _different(value) and all(map(_SEED.holds, value)),
+)
+_POSITIVE = _number("(0, inf)")
+_SCALE = Rule(
+  f"a number in (0, inf) or {CRITICAL!r}",
+  lambda value: value == CRITICAL or _POSITIVE.holds(value),
+  lambda text: text if text == CRITICAL else float(text),
+)
+
+
+def _is_choice(value: Any) -> bool:
+  if isinstance(value, list | tuple):
+    return all(isinstance(part, str | int | float) for part in value)
+  return isinstance(value, str | int | float)
+
+
+_CHOICES = Rule(
+  "a tuple of different strings, numbers or tuples of them",
+  lambda value: _different(value) and all(map(_is_choice, value)),
+)
+
+
+class Field(NamedTuple):
+  """One field: its default, its rule, its meaning."""
+
+  default: Any
+  rule: Rule
+  meaning: str
+
+
+FIELDS = {
+  "seed": Field(0, _SEED, "everything random is a function of it"),
+  "seeds": Field((), _SEEDS, "such as (0, 1, 2): train these instead, in one program"),
+  "num_epochs": Field(10, _integer(1), "length of the training"),
+  "batch_size": Field(128, _integer(1), "examples of a step, over all devices"),
+  "steps_per_dispatch": Field(
+    500, _integer(1), "compiled steps between two records in metrics.jsonl"
+  ),
+  "eval_every": Field(1, _integer(1), "epochs between two evaluations"),
+  "checkpoint_every": Field(
+    1, _integer(1), "epochs between two checkpoints; the last state is always saved"
+  ),
+  "keep_checkpoints": Field(2, _integer(1), "newest checkpoints to keep"),
+  "keep_best": Field(1, _integer(0), "best checkpoints by held-out accuracy to keep"),
+  "placement": Field(
+    "replicated", _one_of(*PARAMETERS), "parameters on several devices"
+  ),
+  "tensorboard": Field(False, _BOOLEAN, "also write event files; needs tensorboardX"),
+  "dry_run": Field(
+    False, _BOOLEAN, "print layers, steps, time and memory after one step, and stop"
+  ),
+  "data.name": Field("mnist", _one_of(*DATASETS), "the data set"),
+  "data.augment": Field(False, _BOOLEAN, "reflect-pad by 4, random crop, random flip"),
+  "data.validation": Field(
+    0.1, _number("[0, 1)"), "fraction of the training set to hold out"
+  ),
+  "data.limit": Field(0, _integer(0), "examples of each split to keep; 0: all"),
+  "model.name": Field("mlp", _one_of(*MODELS), "the network"),
+  "model.depth": Field(
+    7, _integer(2, 10**5), "layers of mlp, cnn, cifar_resnet, first and last included"
+  ),
+  "model.width": Field(100, _integer(1, 10**6), "units or channels of mlp and cnn"),
+  "model.activation": Field("tanh", _one_of(*ACTIVATIONS), "after every hidden layer"),
+  "model.dtype": Field("float32", _one_of(*DTYPES), "type of the computation"),
+  "model.remat": Field(
+    False, _BOOLEAN, "mlp, cnn, deit3: compute activations twice, to save memory"
+  ),
+  "sparsity.start": Field(
+    "eoi", _one_of(*STARTS), "initialization of the kernels; the last three are dense"
+  ),
+  "sparsity.distribution": Field(
+    "uniform",
+    _one_of(*BY_SHAPE, *SCORED),
+    "rule that gives each kernel its density; dense: 1 everywhere",
+  ),
+  "sparsity.density": Field(
+    0.1, _number("(0, 1]"), "trained fraction of all kernels together; 1: dense"
+  ),
+  "sparsity.scale": Field(
+    1.0,
+    _SCALE,
+    "gain of the kernels, sigma_w; critical: set it and bias_std to the critical point "
+    "of the activation",
+  ),
+  "sparsity.q_star": Field(
+    0.0259, _POSITIVE, "variance of the pre-activations at the critical point"
+  ),
+  "sparsity.bias_std": Field(
+    0.0, _number("[0, inf)"), "standard deviation of the initial biases, sigma_b"
+  ),
+  "sparsity.reference": Field(
+    "orthogonal", _one_of(*REFERENCES), "dense start that base masks and scores look at"
+  ),
+  "sparsity.ai_method": Field(
+    "sgd", _one_of("sgd", "adam"), "optimizer of AI; published: sgd"
+  ),
+  "sparsity.ai_steps": Field(10_000, _integer(0), "steps of AI; adam needs about 200"),
+  "sparsity.floors": Field(
+    "lift",
+    _one_of("lift", "error"),
+    "kernels with too few weights for EOI: lift them at the cost of the others, or "
+    "stop with an error",
+  ),
+  "sparsity.angle": Field(
+    0.0, _number("[-360, 360]"), "of EOI's rotations, in degrees; 0: uniformly random"
+  ),
+  "sparsity.grasp_examples": Field(
+    25, _integer(2), "examples of each class that GraSP scores, in two halves"
+  ),
+  "sparsity.synflow_rounds": Field(100, _integer(1), "pruning rounds of SynFlow"),
+  "optimizer.name": Field("sgd", _one_of(*OPTIMIZERS), "the optimizer"),
+  "optimizer.learning_rate": Field(0.01, _number("[0, inf)"), "highest learning rate"),
+  "optimizer.momentum": Field(0.9, _number("[0, 1)"), "of sgd; b1 of adam and adamw"),
+  "optimizer.nesterov": Field(True, _BOOLEAN, "Nesterov momentum"),
+  "optimizer.weight_decay": Field(
+    1e-4, _number("[0, inf)"), "of all parameters; decoupled in adamw"
+  ),
+  "optimizer.schedule": Field(
+    "step", _one_of(*SCHEDULES), "step: a tenth at 1/2 and at 3/4"
+  ),
+  "optimizer.warmup": Field(
+    0.0, _number("[0, 1]"), "fraction of the training in which the rate rises"
+  ),
+  "optimizer.label_smoothing": Field(
+    0.0, _number("[0, 1)"), "probability spread evenly over all classes"
+  ),
+  "optimizer.clip_norm": Field(
+    0.0, _number("[0, inf)"), "largest norm of the gradient; 0: no limit"
+  ),
+  "dynamic.method": Field("static", _one_of(*METHODS), "whether and how masks change"),
+  "dynamic.fraction": Field(
+    0.3, _number("[0, 1]"), "live weights replaced at first; falls as a cosine"
+  ),
+  "dynamic.every": Field(100, _integer(1), "steps between two changes of the masks"),
+  "dynamic.until": Field(
+    0.75, _number("[0, 1]"), "fraction of the training after which masks stay"
+  ),
+  "dynamic.scope": Field(
+    "layer", _one_of("layer", "global"), "whose number of live weights is kept"
+  ),
+  "dynamic.mean_decay": Field(
+    0.0, _number("[0, 1)"), "of the mean gradient that RigL ranks by; 0: no mean"
+  ),
+  "dynamic.skip_step": Field(
+    False, _BOOLEAN, "make no update in the steps that change masks, as published"
+  ),
+  "dynamic.isometry_steps": Field(
+    0, _integer(0), "steps towards isometric kernels after each change of the masks"
+  ),
+  "dynamic.isometry_scale": Field(
+    0.0, _number("[0, inf)"), "gain of these; 0: each kernel keeps its own"
+  ),
+  "compare.field": Field(
+    "", _TEXT, "field to train several values of, or fields joined by '+'"
+  ),
+  "compare.choices": Field(
+    (),
+    _CHOICES,
+    "its values; of several fields tuples, or words joined by '+': ('erk', 0.1) or "
+    "'erk+0.1'",
+  ),
+}
+
+
+def default_config() -> ConfigDict:
+  """Returns a config that holds the default of every field."""
+  config: Any = ConfigDict()
+  for name, field in FIELDS.items():
+    section, _, leaf = name.rpartition(".")
+    if section and section not in config:
+      config[section] = ConfigDict()
+    # A scale may be a number or a word, and flags go by the type of the default.
+    either = FieldReference(field.default, field_type=object)
+    value = either if field.rule is _SCALE else field.default
+    (config[section] if section else config)[leaf] = value
+  return config
+
+
+def help_text() -> str:
+  """Returns all fields as text: default, rule and meaning of each."""
+  return "\n".join(
+    f"{name} = {field.default!r}\n    {field.meaning}; {field.rule.text}"
+    for name, field in FIELDS.items()
+  )
+
+
+def flatten(config: Any) -> dict[str, Any]:
+  """Returns `{"model.depth": 7, ...}` from a config or a nested dictionary."""
+  flat = {}
+  for name, value in dict(config).items():
+    if isinstance(value, ConfigDict | dict):
+      flat |= {f"{name}.{rest}": leaf for rest, leaf in flatten(value).items()}
+    else:
+      flat[name] = value
+  return flat
+
+
+def check_names(names: Any, known: Any) -> None:
+  """Raises a UserError, with the nearest known name, unless all names are known."""
+  for name in names:
+    if name not in known:
+      near = difflib.get_close_matches(name, list(known), 1, 0.5)
+      parts = [n.partition(".") for n in known]
+      top = dict.fromkeys(head + (dot and ".*") for head, dot, _ in parts)
+      hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(top)}."
+      raise UserError(f"unknown config field `{name}`; {hint}")
+
+
+def validate(config: Any) -> None:
+  """Checks names, types and ranges of every field.
+
+  Raises:
+    UserError: for the first field that is unknown, missing or out of its range.
+  """
+  flat = flatten(config)
+  check_names(flat, FIELDS)
+  for name, field in FIELDS.items():
+    if name not in flat:
+      raise UserError(f"config field `{name}` is missing.")
+    if not field.rule.holds(flat[name]):
+      raise UserError(f"`{name}` must be {field.rule.text}, got {flat[name]!r}.")
+  compared = config.compare.field
+  if bool(compared) != bool(len(config.compare.choices)):
+    raise UserError("`compare.field` and `compare.choices` must be given together.")
+  if not compared:
+    return
+  names = compared.split("+")
+  for name in names:
+    if name not in FIELDS or name.startswith("compare."):
+      raise UserError(f"`compare.field` must name a field, got {name!r}.")
+  choices = [_values(names, choice) for choice in config.compare.choices]
+  if (now := [flat[name] for name in names]) not in choices:
+    raise UserError(
+      f"`{compared}` is {(now[0] if len(now) == 1 else choice_name(now))!r}, but this "
+      f"config compares {', '.join(map(choice_name, config.compare.choices))}; change "
+      "`compare.choices` instead."
+    )
+
+
+def _values(names: list[str], choice: Any) -> list[Any]:
+  """Returns the values of the fields `names` in one of `compare.choices`.
+
+  Raises:
+    UserError: if their number is wrong, or one breaks the rule of its field.
+  """
+  if len(names) == 1:
+    parts = [choice]
+  elif isinstance(choice, str):
+    parts = choice.split("+")
+  else:
+    parts = list(choice) if isinstance(choice, list | tuple) else [choice]
+  if len(parts) != len(names):
+    raise UserError(
+      f"`compare.choices` must hold {len(names)} values joined by '+' or in a tuple, "
+      f"as `compare.field` does fields, got {choice!r}."
+    )
+  values = []
+  for name, part in zip(names, parts, strict=True):
+    rule, value = FIELDS[name].rule, part
+    if isinstance(choice, str) and len(names) > 1:  # words of a joined choice
+      try:
+        value = rule.read(part)
+      except (KeyError, ValueError):
+        value = part
+    if not rule.holds(value):
+      raise UserError(
+        f"`compare.choices` for `{name}` must be {rule.text}, got {part!r}."
+      )
+    values.append(value)
+  return values
+
+
+def choice_name(choice: Any) -> str:
+  """Returns one of `compare.choices` as a word: "erk+0.1", the name of its run."""
+  parts = choice if isinstance(choice, list | tuple) else [choice]
+  return "+".join(map(str, parts))
+
+
+def label(field: str, name: str) -> str:
+  """Returns what to call a run in tables and figures, such as "eoi start".
+
+  Args:
+    field: `compare.field`; of several fields the values alone tell: "erk eoi".
+    name: of the run, as `choice_name` gives it.
+  """
+  if "+" in field:
+    return name.replace("+", " ").replace("_", " ")
+  section, _, leaf = field.rpartition(".")
+  return f"{name} {section if leaf == 'name' else leaf}".replace("_", " ")
+
+
+def changed(config: Any, changes: dict[str, Any]) -> Any:
+  """Returns a locked copy of a config with other values in some fields, by name."""
+  config = config.copy_and_resolve_references().unlock()
+  with config.ignore_type():  # a scale may be a number or a word
+    config.update_from_flattened_dict(changes)
+  return config.lock()
+
+
+def expand(config: Any) -> dict[str, Any]:
+  """Returns one config for each value that `config` compares, by name.
+
+  Each is what a person would write to train that one alone. A config that compares
+  nothing gives itself, under the name of its start.
+  """
+  field, runs = config.compare.field, {}
+  if not field:
+    return {config.sparsity.start: config}
+  names, alone = field.split("+"), {"compare.field": "", "compare.choices": ()}
+  for choice in config.compare.choices:
+    values = dict(zip(names, _values(names, choice), strict=True))
+    runs[choice_name(choice)] = changed(config, alone | values)
+  return runs
+
+
+def to_json(config: Any) -> str:
+  """Returns the config as JSON text, fields in their order."""
+  return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def differences(ours: Any, theirs: dict[str, Any]) -> list[str]:
+  """Lists the fields in which a config and a saved config differ."""
+  left, right = flatten(json.loads(to_json(ours))), flatten(theirs)
+  absent = "(absent)"
+  return [
+    f"{name}: {right.get(name, absent)!r} there, {left.get(name, absent)!r} here"
+    for name in sorted(left.keys() | right.keys())
+    if left.get(name, absent) != right.get(name, absent)
+  ]

@@ -1,0 +1,133 @@
+"""What a person at the terminal sees: errors in one line, the log, progress."""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+logger = logging.getLogger("train")
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class UserError(ValueError):
+  """A mistake of the caller: one line that names what is wrong.
+
+  The programs print the message alone and exit with status 2; any other exception is a
+  defect of the program and keeps its traceback.
+  """
+
+
+def exit_with(error: Exception) -> NoReturn:
+  """Ends the program with one line on the standard error, and status 2."""
+  print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+  sys.exit(2)
+
+
+def run_main(function: Callable[[], Any]) -> Any:
+  """Calls the body of a program; ends it in one line after a UserError or Ctrl-C."""
+  try:
+    return function()
+  except UserError as error:
+    exit_with(error)
+  except KeyboardInterrupt:
+    print("\nstopped; the same command continues from the last checkpoint.")
+    sys.exit(130)
+
+
+def log_to_stderr(*, quiet: bool = False) -> None:
+  """Shows the log of the trainer line by line, and only warnings of other packages.
+
+  Args:
+    quiet: whether to show only warnings of the trainer, too, and no progress.
+  """
+  warnings_only()
+  handler = logging.StreamHandler(sys.stderr)
+  handler.setFormatter(logging.Formatter("%(message)s"))
+  logger.addHandler(handler)
+  logger.setLevel(logging.WARNING if quiet else logging.INFO)
+  logger.propagate = False
+
+
+def warnings_only() -> None:
+  """Hides the information that Orbax and JAX log, unless --verbosity asks for it."""
+  from absl import flags
+  from absl import logging as absl_logging
+
+  if not flags.FLAGS["verbosity"].present:
+    absl_logging.set_verbosity(absl_logging.WARNING)
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+  """Aligns text in columns, the first to the left, the others to the right."""
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = []
+  for first, *rest in rows:
+    cells = [first.ljust(widths[0])]
+    cells += [c.rjust(w) for c, w in zip(rest, widths[1:], strict=True)]
+    lines.append("  " + "  ".join(cells).rstrip())
+  return "\n".join(lines)
+
+
+class Progress:
+  """Shows how far a run is: a bar on a terminal, plain lines elsewhere.
+
+  Use as a context manager around the training. A logger that shows only warnings shows
+  no progress either.
+  """
+
+  def __init__(self, name: str, step: int, num_steps: int, num_epochs: int):
+    self._name, self._num_steps, self._num_epochs = name, num_steps, num_epochs
+    self._bar, self._last_line, self._evaluation = None, time.monotonic(), ""
+    if sys.stderr.isatty() and logger.isEnabledFor(logging.INFO):
+      from tqdm import tqdm
+
+      # Where the terminal tells no size, tqdm is mute: 80 x 24 then.
+      known = all(os.get_terminal_size(sys.stderr.fileno()))
+      size: dict[str, Any] = {"dynamic_ncols": True}
+      if not known:
+        size = {"ncols": 80, "nrows": 24}
+      self._bar = tqdm(
+        desc=name,
+        total=num_steps,
+        initial=step,
+        unit=" steps",
+        bar_format="{desc} {percentage:3.0f}% |{bar:10}| {remaining} left, "
+        "{rate_fmt}{postfix}",
+        file=sys.stderr,
+        **size,
+      )
+
+  def __enter__(self) -> "Progress":
+    return self
+
+  def __exit__(self, *args) -> None:
+    if self._bar is not None:
+      self._bar.close()
+
+  def update(self, record: dict[str, Any]) -> None:
+    """Shows a record of `metrics.jsonl`."""
+    if record["split"] != "train":
+      self._evaluation = f", {record['split']} {record['accuracy']:.1%}"
+    elif self._bar is not None:
+      text = f"loss {record['loss']:.3f}, accuracy {record['accuracy']:.1%}"
+      self._bar.set_postfix_str(text + self._evaluation, refresh=False)
+      self._bar.update(record["step"] - self._bar.n)
+    else:
+      now, last = time.monotonic(), record["step"] == self._num_steps
+      if last or now - self._last_line >= SECONDS_BETWEEN_LINES:
+        self._last_line = now
+        logger.info(
+          "%s: epoch %.1f/%d, step %d/%d, loss %.4f, accuracy %.1f%%%s, %.0f steps/s",
+          self._name,
+          record["epoch"],
+          self._num_epochs,
+          record["step"],
+          self._num_steps,
+          record["loss"],
+          100 * record["accuracy"],
+          self._evaluation,
+          record["steps_per_second"],
+        )

@@ -1,0 +1,167 @@
+"""Figures of finished runs: readable in print and without colour vision."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from train.core.summaries import Support
+
+# Okabe and Ito's palette; dashes tell the curves apart without colour.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DASHES = ("-", "--", "-.", ":")
+QUIET = "#767676"
+
+
+class Curves(NamedTuple):
+  """What a figure shows of one run.
+
+  Attributes:
+    records: the records of `metrics.jsonl`.
+    summary: the contents of `summary.json`.
+    support: of one kernel, at the start.
+  """
+
+  records: list[dict[str, Any]]
+  summary: dict[str, Any]
+  support: Support
+
+
+def new_figure(size: tuple[float, float], *grid: int, **options: Any) -> Any:
+  """Returns an empty figure and its axes, an array `[rows, columns]`."""
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=size, layout="constrained")
+  FigureCanvasAgg(figure)
+  panels: Any = figure.subplots(*grid, squeeze=False, **options)
+  for axes in panels.ravel():
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#E6E6E6", linewidth=0.6)
+    axes.set_axisbelow(True)
+  return figure, panels
+
+
+def plot_runs(path: Path, runs: dict[str, Curves], title: str = "") -> None:
+  """Draws accuracy and loss of one or more runs, and one kernel of the first.
+
+  Args:
+    path: the PNG file to write.
+    runs: name to curves; the order gives colours. Of runs of several seeds the mean
+      is drawn, and the range is shaded.
+    title: a line above all.
+  """
+  draw_runs(runs, title).savefig(path, dpi=150)
+
+
+def draw_runs(runs: dict[str, Curves], title: str = "") -> Any:
+  """Returns the figure of `plot_runs`."""
+  many = len(runs) > len(COLORS)  # too many for a legend inside the axes
+  size = (11, 5 if many else 3.6)
+  figure, panels = new_figure(size, 1, 3, width_ratios=(1.25, 1.25, 1))
+  accuracy, loss, kernel = panels[0]
+  for number, (name, curves) in enumerate(runs.items()):
+    style = {
+      "color": COLORS[number % len(COLORS)],
+      "linestyle": DASHES[(number + number // 12) % len(DASHES)],  # 24 pairs differ
+      "linewidth": 1.8,
+    }
+    _draw_run(accuracy, loss, name, curves, style)
+  first = next(iter(runs.values()))
+  _finish_accuracy(accuracy, first)
+  if many:
+    accuracy.get_legend().remove()
+    style = {"ncols": 5, "fontsize": 7, "frameon": False}
+    handles = accuracy.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", **style)
+  _finish_loss(loss)
+  _draw_support(kernel, first.support)
+  if title:
+    figure.suptitle(title, fontsize=11)
+  return figure
+
+
+def _draw_run(accuracy, loss, name: str, curves: Curves, style) -> None:
+  evaluations = [r for r in curves.records if r["split"] in ("validation", "monitor")]
+  label = f"{name}: test {_test_accuracy(curves.summary)}"
+  _draw_curve(accuracy, evaluations, "accuracy", 100, label=label, **style)
+  training = [r for r in curves.records if r["split"] == "train"]
+  _draw_curve(loss, training, "loss", 1, label=name, **style)
+
+
+def _test_accuracy(summary: dict[str, Any]) -> str:
+  """The mean over seeds and, of several, the deviation."""
+  seeds = summary.get("test_accuracy_seeds") or []
+  spread = f" \N{PLUS-MINUS SIGN} {np.std(seeds, ddof=1):.1%}" if len(seeds) > 1 else ""
+  return f"{summary['test_accuracy']:.1%}{spread}"
+
+
+def _draw_curve(axes, records, value: str, factor: float, **style) -> None:
+  """Draws a value over epochs; of several seeds mean and range."""
+  epochs = [record["epoch"] for record in records]
+  axes.plot(epochs, [factor * record[value] for record in records], **style)
+  seeds = [record.get("seeds", {}).get(value) for record in records]
+  if seeds and all(seeds):
+    low, high = (factor * reduce(seeds, axis=1) for reduce in (np.min, np.max))
+    axes.fill_between(epochs, low, high, color=style["color"], alpha=0.2, lw=0)
+
+
+def _finish_accuracy(axes, first: Curves) -> None:
+  monitor = any(r["split"] == "monitor" for r in first.records)
+  chance = 100 * first.summary["chance"]
+  axes.axhline(
+    chance, color=QUIET, linewidth=1, linestyle=(0, (1, 2)), label="chance", zorder=3
+  )
+  axes.set(
+    xlabel="epoch",
+    ylabel=f"{'test' if monitor else 'validation'} accuracy (%)",
+    ylim=(0, 102),
+    xlim=(0, None),
+  )
+  axes.set_xlim(0, axes.lines[0].get_xdata()[-1])
+  axes.legend(frameon=False, loc="center right")
+  seeds = len(first.summary.get("test_accuracy_seeds") or [])
+  if seeds > 1:
+    axes.set_title(f"mean, and range of {seeds} seeds", fontsize=9, color=QUIET)
+
+
+def _finish_loss(axes) -> None:
+  axes.set(xlabel="epoch", ylabel="training loss (nats)", yscale="log")
+  plain_log_ticks(axes)
+  axes.set_xlim(0, axes.lines[0].get_xdata()[-1])
+
+
+def plain_log_ticks(axes) -> None:
+  """Labels a logarithmic y axis at 1, 2, 5 of every decade, in plain numbers."""
+  from matplotlib.ticker import LogLocator, NullFormatter
+
+  axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+  axes.yaxis.set_major_formatter("{x:g}")
+  axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _draw_support(axes, support: Support) -> None:
+  """Draws which weights of a kernel live."""
+  from matplotlib.colors import ListedColormap
+  from matplotlib.patches import Patch
+
+  kinds = support.live.astype(np.int8) + (support.live & support.nonzero)
+  colors = ("#FFFFFF", "#E69F00", "#0072B2")
+  axes.imshow(
+    kinds.T, cmap=ListedColormap(colors), vmin=0, vmax=2, interpolation="nearest"
+  )
+  axes.set(xlabel="input unit", ylabel="output unit")
+  axes.spines[:].set_visible(True)
+  axes.grid(False)
+  axes.set_title(f"support of {support.name}", fontsize=9)
+  handles = [Patch(color=colors[2], label=f"live ({support.density:.1%})")]
+  if (kinds == 1).any():
+    handles.append(Patch(color=colors[1], label="live, starts at 0"))
+  axes.legend(
+    handles=handles,
+    frameon=False,
+    loc="upper center",
+    bbox_to_anchor=(0.5, -0.17),
+    ncols=2,
+    fontsize=8,
+  )

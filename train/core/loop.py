@@ -1,0 +1,403 @@
+"""One training run from start to summary, or several compared: the host's part.
+
+The host sees a run as chunks of compiled steps. It logs, evaluates and saves between
+them; nothing that it does changes a number of the training.
+"""
+
+import contextlib
+import json
+import math
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from train.core import config as config_lib
+from train.core import figures, mesh, summaries
+from train.core.checkpoints import Checkpoints
+from train.core.console import Progress, UserError, logger
+from train.core.kernels import named_leaves
+from train.core.optimizers import count_grown, learning_rate
+from train.core.plan import Feed, Plan, like_start, make_plan, seeds_of, start_state
+from train.core.start import gains
+from train.core.state import Recipe, TrainState, take_seed
+from train.core.steps import Sums, count_weights, evaluate, train_chunk
+from train.core.workdir import (
+  MetricsWriter,
+  check_tensorboard,
+  claim_workdir,
+  replace_text,
+  with_spread,
+)
+
+
+class Result(NamedTuple):
+  """What a finished run leaves in memory.
+
+  Attributes:
+    state: the last state; with `config.seeds`, of all of them.
+    summary: what `summary.json` holds.
+    curves: records, summary and a kernel's support, for figures.
+  """
+
+  state: TrainState
+  summary: dict[str, Any]
+  curves: figures.Curves
+
+
+def train_or_compare(config: Any, workdir: str | Path) -> dict[str, dict[str, Any]]:
+  """Trains what a config asks for, and prints and saves the outcome.
+
+  If `config.compare` names a field, the network is trained once for each of its
+  values; each run has a directory of its own in `workdir` and is what it would be
+  alone. `summary.json` and `figure.png` of `workdir` then show all of them.
+
+  Args:
+    config: a config; it is checked here, all of it, before anything is compiled.
+    workdir: directory of the results; unfinished runs in it continue.
+
+  Returns:
+    The summary of each run by name.
+
+  Raises:
+    UserError: see `train_and_evaluate`.
+  """
+  workdir, by_name = Path(workdir), {}
+  config_lib.validate(config)
+  plans = {name: make_plan(one) for name, one in config_lib.expand(config).items()}
+  if not config.compare.field:
+    (plan,) = plans.values()
+    name = f"{config.sparsity.start} start"
+    by_name[name] = train_and_evaluate(config, workdir, plan=plan).summary
+  else:
+    with mesh.primary_context(claim_workdir, workdir, config):
+      curves, by_value = {}, {}
+      for value, plan in plans.items():
+        name = config_lib.label(config.compare.field, value)
+        done = train_and_evaluate(plan.config, workdir / value, name=name, plan=plan)
+        by_name[name] = by_value[value] = done.summary
+        curves[name] = done.curves
+      if mesh.is_primary():
+        text = json.dumps({"runs": by_value}, indent=2) + "\n"
+        replace_text(workdir / "summary.json", text)
+        figures.plot_runs(workdir / "figure.png", curves, summaries.title(config))
+  if mesh.is_primary():
+    print(f"\n{summaries.summary_table(by_name)}\n\n  figure: {workdir / 'figure.png'}")
+  return by_name
+
+
+def train_and_evaluate(
+  config: Any,
+  workdir: str | Path,
+  *,
+  name: str | None = None,
+  plan: Plan | None = None,
+) -> Result:
+  """Trains one network, or continues where an earlier call was stopped.
+
+  Leaves in `workdir`: `config.json`, `environment.jsonl`, `start.json`,
+  `metrics.jsonl`, `checkpoints/`, `summary.json`, `figure.png`. With several processes,
+  all of them call this with the same arguments, and `workdir` is one that all can
+  reach.
+
+  Args:
+    config: a config that compares nothing (`train_or_compare` does).
+    workdir: the directory of this run.
+    name: what to call the run in progress and figures; its start by default.
+    plan: the plan of `config`, if the caller has made it.
+
+  Returns:
+    The result; parameters are the same to the last bit, interrupted or not.
+
+  Raises:
+    UserError: see `make_plan`; if `workdir` belongs to another config or process; if
+      a number is no longer finite, or a file cannot be written.
+    SystemExit: after a SIGTERM, when the state is saved.
+  """
+  workdir, name = Path(workdir), name or f"{config.sparsity.start} start"
+  plan = plan or make_plan(config)
+  if config.tensorboard:
+    check_tensorboard()
+  with (
+    mesh.primary_context(claim_workdir, workdir, config),
+    Checkpoints(
+      workdir / "checkpoints", keep=config.keep_checkpoints, keep_best=config.keep_best
+    ) as checkpoints,
+  ):
+    state, at_start = _restore_or_start(plan, workdir, checkpoints, name)
+    with MetricsWriter(
+      workdir / "metrics.jsonl",
+      checkpoints.newest,
+      primary=mesh.is_primary(),
+      tensorboard=config.tensorboard,
+    ) as metrics:
+      run = _Run(plan, Feed(plan, int(state.step)), metrics, checkpoints, name)
+      state, seconds = _train(run, state)
+      summary = at_start.summary | seconds | _test(run, state)
+    checkpoints.wait()
+    curves = figures.Curves(metrics.records, summary, at_start.support)
+    if mesh.is_primary():
+      replace_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+      title = summaries.title(config)
+      figures.plot_runs(workdir / "figure.png", {name: curves}, title)
+  return Result(state, summary, curves)
+
+
+def _restore_or_start(
+  plan: Plan, workdir: Path, checkpoints: Checkpoints, name: str
+) -> tuple[TrainState, summaries.AtStart]:
+  """Returns the newest state and what was known at step 0.
+
+  A run that continues reads both; the start is computed for a new one only.
+  """
+  placement, path = plan.recipe.placement, workdir / "start.json"
+  state: Any = None
+  if checkpoints.found():
+    state = checkpoints.restore(mesh.place_like(like_start(plan), placement))
+  at_start: Any = None if state is None else summaries.read_start(path)
+  if not mesh.agree(at_start is not None):
+    with _compiling_ahead(plan) if state is None else contextlib.nullcontext():
+      first = start_state(plan)
+    mesh.check_equal_masks(named_leaves(first.masks))
+    at_start = summaries.describe_start(
+      plan.config, take_seed(first, 0), gains(plan.config).scale, plan.recipe.model
+    )
+    if mesh.is_primary():
+      replace_text(path, summaries.start_json(at_start))
+    if state is None:
+      state = mesh.put_state(first, placement)
+  logger.info("%s:\n%s", name, at_start.table)
+  if checkpoints.newest is not None:
+    logger.info("continuing from the checkpoint of step %d", checkpoints.newest)
+  assert state is not None
+  return state, at_start
+
+
+@contextlib.contextmanager
+def _compiling_ahead(plan: Plan) -> Iterator[None]:
+  """Compiles the chunk of steps in a thread, meanwhile, into the compilation cache.
+
+  The first call then finds it there: of the quickstart's 8 s until the first loss this
+  saves 1.5 on two cores. Without a cache, or on several devices, it does nothing.
+  """
+  settings = jax.config
+  cached = settings.jax_enable_compilation_cache and settings.jax_compilation_cache_dir
+  if not cached or plan.recipe.placement is not None or plan.recipe.streamed:
+    yield
+    return
+  state, data = like_start(plan), plan.dataset.train
+
+  def compile_chunk():
+    with contextlib.suppress(Exception):  # the first call reports it
+      train_chunk.lower(state, data, np.int32(0), recipe=plan.recipe).compile()
+
+  thread = threading.Thread(target=compile_chunk, daemon=True)
+  thread.start()
+  yield
+  thread.join()
+
+
+class _Run(NamedTuple):
+  """What stays the same while a training run proceeds."""
+
+  plan: Plan
+  feed: Feed
+  metrics: MetricsWriter
+  checkpoints: Checkpoints
+  name: str
+
+  def record(self, step: int, split: str, values: dict[str, Any], **rest: Any) -> dict:
+    """Returns a record: numbers of each seed, and others that all share."""
+    return {
+      "step": step,
+      "epoch": step / self.plan.recipe.steps_per_epoch,
+      "split": split,
+      **with_spread(values, several=bool(self.plan.config.seeds)),
+      **rest,
+    }
+
+  @property
+  def seconds(self) -> float:
+    """Training time so far, without compilation."""
+    last = self.metrics.last("train")
+    return 0.0 if last is None else last["seconds"]
+
+
+def _train(run: _Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
+  """Runs all remaining steps; returns the last state and the times."""
+  config, recipe = run.plan.config, run.plan.recipe
+  step, compile_seconds = int(state.step), 0.0
+  if step < recipe.num_steps:  # compile, by a chunk of no step
+    begin = time.perf_counter()
+    count = jax.device_put(np.int32(0))
+    state, *_ = train_chunk(state, run.feed.nothing(), count, recipe=recipe)
+    jax.block_until_ready(state)
+    compile_seconds = time.perf_counter() - begin
+  if not run.metrics.records:
+    run.metrics.write(_evaluation(run, state, step))
+  progress = Progress(run.name, step, recipe.num_steps, config.num_epochs)
+  with progress, mesh.Preemption() as preemption:
+    while step < recipe.num_steps:
+      state, record = _chunk(run, state, step)
+      check_finite(record, state, config, run.checkpoints.newest)
+      run.metrics.write(record)
+      step = record["step"]
+      if _due(config.eval_every, step, recipe):
+        run.metrics.write(_evaluation(run, state, step))
+        progress.update(run.metrics.records[-1])
+      progress.update(record)
+      leave = preemption.reached(step) and step < recipe.num_steps
+      if leave or _due(config.checkpoint_every, step, recipe):
+        last = run.metrics.last("validation") or run.metrics.last("monitor") or {}
+        run.checkpoints.save(state, last.get("accuracy", 0.0))
+      if leave:
+        run.checkpoints.wait()
+        logger.warning(
+          "stopped by SIGTERM after step %d, which is saved; the same command "
+          "continues.",
+          step,
+        )
+        raise SystemExit(mesh.EXIT_STATUS)
+  times = {"train_seconds": run.seconds, "compile_seconds": compile_seconds}
+  return state, times
+
+
+def _due(every: int, step: int, recipe: Recipe) -> bool:
+  """Whether `step` ends the training or an epoch whose number `every` divides."""
+  epoch, rest = divmod(step, recipe.steps_per_epoch)
+  return step == recipe.num_steps or (rest == 0 and epoch % every == 0)
+
+
+def _chunk(
+  run: _Run, state: TrainState, step: int
+) -> tuple[TrainState, dict[str, Any]]:
+  """Dispatches one chunk, up to the end of the epoch; returns state and record."""
+  recipe = run.plan.recipe
+  left = recipe.steps_per_epoch - step % recipe.steps_per_epoch
+  count = min(run.plan.config.steps_per_dispatch, left)
+  begin = time.perf_counter()
+  data, number = run.feed.next(count), jax.device_put(np.int32(count))
+  state, sums, norms = train_chunk(state, data, number, recipe=recipe)
+  grads, updates, params = jax.device_get(norms)  # waits for the device
+  values = _means(sums)
+  values |= {"grad_norm": grads, "update_norm": updates, "param_norm": params}
+  values |= jax.device_get(count_grown(state.opt_state))
+  elapsed = time.perf_counter() - begin
+  step += count
+  record = run.record(
+    step,
+    "train",
+    values,
+    learning_rate=float(learning_rate(recipe.optimizer, recipe.num_steps, step - 1)),
+    steps_per_second=count / elapsed,
+    seconds=run.seconds + elapsed,
+  )
+  return state, record
+
+
+def _evaluation(run: _Run, state: TrainState, step: int) -> dict[str, Any]:
+  """Returns the record of the held-out split; of the test set if none is held out."""
+  live = check_weights(state) // len(seeds_of(run.plan.config))
+  held_out = run.plan.dataset.validation is not None
+  name, split = ("validation",) * 2 if held_out else ("monitor", "test")
+  return run.record(step, name, _evaluate(run, state, split), live_weights=live)
+
+
+def _test(run: _Run, state: TrainState) -> dict[str, Any]:
+  """Writes the record of the test set; returns its part of the summary."""
+  record = run.record(int(state.step), "test", _evaluate(run, state, "test"))
+  run.metrics.write(record)
+  names = ("loss", "accuracy", "loss_std", "accuracy_std")
+  found = {f"test_{name}": record[name] for name in names if name in record}
+  seeds = record.get("seeds", {})
+  return found | {f"test_{name}_seeds": values for name, values in seeds.items()}
+
+
+def _evaluate(run: _Run, state: TrainState, split: str) -> dict[str, Any]:
+  """Returns mean loss and accuracy over a split, of each seed."""
+  parts = [
+    evaluate(state, data, size, recipe=run.plan.recipe)
+    for data, size in run.feed.evaluated(split)
+  ]
+  totals: list[Any] = [
+    sum(column) for column in zip(*jax.device_get(parts), strict=True)
+  ]
+  return _means(Sums(*totals))
+
+
+def _means(sums: Sums) -> dict[str, Any]:
+  loss, correct, count = jax.device_get(sums)
+  return {"loss": loss / count, "accuracy": correct / count}
+
+
+_FINITE = ("loss", "grad_norm", "update_norm", "param_norm")
+_SHOWN = 6  # leaves in a message
+
+
+def check_finite(
+  record: dict[str, Any], state: TrainState, config: Any, last_step: int | None
+) -> None:
+  """Stops the run at the first nan or inf in the loss or in a norm.
+
+  Args:
+    record: of the last chunk, with its numbers of each seed if there are several.
+    state: after that chunk.
+    config: of the run.
+    last_step: of the newest checkpoint, None without any.
+
+  Raises:
+    UserError: with step, seeds, norms of the worst leaves and the last good
+      checkpoint.
+  """
+  wrong = [name for name in _FINITE if not math.isfinite(record[name])]
+  if not wrong:
+    return
+  seeds = ""
+  if config.seeds:
+    lists = [record["seeds"][name] for name in wrong]
+    numbers = zip(config.seeds, *lists, strict=True)
+    bad = [str(seed) for seed, *row in numbers if not all(map(math.isfinite, row))]
+    seeds = f" for seed {', '.join(bad)}"
+  kept = "there is no checkpoint yet"
+  if last_step is not None:
+    kept = f"the last good checkpoint is of step {last_step}"
+  norms = {
+    name: float(jnp.linalg.norm(leaf.reshape(-1)))
+    for name, leaf in named_leaves(state.params).items()
+  }
+  # Those that are not finite first, then the largest.
+  worst = sorted(norms, key=lambda name: (math.isfinite(norms[name]), -norms[name]))
+  shown = ", ".join(f"{name} {norms[name]:.3g}" for name in worst[:_SHOWN])
+  raise UserError(
+    f"the {wrong[0].replace('_', ' ')} is {record[wrong[0]]} after step "
+    f"{record['step']} (epoch {record['epoch']:.1f}){seeds}; norms: {shown}; {kept}; "
+    f"lower `optimizer.learning_rate` (now {config.optimizer.learning_rate}) and "
+    "choose another --workdir."
+  )
+
+
+def check_weights(state: TrainState) -> int:
+  """Makes sure that every dead weight is exactly zero.
+
+  Returns:
+    The number of live weights, of all seeds together.
+
+  Raises:
+    RuntimeError: naming the leaves; it is a defect of the program.
+  """
+  count = jax.device_get(count_weights(state))
+  if count.revived:
+    masks = named_leaves(state.masks)
+    found = {
+      name: np.count_nonzero(np.asarray(leaf)[~np.asarray(masks[name])])
+      for name, leaf in named_leaves(state.params).items()
+      if masks.get(name) is not None
+    }
+    wrong = ", ".join(f"{number} of {name}" for name, number in found.items() if number)
+    raise RuntimeError(f"dead weights are not zero at step {state.step}: {wrong}.")
+  return int(count.live)

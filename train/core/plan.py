@@ -1,0 +1,254 @@
+"""What a training run will be: a checked config, its data and its first state."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from train.core import config as config_lib
+from train.core import mesh
+from train.core.console import UserError
+from train.core.optimizers import DynamicSettings, OptimizerSettings
+from train.core.start import (
+  create_masks,
+  create_train_state,
+  gains,
+  sparsity_settings,
+)
+from train.core.state import Recipe, TrainState, map_seeds, stack_seeds
+from train.data.datasets import DATASETS, STREAMED, Dataset, Split, Stream
+from train.data.load import load_dataset
+from train.data.streams import StreamOptions
+from train.models import create_model
+
+
+class Plan(NamedTuple):
+  """A checked config with its data, ready to train.
+
+  Attributes:
+    config: the config.
+    dataset: the splits, in host memory or streamed.
+    recipe: the static part of the compiled program.
+  """
+
+  config: Any
+  dataset: Dataset
+  recipe: Recipe
+
+
+def seeds_of(config: Any) -> tuple[int, ...]:
+  """Returns the seeds that a config trains at once: `seeds`, or `seed` alone."""
+  return tuple(config.seeds) or (config.seed,)
+
+
+def check_plan(config: Any) -> Recipe:
+  """Checks a config and its network, without reading data or compiling.
+
+  Returns:
+    The recipe; its numbers of steps are set by `make_plan`, which reads the data.
+
+  Raises:
+    UserError: if a field is wrong, the devices cannot share a batch equally, or a
+      kernel cannot have its density.
+  """
+  config_lib.validate(config)
+  spec = DATASETS[config.data.name]
+  sparsity = sparsity_settings(config)
+  streamed = config.data.name in STREAMED
+  if streamed and config.seeds:
+    raise UserError(
+      f"`seeds` must be empty for {config.data.name!r}, whose examples are read as "
+      f"they are used, got {tuple(config.seeds)}."
+    )
+  if streamed and sparsity.distribution in ("snip", "grasp"):
+    raise UserError(
+      f"`sparsity.distribution` must not score examples of {config.data.name!r}, which "
+      f"are read as they are used, got {sparsity.distribution!r}."
+    )
+  if config.batch_size % jax.device_count():
+    raise UserError(
+      f"`batch_size` must be a multiple of the {jax.device_count()} devices, got "
+      f"{config.batch_size}."
+    )
+  try:
+    recipe = Recipe(
+      model=create_model(config, spec.num_classes, bias_std=gains(config).bias_std),
+      spec=spec,
+      optimizer=OptimizerSettings(**config.optimizer.to_dict()),
+      batch_size=config.batch_size,
+      steps_per_epoch=0,
+      num_steps=1,
+      augment=config.data.augment,
+      streamed=streamed,
+      placement=mesh.create_placement(config.placement),
+      dynamic=DynamicSettings(**config.dynamic.to_dict()),
+    )
+    if not sparsity.needs_masks:
+      jax.eval_shape(
+        lambda: create_train_state(jax.random.key(0), sparsity=sparsity, recipe=recipe)
+      )
+  except ValueError as error:
+    raise UserError(str(error)) from error
+  return recipe
+
+
+def make_plan(config: Any) -> Plan:
+  """Checks a config against the network and the data set, without compiling.
+
+  Raises:
+    UserError: see `check_plan`; or if the data set is missing, or the batch larger
+      than the training set.
+  """
+  recipe = check_plan(config)
+  dataset = _dataset(config)
+  train = dataset.train
+  size = train.size if isinstance(train, Stream) else len(train.labels)
+  if config.batch_size > size:
+    raise UserError(
+      f"`batch_size` must be at most the {size} training examples of "
+      f"{config.data.name!r}, got {config.batch_size}."
+    )
+  steps_per_epoch = size // config.batch_size
+  num_steps = steps_per_epoch * config.num_epochs
+  recipe = recipe._replace(steps_per_epoch=steps_per_epoch, num_steps=num_steps)
+  return Plan(config, dataset, recipe)
+
+
+_in_memory = functools.lru_cache(maxsize=1)(load_dataset)  # runs share it
+
+
+def _dataset(config: Any) -> Dataset:
+  if config.data.name in STREAMED:
+    options = StreamOptions(
+      batch_size=config.batch_size,
+      seed=config.seed,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+      limit=config.data.limit,
+    )
+    name, held_out = config.data.name, config.data.validation
+    return load_dataset(name, validation=held_out, stream=options)
+  dataset = _in_memory(config.data.name, validation=config.data.validation)
+  if not config.data.limit:
+    return dataset
+  return map_splits(lambda array: array[: config.data.limit], dataset)
+
+
+def map_splits(function: Any, dataset: Dataset) -> Dataset:
+  """Applies a function to the images and the labels of every split in memory."""
+  splits = (dataset.train, dataset.validation, dataset.test)
+  return Dataset(dataset.spec, *jax.tree.map(function, splits))
+
+
+def start_state(plan: Plan) -> TrainState:
+  """Returns the state at step 0, a function of the config alone.
+
+  All seeds are one vmapped program, unless scores of the data choose the masks: those
+  are taken seed by seed.
+
+  Raises:
+    UserError: if a kernel cannot have its density, or its mask no such start.
+  """
+  keys = [jax.random.key(seed) for seed in seeds_of(plan.config)]
+  sparsity = sparsity_settings(plan.config)
+  settings: dict[str, Any] = {"sparsity": sparsity, "recipe": plan.recipe}
+
+  def start(key):
+    masks = None
+    if sparsity.needs_masks:
+      masks = create_masks(key, data=plan.dataset.train, **settings)
+    return create_train_state(key, masks=masks, **settings)
+
+  try:
+    if len(keys) == 1:
+      return start(keys[0])
+    if sparsity.needs_masks:
+      return stack_seeds([start(key) for key in keys])
+    return map_seeds(start, jnp.stack(keys))
+  except ValueError as error:
+    raise UserError(str(error)) from error
+
+
+def like_start(plan: Plan) -> TrainState:
+  """Returns shapes and types of the state at step 0, without computing it.
+
+  Masks from scores have the shapes of random ones, except of the starts that leave some
+  kernels dense: those are computed.
+  """
+  sparsity = sparsity_settings(plan.config)
+  if sparsity.needs_masks:
+    if sparsity.start not in ("eoi", "eoi_in_mask", "base", "ai"):
+      return jax.eval_shape(lambda state: state, start_state(plan))
+    sparsity = sparsity._replace(start="base", distribution="uniform")
+  function = functools.partial(
+    create_train_state, sparsity=sparsity, recipe=plan.recipe
+  )
+  seeds = seeds_of(plan.config)
+  keys = jax.eval_shape(lambda: jax.vmap(jax.random.key)(jnp.arange(len(seeds))))
+  if len(seeds) == 1:
+    return jax.eval_shape(lambda keys: function(keys[0]), keys)
+  return jax.eval_shape(lambda keys: map_seeds(function, keys), keys)
+
+
+class Feed:
+  """The examples of a plan, for chunks and evaluations.
+
+  Splits in memory are put on every device at once, as uint8; those for evaluation get
+  the same length, so that they share a program. Of a stream the host brings the batches
+  of each chunk; every process brings its own part.
+  """
+
+  def __init__(self, plan: Plan, step: int):
+    """Opens the splits; training begins with the batch of `step`."""
+    self._placement = plan.recipe.placement
+    self._evaluated = {
+      name: split
+      for name in ("validation", "test")
+      if (split := getattr(plan.dataset, name)) is not None
+    }
+    self._on_devices: dict[str, Any] = {}
+    self._length = plan.config.steps_per_dispatch
+    self._batches: Iterator[Split] | None = None
+    train = plan.dataset.train
+    if isinstance(train, Stream):
+      self._batches = train.batches(step)
+      shape = (plan.config.batch_size // jax.process_count(), *plan.recipe.spec.shape)
+      self._empty = Split(np.zeros(shape, np.uint8), np.zeros(shape[0], np.int32))
+    else:
+      self._train = mesh.put_whole(train, self._placement)
+
+  def next(self, count: int) -> Split:
+    """Returns what `train_chunk` takes as `data` for the next `count` steps."""
+    if self._batches is None:
+      return self._train
+    return self._join([next(self._batches) for _ in range(count)])
+
+  def nothing(self) -> Split:
+    """Returns data of the same shapes, for a chunk of no step."""
+    return self._train if self._batches is None else self._join([])
+
+  def _join(self, batches: list[Split]) -> Split:
+    """Stacks batches along a new axis, always of the length of a whole chunk."""
+    batches = batches + [self._empty] * (self._length - len(batches))
+    stacked = Split(*(np.stack(parts) for parts in zip(*batches, strict=True)))
+    return mesh.put_parts(stacked, self._placement, axis=1)
+
+  def evaluated(self, name: str) -> Iterator[tuple[Split, jax.Array]]:
+    """Yields the split `name`, whole or in batches, and how many examples it has."""
+    split = self._evaluated[name]
+    if isinstance(split, Stream):
+      for batch in split.batches(0):
+        size = np.int32(len(batch.labels) * jax.process_count())
+        placed = mesh.put_parts(batch, self._placement, axis=0)
+        yield placed, mesh.put_whole(size, self._placement)
+      return
+    if name not in self._on_devices:
+      longest = max(len(other.labels) for other in self._evaluated.values())
+      rows = np.minimum(np.arange(longest), len(split.labels) - 1)
+      padded = Split(*(array[rows] for array in split))
+      sized = padded, np.int32(len(split.labels))
+      self._on_devices[name] = mesh.put_whole(sized, self._placement)
+    yield self._on_devices[name]

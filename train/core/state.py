@@ -1,0 +1,144 @@
+"""The state of a training run, of one seed or of several at once.
+
+A state of several seeds is the state of one with an axis of seeds in front of every
+array. Counters (integers without a shape, such as the step) have none: they are the
+same for all seeds, so that what depends on them alone is computed once, and a
+`lax.cond` on them stays a branch.
+"""
+
+import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import eoi_jax
+from train.core.mesh import Placement
+from train.core.optimizers import (
+  STATIC,
+  DynamicSettings,
+  OptimizerSettings,
+  create_optimizer,
+)
+from train.data.datasets import DatasetSpec
+
+
+class Recipe(NamedTuple):
+  """What a compiled step depends on besides its arguments, hashable.
+
+  Attributes:
+    model: the network.
+    spec: the data set's constants.
+    optimizer: the optimizer's settings.
+    batch_size: examples a step.
+    steps_per_epoch: whole batches in the training set.
+    num_steps: length of the training.
+    augment: whether training images are cropped and flipped at random.
+    streamed: whether the host brings the batches of each chunk.
+    placement: where arrays lie on several devices, None on one.
+    dynamic: whether and how masks change.
+  """
+
+  model: Any
+  spec: DatasetSpec
+  optimizer: OptimizerSettings
+  batch_size: int
+  steps_per_epoch: int
+  num_steps: int
+  augment: bool = False
+  streamed: bool = False
+  placement: Placement | None = None
+  dynamic: DynamicSettings = STATIC
+
+  def create_tx(self, masks: Any, key: jax.Array) -> optax.GradientTransformation:
+    """Returns the optimizer; masks and key are those of the start."""
+    return create_optimizer(
+      self.optimizer,
+      self.num_steps,
+      masks,
+      key=key,
+      dynamic=self.dynamic,
+      model=self.model,
+    )
+
+
+class TrainState(NamedTuple):
+  """All that changes in a training run, and all that a checkpoint needs.
+
+  Attributes:
+    step: number of updates done, int32.
+    params: the network's parameters; dead weights are exactly zero.
+    opt_state: the optimizer's state, of `create_optimizer`: it holds the masks.
+    batch_stats: running statistics of normalization layers, {} without any.
+    key: the key of the training; keys of epochs and steps are folded into it.
+  """
+
+  step: jax.Array
+  params: Any
+  opt_state: Any
+  batch_stats: Any
+  key: jax.Array
+
+  @property
+  def masks(self) -> Any:
+    """Tree like `params`: bool leaves, True = trained, or None = dense leaf."""
+    return eoi_jax.current_masks(self.opt_state)
+
+
+def named_key(key: jax.Array, name: str) -> jax.Array:
+  """Returns the key for the purpose `name`, whatever other purposes there are."""
+  return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def over_seeds(function: Callable[..., Any], state: Any, *, keeps: bool = False) -> Any:
+  """Maps `function(state, *rest)` over the seeds of a state, if it has several.
+
+  Args:
+    function: takes the state of one seed, and arguments that all seeds share.
+    state: a state with a `key`, of shape `()` for one seed and `(seeds,)` for several.
+    keeps: whether `function` returns `(state, others)` rather than others alone.
+
+  Returns:
+    `function` itself for one seed; else a function whose results have a leading axis
+    of seeds, but for the counters of a state.
+  """
+  if not state.key.ndim:
+    return function
+  axes = _axes(state)
+
+  def mapped(state, *rest):
+    in_axes = (axes, *(None for _ in rest))
+    return jax.vmap(function, in_axes, (axes, 0) if keeps else 0)(state, *rest)
+
+  return mapped
+
+
+def map_seeds(function: Callable[[jax.Array], Any], keys: jax.Array) -> Any:
+  """Builds the state of several seeds: `function` makes that of one from its key."""
+  alone = jax.eval_shape(function, keys[0])
+  axes = jax.tree.map(lambda leaf: None if _is_counter(leaf) else 0, alone)
+  return jax.vmap(function, out_axes=axes)(keys)
+
+
+def stack_seeds(states: list[Any]) -> Any:
+  """Joins the states of single seeds."""
+  return jax.tree.map(
+    lambda *leaves: leaves[0] if _is_counter(leaves[0]) else jnp.stack(leaves), *states
+  )
+
+
+def take_seed(state: Any, index: int) -> Any:
+  """Returns one seed's part of a state of several; a state of one as it is."""
+  if not state.key.ndim:
+    return state
+  return jax.tree.map(lambda leaf: leaf[index] if leaf.ndim else leaf, state)
+
+
+def _axes(state: Any) -> Any:
+  return jax.tree.map(lambda leaf: 0 if leaf.ndim else None, state)
+
+
+def _is_counter(leaf: Any) -> bool:
+  return leaf.ndim == 0 and jnp.issubdtype(leaf.dtype, jnp.integer)

@@ -1,0 +1,298 @@
+"""The compiled part: training steps, many to a dispatch, and evaluation.
+
+Everything here is pure and has no host in it. `Recipe` is static: runs with equal
+recipes share one compiled program, so that starts and densities are compared at the
+price of a single compilation.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from eoi_jax import apply_masks
+from train.core.kernels import named_leaves
+from train.core.mesh import place_batch, place_state
+from train.core.state import Recipe, TrainState, named_key, over_seeds
+from train.data.datasets import Split
+from train.data.images import crop_and_flip, normalize
+
+
+class Sums(NamedTuple):
+  """Sums over examples: divide by `count` for means."""
+
+  loss: jax.Array
+  correct: jax.Array
+  count: jax.Array
+
+
+class Norms(NamedTuple):
+  """Euclidean norms over all leaves, of one step; dead weights count nothing."""
+
+  grads: jax.Array
+  updates: jax.Array
+  params: jax.Array
+
+
+def cross_entropy(
+  logits: jax.Array, labels: jax.Array, smoothing: float = 0.0
+) -> jax.Array:
+  """Returns the loss of each example, `[n]`.
+
+  With smoothing the target is `1 - smoothing` times the label, and `smoothing` evenly
+  over all classes (Szegedy et al., 2016, arXiv:1512.00567, section 7).
+  """
+  losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+  if not smoothing:
+    return losses
+  even = jax.nn.logsumexp(logits, -1) - logits.mean(-1)
+  return (1 - smoothing) * losses + smoothing * even
+
+
+def _sums(
+  logits: jax.Array, labels: jax.Array, weights: jax.Array, smoothing: float = 0.0
+) -> Sums:
+  losses = cross_entropy(logits, labels, smoothing)
+  correct = (logits.argmax(-1) == labels) & (weights > 0)
+  return Sums(
+    jnp.sum(losses * weights),
+    jnp.sum(correct, dtype=jnp.int32),
+    jnp.sum(weights > 0, dtype=jnp.int32),
+  )
+
+
+class StepResult(NamedTuple):
+  """What one update has come from.
+
+  Attributes:
+    sums: loss and hits on the batch, before the update.
+    grads: tree like the parameters, of all weights, dead ones too.
+    updates: tree like the parameters: what was added to them.
+  """
+
+  sums: Sums
+  grads: Any
+  updates: Any
+
+
+def train_step(
+  state: TrainState, batch: Split, *, recipe: Recipe
+) -> tuple[TrainState, StepResult]:
+  """Does one update.
+
+  Args:
+    state: the state before.
+    batch: uint8 images `[batch, ...]` and int32 labels `[batch]`.
+    recipe: static settings.
+
+  Returns:
+    The state after, and what it has come from.
+  """
+  images = batch.images
+  if recipe.augment:
+    images = crop_and_flip(augmentation_key(state), images)
+  inputs = normalize(images, recipe.spec)
+  weights = jnp.ones(batch.labels.shape, jnp.float32)
+
+  def loss_fn(params):
+    variables = {"params": params, "batch_stats": state.batch_stats}
+    logits, changed = recipe.model.apply(
+      variables, inputs, train=True, mutable=["batch_stats"]
+    )
+    sums = _sums(logits, batch.labels, weights, recipe.optimizer.label_smoothing)
+    return sums.loss / recipe.batch_size, (sums, changed.get("batch_stats", {}))
+
+  grads, (sums, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
+  tx = recipe.create_tx(state.masks, state.key)
+  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  return (
+    state._replace(
+      step=state.step + 1,
+      params=optax.apply_updates(state.params, updates),
+      opt_state=opt_state,
+      batch_stats=batch_stats,
+    ),
+    StepResult(sums, grads, updates),
+  )
+
+
+def _norms(masks: Any, step: StepResult) -> Norms:
+  """Norms of a step, its parameters left out: those are known after the last one."""
+  grads = optax.tree.norm(apply_masks(step.grads, masks))
+  return Norms(grads, optax.tree.norm(step.updates), jnp.zeros(()))
+
+
+def augmentation_key(state: TrainState) -> jax.Array:
+  """Returns the key of the images of the next step."""
+  return jax.random.fold_in(named_key(state.key, "augment"), state.step)
+
+
+def epoch_order(state: TrainState, size: int, *, recipe: Recipe) -> jax.Array:
+  """Returns the order of `size` examples in the epoch that `state` is in."""
+  epoch = state.step // recipe.steps_per_epoch
+  key = jax.random.fold_in(named_key(state.key, "epoch"), epoch)
+  return jax.random.permutation(key, size)
+
+
+@functools.partial(jax.jit, static_argnames="recipe", donate_argnames="state")
+def train_chunk(
+  state: TrainState, data: Split, count: jax.Array, *, recipe: Recipe
+) -> tuple[TrainState, Sums, Norms]:
+  """Does `count` steps within one epoch, in one dispatch.
+
+  `count` is traced: the last chunk of an epoch needs no second compilation, and a
+  resumed run takes the very program of an uninterrupted one. The order of an epoch is
+  a permutation drawn from the state's key and the number of the epoch.
+
+  Args:
+    state: the state before, of one seed or of several (`train.core.state`); its buffers
+      are donated.
+    data: the whole training set, uint8, on the device; if `recipe.streamed`, the
+      batches of this chunk, with a leading axis of at least `count`.
+    count: number of steps, int32; they must not cross the end of an epoch.
+    recipe: static settings.
+
+  Returns:
+    The state after; sums over all examples seen; norms of the last step's gradients
+    and updates, and of the parameters after it. With several seeds each sum and norm
+    has an axis of seeds.
+  """
+  chunk = functools.partial(_chunk, recipe=recipe)
+  chunk = over_seeds(chunk, state, keeps=True)
+  state, (sums, norms) = chunk(state, data, count)
+  return place_state(state, recipe.placement), sums, norms
+
+
+def _chunk(
+  state: TrainState, data: Split, count: jax.Array, *, recipe: Recipe
+) -> tuple[TrainState, tuple[Sums, Norms]]:
+  """The steps of a chunk for one seed."""
+  batch_of = _batches(state, data, recipe)
+
+  def body(index, carry):
+    state, sums, norms = carry
+    batch = place_batch(batch_of(state.step, index), recipe.placement)
+    masks = state.masks
+    state, step = train_step(state, batch, recipe=recipe)
+    last = index == count - 1
+    norms = jax.lax.cond(last, _norms, lambda *_: norms, masks, step)
+    return state, jax.tree.map(jnp.add, sums, step.sums), norms
+
+  zero = jnp.zeros(())
+  start = (state, zero_sums(), Norms(zero, zero, zero))
+  state, sums, norms = jax.lax.fori_loop(0, count, body, start)
+  return state, (sums, norms._replace(params=optax.tree.norm(state.params)))
+
+
+def _batches(
+  state: TrainState, data: Split, recipe: Recipe
+) -> Callable[[jax.Array, jax.Array], Split]:
+  """Returns what gives a batch, from the step and its index in the chunk."""
+  if recipe.streamed:
+    return lambda step, index: Split(*(array[index] for array in data))
+  order = epoch_order(state, data.labels.shape[0], recipe=recipe)
+
+  def batch_of(step, index):
+    del index
+    begin = (step % recipe.steps_per_epoch) * recipe.batch_size
+    rows = jax.lax.dynamic_slice_in_dim(order, begin, recipe.batch_size)
+    return Split(*(array[rows] for array in data))
+
+  return batch_of
+
+
+def zero_sums() -> Sums:
+  """Returns sums over no example."""
+  zero = jnp.zeros((), jnp.int32)
+  return Sums(jnp.zeros((), jnp.float32), zero, zero)
+
+
+def eval_step(
+  params: Any, batch_stats: Any, batch: Split, weights: jax.Array, *, recipe: Recipe
+) -> Sums:
+  """Returns loss and hits on a batch; examples of weight 0 are padding."""
+  variables = {"params": params, "batch_stats": batch_stats}
+  inputs = normalize(batch.images, recipe.spec)
+  logits = recipe.model.apply(variables, inputs, train=False)
+  return _sums(logits, batch.labels, weights)
+
+
+@functools.partial(jax.jit, static_argnames=("recipe", "batch_size"))
+def evaluate(
+  state: TrainState,
+  data: Split,
+  size: jax.Array,
+  *,
+  recipe: Recipe,
+  batch_size: int = 1000,
+) -> Sums:
+  """Sums loss and hits over a whole split, in batches, in one dispatch.
+
+  Splits of equal shapes share a program, whatever their sizes.
+
+  Args:
+    state: of one seed or of several.
+    data: the split on the device; what lies beyond `size` and examples of label -1 are
+      padding.
+    size: number of examples, int32.
+    recipe: static settings.
+    batch_size: examples at a time.
+
+  Returns:
+    The sums; with several seeds each has an axis of seeds.
+  """
+  length = data.labels.shape[0]
+  devices = 1 if recipe.placement is None else recipe.placement.mesh.size
+  batch_size = -(-min(batch_size, length) // devices) * devices
+  num_batches = -(-size // batch_size)
+
+  def over_batches(state, data, size, num_batches):
+    def body(index, sums):
+      rows = index * batch_size + jnp.arange(batch_size)
+      batch = Split(*(a[jnp.minimum(rows, length - 1)] for a in data))
+      batch = place_batch(batch, recipe.placement)
+      weights = ((rows < size) & (batch.labels >= 0)).astype(jnp.float32)
+      new = eval_step(
+        state.params,
+        state.batch_stats,
+        batch._replace(labels=jnp.maximum(batch.labels, 0)),
+        weights,
+        recipe=recipe,
+      )
+      return jax.tree.map(jnp.add, sums, new)
+
+    return jax.lax.fori_loop(0, num_batches, body, zero_sums())
+
+  return over_seeds(over_batches, state)(state, data, size, num_batches)
+
+
+class WeightCount(NamedTuple):
+  """Weights of all masked leaves and seeds together.
+
+  Attributes:
+    live: trained ones.
+    revived: dead ones that are not zero: none, always.
+  """
+
+  live: jax.Array
+  revived: jax.Array
+
+
+@jax.jit
+def count_weights(state: TrainState) -> WeightCount:
+  """Counts live weights, and makes sure of the dead ones."""
+  weights, masks = named_leaves(state.params), named_leaves(state.masks)
+  live = [(weights[n], mask) for n, mask in masks.items() if mask is not None]
+  # One sum over all leaves compiles faster than one for each.
+  alive = [mask.reshape(-1) for _, mask in live]
+  revived = [((leaf != 0) & ~mask).reshape(-1) for leaf, mask in live]
+  none = jnp.zeros(1, bool)
+  return WeightCount(
+    *(
+      jnp.sum(jnp.concatenate([none, *parts]), dtype=jnp.int32)
+      for parts in (alive, revived)
+    )
+  )

@@ -1,0 +1,214 @@
+"""What a run says about itself at its start and at its end: tables and numbers."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import eoi_jax
+from train.core.config import flatten
+from train.core.console import table
+from train.core.kernels import find_kernels, named_leaves, with_layouts
+from train.data.datasets import DATASETS
+from train.models import MODELS
+
+SHOWN = 128  # rows and columns of a kernel in a figure
+
+
+class Layer(NamedTuple):
+  """One kernel leaf of a network; a stack counts as `count` kernels.
+
+  Attributes:
+    name: path of the leaf.
+    shape: shape of one kernel.
+    count: number of kernels in the leaf.
+    live: trained weights in all of them.
+    density: `live` over size.
+    orthogonality_error: the largest of its kernels.
+    floor: lowest density with an orthogonal start.
+  """
+
+  name: str
+  shape: tuple[int, ...]
+  count: int
+  live: int
+  density: float
+  orthogonality_error: float
+  floor: float
+
+
+def list_layers(params: Any, masks: Any, scale: float, model: Any) -> list[Layer]:
+  """Returns a row for each kernel that may be sparse, in the order of the tree.
+
+  Args:
+    params: the parameters.
+    masks: tree like `params`; bool leaves or None.
+    scale: gain of the kernels: they are compared with `scale` times orthogonal.
+    model: the network.
+  """
+  errors = with_layouts(eoi_jax.gram_errors, model)(params, scale=scale)
+  flat_masks, rows = named_leaves(masks), []
+  for name, kernel in find_kernels(params, model).items():
+    if name not in errors:
+      continue
+    mask, size = flat_masks[name], kernel.size * kernel.count
+    live = size if mask is None else int(np.sum(np.asarray(mask)))
+    error = float(np.max(errors[name]))
+    shape, count = kernel.shape, kernel.count
+    rows.append(Layer(name, shape, count, live, live / size, error, kernel.floor))
+  return rows
+
+
+class Support(NamedTuple):
+  """Where one kernel has weights, at the start; a corner of it if it is large.
+
+  Attributes:
+    name: the kernel's name.
+    live: bool `[fan_in, fan_out]`, the mask.
+    nonzero: bool likewise, weights that do not start at zero.
+    density: of the mask of the whole kernel.
+  """
+
+  name: str
+  live: np.ndarray
+  nonzero: np.ndarray
+  density: float
+
+
+class AtStart(NamedTuple):
+  """What is known of a run before its first step; `start.json` holds it.
+
+  Attributes:
+    summary: the part of `summary.json` that is known then.
+    table: the layers as text.
+    support: of the kernel that stands for most others, for the figure.
+  """
+
+  summary: dict[str, Any]
+  table: str
+  support: Support
+
+
+def describe_start(config: Any, state: Any, scale: float, model: Any) -> AtStart:
+  """Returns what is known of a run from its state at step 0.
+
+  Args:
+    config: the config.
+    state: of the first seed.
+    scale: gain of the kernels.
+    model: the network.
+  """
+  params, masks = state.params, state.masks
+  layers = list_layers(params, masks, scale, model)
+  total = sum(leaf.size for leaf in jax.tree.leaves(params))
+  kernels = sum(layer.count * int(np.prod(layer.shape)) for layer in layers)
+  live = sum(layer.live for layer in layers)
+  summary = {
+    "start": config.sparsity.start,
+    "chance": 1 / DATASETS[config.data.name].num_classes,
+    "density": live / kernels,
+    "densities": {layer.name: layer.density for layer in layers},
+    "orthogonality_error": max(layer.orthogonality_error for layer in layers),
+    "parameters_live": total - kernels + live,
+    "parameters_total": total,
+  }
+  rows = [("kernel", "shape", "live weights", "density", "orthogonality error")]
+  for layer in layers:
+    shape = " x ".join(map(str, layer.shape))
+    shape += f"  ({layer.count} of them)" if layer.count > 1 else ""
+    error = f"{layer.orthogonality_error:.1e}"
+    rows.append((layer.name, shape, f"{layer.live:,}", f"{layer.density:.4f}", error))
+  return AtStart(summary, table(rows), _support(params, masks, layers))
+
+
+def _support(params: Any, masks: Any, layers: list[Layer]) -> Support:
+  layer = max(layers, key=lambda row: row.count)
+  nonzero = np.asarray(named_leaves(params)[layer.name]) != 0
+  mask = named_leaves(masks)[layer.name]
+  mask = np.ones(nonzero.shape, bool) if mask is None else np.asarray(mask)
+  name = layer.name
+  if layer.count > 1:
+    middle = layer.count // 2
+    name, nonzero, mask = f"{name}[{middle}]", nonzero[middle], mask[middle]
+  nonzero, mask = (x.reshape(-1, x.shape[-1]) for x in (nonzero, mask))
+  if max(mask.shape) > SHOWN:
+    name += ", a corner"
+  cut, density = (slice(SHOWN), slice(SHOWN)), float(mask.mean())
+  return Support(name, mask[cut], nonzero[cut], density)
+
+
+def start_json(at_start: AtStart) -> str:
+  """Returns what `read_start` reads."""
+  support = at_start.support
+  rows = {name: _digits(getattr(support, name)) for name in ("live", "nonzero")}
+  return json.dumps(at_start._asdict() | {"support": support._asdict() | rows}) + "\n"
+
+
+def _digits(mask: np.ndarray) -> list[str]:
+  return ["".join("01"[int(value)] for value in row) for row in mask]
+
+
+def read_start(path: Path) -> AtStart | None:
+  """Reads what an earlier process knew at step 0, None if it has left nothing."""
+  try:
+    found = json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError):
+    return None
+  support = found["support"]
+  for name in ("live", "nonzero"):
+    support[name] = np.array([[c == "1" for c in row] for row in support[name]])
+  return AtStart(found["summary"], found["table"], Support(**support))
+
+
+def title(config: Any) -> str:
+  """Returns what is trained, in one line, without what the config compares."""
+  parts = {
+    "model.depth": "{}-layer",
+    "model.activation": "{}",
+    "model.name": "{} on",
+    "data.name": "{},",
+    "model.width": "width {},",
+    "sparsity.density": "density {},",
+    "sparsity.start": "{} start",
+  }
+  model = MODELS[config.model.name]
+  fields = {f"model.{field}" for field in model.fields}
+  flat = {
+    field: value
+    for field, value in flatten(config).items()
+    if field in fields or not field.startswith("model.")
+  } | {"model.name": model.title}
+  words = [
+    text.format(flat[field])
+    for field, text in parts.items()
+    if field in flat and field not in config.compare.field.split("+")
+  ]
+  return " ".join(words).rstrip(",")
+
+
+def summary_table(summaries: dict[str, dict[str, Any]]) -> str:
+  """Returns the summaries of one or more runs side by side, as text.
+
+  Many runs stand one below the other.
+  """
+  lines = [("", *summaries)]
+  for title, show in _LINES:
+    lines.append((title, *(show(summary) for summary in summaries.values())))
+  if len(summaries) > _MAX_COLUMNS:
+    lines = [row[:-1] for row in zip(*lines, strict=True)]
+  return table(lines)
+
+
+_MAX_COLUMNS = 6
+_LINES = (
+  ("test accuracy", lambda s: f"{s['test_accuracy']:.2%}"),
+  ("test loss", lambda s: f"{s['test_loss']:.4f}"),
+  ("density of all kernels", lambda s: f"{s['density']:.4f}"),
+  ("orthogonality error at start", lambda s: f"{s['orthogonality_error']:.1e}"),
+  ("parameters live", lambda s: f"{s['parameters_live']:,}"),
+  ("parameters total", lambda s: f"{s['parameters_total']:,}"),
+  ("training time", lambda s: f"{s['train_seconds']:.1f} s"),
+  ("compile time", lambda s: f"{s['compile_seconds']:.1f} s"),
+)

@@ -1,0 +1,164 @@
+"""The image data sets by name: what is known of each, and how to open it."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from train.core.console import UserError
+
+
+class Split(NamedTuple):
+  """Examples, on the host (numpy) or on the device.
+
+  Attributes:
+    images: uint8 `[n, height, width, channels]`.
+    labels: int32 `[n]`.
+  """
+
+  images: Any
+  labels: Any
+
+
+@dataclass(frozen=True)
+class Stream:
+  """Examples that are too many to hold, in batches from the host; no pytree.
+
+  Attributes:
+    size: examples of the whole split, over all processes.
+    batches: `batches(begin)` yields this process's part of batch `begin` and of those
+      after it: uint8 images `[batch_size / process_count, height, width, channels]`
+      and int32 labels `[batch_size / process_count]`. A training stream is endless,
+      and batch `n` is that of step `n`. An evaluation stream ends after all examples;
+      what fills its last batch is black and has the label -1.
+  """
+
+  size: int
+  batches: Callable[[int], Iterator[Split]]
+
+
+class DatasetSpec(NamedTuple):
+  """What is known of a data set before it is read.
+
+  Attributes:
+    shape: `(height, width, channels)` of an image.
+    num_classes: number of labels.
+    white: the largest pixel value.
+    mean: per channel, of pixels divided by `white`.
+    std: per channel, likewise.
+  """
+
+  shape: tuple[int, int, int]
+  num_classes: int
+  white: float
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+
+
+class Dataset(NamedTuple):
+  """Splits of one data set, each a Split, or each a Stream.
+
+  `validation` is None if nothing is held out.
+  """
+
+  spec: DatasetSpec
+  train: Any
+  validation: Any
+  test: Any
+
+
+# Means and deviations of MNIST and CIFAR-10 as in the paper's code; those of digits
+# are measured, and of the others those in common use with PyTorch: of all pixels of
+# the training set.
+DATASETS = {
+  "digits": DatasetSpec((8, 8, 1), 10, 16.0, (0.3053,), (0.3760,)),
+  "mnist": DatasetSpec((28, 28, 1), 10, 255.0, (0.1307,), (0.3081,)),
+  "cifar10": DatasetSpec(
+    (32, 32, 3), 10, 255.0, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+  ),
+  "cifar100": DatasetSpec(
+    (32, 32, 3), 100, 255.0, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
+  ),
+  "fashion_mnist": DatasetSpec((28, 28, 1), 10, 255.0, (0.2860,), (0.3530,)),
+  "tiny_imagenet": DatasetSpec(
+    (64, 64, 3), 200, 255.0, (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)
+  ),
+  "imagenet": DatasetSpec(
+    (224, 224, 3), 1000, 255.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+  ),
+}
+STREAMED = ("imagenet",)  # read as they are used; the others are held in memory
+TFDS_NAMES = {"imagenet": "imagenet2012"}  # where tensorflow-datasets has another name
+
+
+class Manual(NamedTuple):
+  """Files that the user must bring, for `train.prepare --manual_dir`."""
+
+  archives: tuple[str, ...]
+  source: str
+
+
+MANUAL = {
+  "tiny_imagenet": Manual(("tiny-imagenet-200.zip",), "http://cs231n.stanford.edu"),
+  "imagenet": Manual(
+    ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"), "https://image-net.org"
+  ),
+}
+
+
+def prepare_hint(name: str) -> str:
+  """Returns what a person without the data set `name` has to run."""
+  command = f"python -m train.prepare --dataset={name}"
+  if name in MANUAL:
+    archives = " and ".join(MANUAL[name].archives)
+    source = MANUAL[name].source
+    return f"run `{command} --manual_dir=DIR` with {archives} of {source} in DIR"
+  return f"run `{command}` to download it"
+
+
+@contextlib.contextmanager
+def prepared(name: str) -> Iterator[Any]:
+  """Opens a prepared data set, to read inside of the `with` statement.
+
+  Args:
+    name: a key of `DATASETS` that tensorflow-datasets reads.
+
+  Yields:
+    Its builder.
+
+  Raises:
+    UserError: if tensorflow-datasets or the data set is missing, or if it cannot be
+      read: here or in the body.
+  """
+  try:
+    import tensorflow_datasets as tfds
+    from absl import logging
+  except ImportError as error:
+    raise UserError(
+      f"data set {name!r} needs tensorflow-datasets: "
+      "run `pip install tensorflow-datasets importlib_resources pillow`."
+    ) from error
+  level = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)  # tfds warns of missing OpenCV and folders
+  place = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+  builder: Any = None
+  try:
+    builder = tfds.builder(TFDS_NAMES.get(name, name), data_dir=place)
+    if not os.path.isdir(builder.data_dir):
+      raise tfds.core.DatasetNotFoundError
+    yield builder
+  except tfds.core.DatasetNotFoundError as error:  # of a manual one: not prepared
+    raise UserError(
+      f"data set {name!r} is not in {place}; {prepare_hint(name)}, or set "
+      "TFDS_DATA_DIR to the directory that holds it."
+    ) from error
+  except NotImplementedError as error:
+    raise UserError(
+      f"data set {name!r} in {builder.data_dir} is not in array_record format; move "
+      f"it away and {prepare_hint(name)}."
+    ) from error
+  except (OSError, RuntimeError) as error:
+    raise UserError(f"data set {name!r} cannot be read: {error}") from error
+  finally:
+    logging.set_verbosity(level)

@@ -1,0 +1,242 @@
+"""The two official archives of ImageNet (ILSVRC2012), and their contents checked.
+
+`python -m train.prepare --dataset=imagenet --manual_dir=DIR` checks them and runs the
+builder `imagenet2012` of tensorflow-datasets. That builder pairs the sorted names of
+the validation images with a list of 50,000 labels by their order, and counts nothing: a
+missing file would shift all labels after it.
+"""
+
+import io
+import math
+import os
+import tarfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from train.core.console import UserError
+from train.data.datasets import DATASETS, MANUAL, Dataset, prepared
+from train.data.streams import StreamOptions, evaluation_stream, training_stream
+
+TRAIN, VALIDATION = MANUAL["imagenet"].archives
+
+
+class Sizes(NamedTuple):
+  """How many classes and images the archives must have."""
+
+  num_classes: int = 1000
+  train: int = 1_281_167
+  validation: int = 50_000
+
+
+def wordnet_ids() -> list[str]:
+  """Returns the classes, sorted: a label is a place in it."""
+  return _lines("labels.txt")
+
+
+def validation_ids() -> list[str]:
+  """Returns the classes of the validation images, in the order of their numbers."""
+  return _lines("validation_labels.txt")
+
+
+def _lines(name: str) -> list[str]:
+  import tensorflow_datasets as tfds
+
+  path = tfds.core.tfds_path(f"datasets/imagenet2012/{name}")
+  return path.read_text().split()
+
+
+def validation_name(number: int) -> str:
+  """Returns the file name of a validation image, counted from 1."""
+  return f"ILSVRC2012_val_{number:08d}.JPEG"
+
+
+OFFICIAL = Sizes()
+
+
+def check_archives(folder: str | os.PathLike, sizes: Sizes | None = OFFICIAL) -> Sizes:
+  """Counts classes and images of both archives, without reading the images.
+
+  Args:
+    folder: holds the training archive, a tar file of one tar file for each class, and
+      the validation archive, a tar file of images.
+    sizes: what the counts must be, or None to accept any part of the classes and
+      training images, and the first so many validation images.
+
+  Returns:
+    The counts.
+
+  Raises:
+    UserError: if a count is another, or a name unknown.
+  """
+  counts = _count_train(Path(folder) / TRAIN)
+  validation = _names(Path(folder) / VALIDATION)
+  found = Sizes(len(counts), sum(counts.values()), len(validation))
+  for wnid, count in counts.items():
+    if not count:
+      raise UserError(f"{TRAIN} has no image of class {wnid}.")
+  wanted = found if sizes is None else sizes
+  for archive, words, value, expected in (
+    (TRAIN, "classes", found.num_classes, wanted.num_classes),
+    (TRAIN, "images", found.train, wanted.train),
+    (VALIDATION, "images", found.validation, wanted.validation),
+  ):
+    if value != expected or not value:
+      raise UserError(f"{archive} must have {expected or 'some'} {words}, has {value}.")
+  for number, name in enumerate(sorted(validation), 1):
+    if name != validation_name(number):
+      raise UserError(f"{VALIDATION} must have {validation_name(number)}, has {name}.")
+  return found
+
+
+def _count_train(path: Path) -> dict[str, int]:
+  """Returns the number of images of each class."""
+  known, counts = set(wordnet_ids()), {}
+  with _open(path) as archive:
+    for member in archive:
+      wnid, name = member.name.removesuffix(".tar"), member.name
+      if wnid not in known:
+        raise UserError(f"{TRAIN} must hold a tar file of each class, has {name}.")
+      with tarfile.open(fileobj=archive.extractfile(member)) as images:
+        names = images.getnames()
+      for image in names:
+        if not image.startswith(f"{wnid}_"):
+          raise UserError(f"{name} must hold images of its class, has {image}.")
+      counts[wnid] = len(names)
+  return counts
+
+
+def _names(path: Path) -> list[str]:
+  with _open(path) as archive:
+    return archive.getnames()
+
+
+def _open(path: Path) -> tarfile.TarFile:
+  try:
+    return tarfile.open(path)
+  except tarfile.TarError as error:
+    raise UserError(f"{path} is no whole tar file: {error}") from error
+
+
+SIZE = 224
+_CENTRE = 224 / 256  # part of the shorter side that an evaluation sees
+_AREA = (0.08, 1.0)  # of a random crop, as part of the image
+_RATIO = (3 / 4, 4 / 3)  # of its sides, width to height
+_ATTEMPTS = 10  # to find a crop that lies inside of the image
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def open_imagenet(options: StreamOptions, *, validation: float = 0.01) -> Dataset:
+  """Opens the prepared data set; images are read as the streams are.
+
+  The examples are stored in an order that `train.prepare` has shuffled once for all;
+  the first of the training split are held out, whatever the seed.
+
+  Args:
+    options: what the batches are a function of.
+    validation: fraction of the training split to hold out, in `[0, 1)`.
+
+  Returns:
+    Streams of uint8 images `[batch, 224, 224, 3]` and labels in `[0, 1000)`, in the
+    order of the sorted WordNet ids. Training images depend on seed and step; the test
+    set is the official validation split.
+
+  Raises:
+    UserError: if the data set or Grain is missing, or a batch does not fit.
+  """
+  try:
+    import grain
+  except ImportError as error:
+    raise UserError(
+      "data set 'imagenet' needs grain: run `pip install grain pillow`."
+    ) from error
+  sources = _sources()
+  train = grain.MapDataset.source(sources["train"])
+  test = grain.MapDataset.source(sources["validation"])
+  held_out = int(validation * len(train) + 1e-9)
+  spec = DATASETS["imagenet"]
+
+  def evaluation(examples):
+    examples = _first(examples, options.limit)
+    size = len(examples)
+    return evaluation_stream(examples.map(centre), size, spec.shape, options)
+
+  examples = _first(train[held_out:], options.limit)
+  shuffled = examples.seed(options.seed).shuffle().random_map(random_crop).repeat()
+  return Dataset(
+    spec,
+    training_stream(shuffled, len(examples), options),
+    evaluation(train[:held_out]) if held_out else None,
+    evaluation(test),
+  )
+
+
+def _sources() -> dict[str, Any]:
+  """Returns the splits, examples as stored: images are JPEG files."""
+  with prepared("imagenet") as builder:
+    from tensorflow_datasets import decode
+
+    decoders = {"image": decode.SkipDecoding()}
+    return builder.as_data_source(decoders=decoders)
+
+
+def _first(examples: Any, limit: int) -> Any:
+  return examples[:limit] if limit else examples
+
+
+def random_crop(example: dict[str, Any], rng: np.random.Generator) -> tuple:
+  """Decodes an example; returns a random crop, flipped or not, and the label."""
+  image = _decode(example)
+  pixels = _resize(image, random_box(rng, *image.size))
+  flip = rng.random() < 0.5
+  return (pixels[:, ::-1] if flip else pixels), np.int32(example["label"])
+
+
+def centre(example: dict[str, Any]) -> tuple:
+  """Decodes an example; returns its centre and the label."""
+  image = _decode(example)
+  return _resize(image, centre_box(*image.size)), np.int32(example["label"])
+
+
+def random_box(rng: np.random.Generator, width: int, height: int) -> Box:
+  """Draws a crop: its area is uniform, and so is the logarithm of its ratio.
+
+  Draws again where the crop is wider or higher than the image; in the end it is the
+  largest centred one whose ratio is allowed.
+  """
+  for _ in range(_ATTEMPTS):
+    area = width * height * rng.uniform(*_AREA)
+    ratio = math.exp(rng.uniform(math.log(_RATIO[0]), math.log(_RATIO[1])))
+    wide, high = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+    if 0 < wide <= width and 0 < high <= height:
+      left = int(rng.integers(width - wide + 1))
+      top = int(rng.integers(height - high + 1))
+      return left, top, left + wide, top + high
+  wide = min(width, height * _RATIO[1])
+  return _centred(width, height, wide, min(height, width / _RATIO[0]))
+
+
+def centre_box(width: int, height: int) -> Box:
+  """Returns the square that is left of an image resized to 256 and cut to 224."""
+  side = _CENTRE * min(width, height)
+  return _centred(width, height, side, side)
+
+
+def _centred(width: int, height: int, wide: float, high: float) -> Box:
+  left, top = (width - wide) / 2, (height - high) / 2
+  return left, top, left + wide, top + high
+
+
+def _decode(example: dict[str, Any]):
+  from PIL import Image
+
+  return Image.open(io.BytesIO(example["image"])).convert("RGB")
+
+
+def _resize(image, box: Box) -> np.ndarray:
+  """Returns uint8 `[224, 224, 3]`: the box with bilinear weights, antialiased."""
+  from PIL import Image
+
+  return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BILINEAR, box))

@@ -1,0 +1,100 @@
+"""Image data sets by name: small ones whole, as uint8 arrays, large ones as streams."""
+
+from typing import Any
+
+import numpy as np
+
+from train.core.console import UserError
+from train.data.datasets import DATASETS, STREAMED, Dataset, Split, prepared
+from train.data.imagenet import open_imagenet
+from train.data.streams import StreamOptions
+
+_BLOCK = 10_000  # examples decoded at once: a list of arrays takes more than one
+# What serves as the test set where the labels of the real one are not public.
+_TEST_SPLITS = {"tiny_imagenet": "validation"}
+
+
+def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
+  """Splits off `fraction` of the examples, evenly from every class.
+
+  No random number takes part: the split is the same on every machine, whatever the
+  seed of a run.
+
+  Args:
+    split: the examples.
+    fraction: in `[0, 1)`.
+
+  Returns:
+    `(rest, held_out)`, both in the original order; `held_out` has
+    `floor(fraction * n)` examples, those of a class evenly spaced.
+  """
+  by_class = np.argsort(split.labels, kind="stable")
+  marks = np.floor(np.arange(len(by_class) + 1) * fraction + 1e-9)
+  held = np.zeros(len(by_class), bool)
+  held[by_class] = np.diff(marks) > 0
+  return Split(*(a[~held] for a in split)), Split(*(a[held] for a in split))
+
+
+def load_dataset(
+  name: str, *, validation: float = 0.1, stream: StreamOptions | None = None
+) -> Dataset:
+  """Reads a data set into host memory, or opens the streams of a larger one.
+
+  Args:
+    name: a key of `DATASETS`.
+    validation: fraction of the training set to hold out, in `[0, 1)`.
+    stream: what the batches of a data set in `STREAMED` are a function of; other data
+      sets are whole, without it.
+
+  Returns:
+    The data set with disjoint splits. The test set of `digits`, which has none of its
+    own, is a fixed fifth of it; that of `tiny_imagenet`, whose test labels are not
+    public, and that of `imagenet` is their official validation split.
+
+  Raises:
+    UserError: if the data set is unknown or not on this machine.
+    ValueError: if `stream` is missing or of no use.
+  """
+  if name not in DATASETS:
+    raise UserError(f"`data.name` must be one of {', '.join(DATASETS)}, got {name!r}.")
+  if (name in STREAMED) != (stream is not None):
+    rule = "is needed for" if stream is None else "must be None for"
+    raise ValueError(f"`stream` {rule} data set {name!r}, got {stream}.")
+  if stream is not None:
+    return open_imagenet(stream, validation=validation)
+  train, test = _digits() if name == "digits" else _tfds(name)
+  held_out = None
+  if validation:
+    train, held_out = hold_out(train, validation)
+  return Dataset(DATASETS[name], train, held_out, test)
+
+
+def _digits() -> tuple[Split, Split]:
+  try:
+    from sklearn.datasets import load_digits
+  except ImportError as error:
+    raise UserError(
+      "data set 'digits' needs scikit-learn: run `pip install scikit-learn`."
+    ) from error
+  digits: Any = load_digits()
+  images = np.asarray(digits.images).astype(np.uint8)[..., None]
+  labels = np.asarray(digits.target).astype(np.int32)
+  return hold_out(Split(images, labels), 0.2)
+
+
+def _tfds(name: str) -> tuple[Split, Split]:
+  with prepared(name) as builder:
+    test = _TEST_SPLITS.get(name, "test")
+    return _read(builder, "train"), _read(builder, test)
+
+
+def _read(builder, split: str) -> Split:
+  source = builder.as_data_source(split)
+  shape = builder.info.features["image"].shape
+  images = np.empty((len(source), *shape), np.uint8)
+  labels = np.empty(len(source), np.int32)
+  for begin in range(0, len(source), _BLOCK):
+    rows = range(begin, min(begin + _BLOCK, len(source)))
+    for row, example in zip(rows, source.__getitems__(rows), strict=True):
+      images[row], labels[row] = example["image"], example["label"]
+  return Split(images, labels)

@@ -1,0 +1,146 @@
+"""Streams of batches: order, parts of processes, and reading ahead with Grain.
+
+A stream is a pure function of its options and the number of a batch: nothing needs to
+be saved to go on at any step, and the number of processes changes no batch.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from train.core.console import UserError
+from train.data.datasets import Split, Stream
+
+PADDING_LABEL = -1  # of what fills the last batch of an evaluation
+_THREADS = 16  # they decode images, and wait for the disk
+_READ_AHEAD = 512  # examples
+
+
+class StreamOptions(NamedTuple):
+  """What the batches are a function of, besides the data.
+
+  Attributes:
+    batch_size: examples of a batch, over all processes.
+    seed: of order and augmentation, in `[0, 2**32)`.
+    process_index: which part of each batch, counted from 0: a contiguous one.
+    process_count: how many parts; it divides `batch_size`.
+    limit: examples of each split to keep; 0 is all.
+  """
+
+  batch_size: int
+  seed: int = 0
+  process_index: int = 0
+  process_count: int = 1
+  limit: int = 0
+
+  @property
+  def local_size(self) -> int:
+    """Examples of a batch in one process.
+
+    Raises:
+      UserError: if the processes cannot share a batch equally.
+    """
+    size, rest = divmod(self.batch_size, self.process_count)
+    if rest:
+      raise UserError(
+        f"`batch_size` must be a multiple of the {self.process_count} processes, got "
+        f"{self.batch_size}."
+      )
+    return size
+
+
+def training_stream(examples: Any, size: int, options: StreamOptions) -> Stream:
+  """Returns an endless stream; an epoch is all whole batches of a permutation.
+
+  Args:
+    examples: `examples[size * epoch + n]`, the n-th example in the order of that epoch:
+      an image and a label.
+    size: examples in an epoch.
+    options: the batches' size, and this process's part.
+
+  Raises:
+    UserError: if the split has no whole batch, or processes cannot share one.
+  """
+  if options.batch_size > size:
+    raise UserError(
+      f"`batch_size` must be at most the {size} training examples, got "
+      f"{options.batch_size}."
+    )
+  rest = size % options.batch_size
+
+  def example(batch, row):
+    begin = batch * options.batch_size
+    return examples[begin + begin // (size - rest) * rest + row]
+
+  return _stream(size, example, sys.maxsize // options.batch_size, options)
+
+
+def evaluation_stream(
+  examples: Any, size: int, shape: tuple[int, ...], options: StreamOptions
+) -> Stream:
+  """Returns a stream that yields each example once, in order.
+
+  Args:
+    examples: `examples[n]` is an image and a label, `n` in `[0, size)`.
+    size: number of examples.
+    shape: of an image.
+    options: the batches' size, and this process's part.
+  """
+  padding = np.zeros(shape, np.uint8), np.int32(PADDING_LABEL)
+
+  def example(batch, row):
+    place = batch * options.batch_size + row
+    return examples[place] if place < size else padding
+
+  return _stream(size, example, -(-size // options.batch_size), options)
+
+
+def _stream(
+  size: int,
+  example: Callable[[int, int], Any],
+  num_batches: int,
+  options: StreamOptions,
+) -> Stream:
+  """Returns a stream that reads this process's rows ahead, in parallel.
+
+  Args:
+    size: of the split.
+    example: from batch and row in it, of all processes, to image and label.
+    num_batches: where the stream ends.
+    options: which rows.
+  """
+  local_size = options.local_size
+  first_row = options.process_index * local_size
+
+  def local(place):
+    batch, row = divmod(int(place), local_size)
+    return example(batch, first_row + row)
+
+  def batches(begin: int = 0) -> Iterator[Split]:
+    import grain
+
+    places = grain.MapDataset.range(begin * local_size, num_batches * local_size)
+    reading = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_READ_AHEAD)
+    rows = places.map(local).to_iter_dataset(reading)
+    return (Split(*batch) for batch in rows.batch(local_size))
+
+  return Stream(size, batches)
+
+
+def take(data: Split | Stream, count: int) -> Split:
+  """Returns the first `count` examples on the host, fewer if there are fewer.
+
+  Of a stream, those of this process: every process gets the same ones from streams
+  with `process_count=1`.
+  """
+  if isinstance(data, Split):
+    return Split(*(np.asarray(array[:count]) for array in data))
+  count, found, have = min(count, data.size), [], 0
+  for batch in data.batches(0):
+    found.append(batch)
+    have += len(batch.labels)
+    if have >= count:
+      break
+  return Split(*(np.concatenate(part)[:count] for part in zip(*found, strict=True)))

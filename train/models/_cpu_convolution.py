@@ -1,0 +1,175 @@
+"""Tuning: convolutions whose gradients are fast inside of a CPU's compiled loops.
+
+XLA brings a convolution into the form of its fast CPU kernels only outside of loops:
+the gradients that JAX defines take up to a hundred times longer inside of `lax.scan`.
+Here the gradients are convolutions in that form already, of transposed arrays, and so
+are theirs. Where the result is smaller than the kernel, for one filter a channel and
+for 1 x 1 windows a convolution is a sum of products, one a tap.
+"""
+
+import functools
+import itertools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class _Window(NamedTuple):
+  """How a window goes over the pixels.
+
+  Attributes:
+    strides: of the window.
+    padding: zeros before and after, for height and width, after the spreading.
+    dilation: distance of the taps.
+    spread: distance that the pixels of the inputs are brought to, zeros between them.
+  """
+
+  strides: tuple[int, int]
+  padding: tuple[tuple[int, int], tuple[int, int]]
+  dilation: tuple[int, int] = (1, 1)
+  spread: tuple[int, int] = (1, 1)
+
+
+def cpu_convolution(
+  inputs: jax.Array,
+  kernel: jax.Array,
+  strides: tuple[int, int],
+  padding: Any,
+  *,
+  groups: int = 1,
+) -> jax.Array:
+  """Convolves images; differentiable in reverse, to any order.
+
+  Args:
+    inputs: `[batch, height, width, in]`.
+    kernel: `[rows, cols, in, out]`, or `[rows, cols, 1, in]` for one filter a channel.
+    strides: of the window.
+    padding: zeros before and after, for height and width.
+    groups: 1, or `in` for one filter a channel.
+
+  Returns:
+    `[batch, height, width, out]`.
+
+  Raises:
+    ValueError: if there are other groups.
+  """
+  each = groups > 1  # one filter a channel
+  if each and not kernel.shape[2] == 1 == kernel.shape[3] // groups:
+    raise ValueError(
+      "a grouped convolution must have one filter a channel, got a kernel of shape "
+      f"{kernel.shape} in {groups} groups."
+    )
+  window, taps = _Window(strides, padding), max(kernel.shape[:2])
+  is_large = min(inputs.shape[1:3]) >= max(strides) * taps
+  if is_large and taps > 1 and not each:
+    return _convolve(inputs, kernel, window)
+  # The backward pass cuts the patches again rather than keep one for each tap.
+  convolve = functools.partial(
+    _sum_of_taps, strides=strides, padding=padding, each=each
+  )
+  return jax.checkpoint(convolve, prevent_cse=False)(inputs, kernel)
+
+
+def _sum_of_taps(inputs, kernel, *, strides, padding, each: bool) -> jax.Array:
+  """Adds up shifted inputs times the kernel's matrix at each tap.
+
+  Args:
+    inputs: `[batch, height, width, in]`.
+    kernel: `[rows, cols, in, out]`, or `[rows, cols, 1, in]` if `each`.
+    strides: two integers.
+    padding: zeros before and after, for height and width.
+    each: whether every channel has its own filter.
+  """
+  padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
+  batch, height, width, channels = padded.shape
+  rows, cols = kernel.shape[:2]
+  ends = (height - rows, width - cols)
+  result: Any = None
+  for row, col in itertools.product(range(rows), range(cols)):
+    patch = jax.lax.slice(
+      padded,
+      (0, row, col, 0),
+      (batch, row + ends[0] + 1, col + ends[1] + 1, channels),
+      (1, *strides, 1),
+    )
+    tap = kernel[row, col]
+    term = patch * tap[None, None] if each else patch @ tap
+    result = term if result is None else result + term
+  return result
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolve(inputs: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
+  """`[batch, height, width, in]` by `[rows, cols, in, out]`."""
+
+  # Under `vmap`, one kernel after another: XLA has no fast kernel for groups.
+  @jax.custom_batching.sequential_vmap
+  def convolve(inputs, kernel):
+    return jax.lax.conv_general_dilated(
+      inputs,
+      kernel,
+      window.strides,
+      window.padding,
+      lhs_dilation=window.spread,
+      rhs_dilation=window.dilation,
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+  return convolve(inputs, kernel)
+
+
+def _forward(inputs, kernel, window: _Window):
+  return _convolve(inputs, kernel, window), (inputs, kernel)
+
+
+def _backward(window: _Window, arrays, out):
+  inputs, kernel = arrays
+  return (
+    _inputs_gradient(out, inputs, kernel, window),
+    _kernel_gradient(out, inputs, kernel, window),
+  )
+
+
+_convolve.defvjp(_forward, _backward)
+
+
+def _extent(size: int, distance: int) -> int:
+  """Pixels from the first to the last of `size` that are `distance` apart."""
+  return (size - 1) * distance + 1
+
+
+def _inputs_gradient(out, inputs, kernel, window: _Window) -> jax.Array:
+  """The gradient on the inputs: every tap gives back to the pixel that it read."""
+  strides, padding, dilation, spread = window
+  edges = []
+  for n in range(2):
+    before = padding[n][0]
+    reach = _extent(kernel.shape[n], dilation[n]) - 1
+    size = _extent(inputs.shape[n + 1], spread[n])
+    covered = _extent(out.shape[n + 1], strides[n])
+    edges.append((reach - before, size - covered + before))
+  flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+  return _convolve(out, flipped, _Window(spread, tuple(edges), dilation, strides))
+
+
+def _kernel_gradient(out, inputs, kernel, window: _Window) -> jax.Array:
+  """The gradient on the kernel: inputs and outputs a tap apart, over all images."""
+  strides, padding, dilation, spread = window
+  edges, kept = [], []
+  for n in range(2):
+    before = padding[n][0]
+    reach = _extent(kernel.shape[n], dilation[n]) - 1
+    size = _extent(inputs.shape[n + 1], spread[n])
+    covered = _extent(out.shape[n + 1], strides[n])
+    after = covered + reach - size - before
+    # No window ends on the pixels that are left: the fast kernels cut nothing off.
+    unread = max(0, -(after // spread[n]))
+    edges.append((before, after + unread * spread[n]))
+    kept.append(slice(inputs.shape[n + 1] - unread))
+  result = _convolve(
+    inputs[:, *kept].transpose(3, 1, 2, 0),
+    out.transpose(1, 2, 0, 3),
+    _Window(strides=dilation, padding=tuple(edges), dilation=strides, spread=spread),
+  )
+  return result.transpose(1, 2, 0, 3)

@@ -1,0 +1,229 @@
+"""Drawings of the paper's figures: readable in print and without colour vision."""
+
+from typing import Any
+
+import numpy as np
+
+from train.core.figures import COLORS, DASHES, QUIET, new_figure, plain_log_ticks
+
+
+def draw_density(data: dict[str, Any]) -> Any:
+  """Draws expected and measured density over rotations a column."""
+  figure, (axes,) = _figure(1, (5, 3.6))
+  for number, curve in enumerate(data["curves"]):
+    color = COLORS[number]
+    x = np.array(curve["rotations"]) / curve["size"]
+    axes.fill_between(x, curve["min"], curve["max"], color=color, alpha=0.25, lw=0)
+    every = slice(number, None, 4)
+    axes.plot(
+      x[every],
+      np.array(curve["mean"])[every],
+      ("o", "s", "^")[number % 3],
+      color=color,
+      markersize=4,
+      label=f"measured, N = {curve['size']}",
+    )
+    label = "expected" if number == len(data["curves"]) - 1 else None
+    axes.plot(x, curve["expected"], color="black", linewidth=1, label=label)
+  axes.set(xlabel="rotations / N", ylabel="density", ylim=(0, 1.02), xlim=(0, None))
+  axes.legend(frameon=False, fontsize=8, loc="upper left")
+  axes.set_title(f"range over {data['seeds']} seeds shaded", fontsize=9, color=QUIET)
+  return figure
+
+
+def draw_spectrum(data: dict[str, Any]) -> Any:
+  """Draws mean and range of singular values over density, a panel for each net."""
+  curves = data["curves"]
+  rows = list(dict.fromkeys(curve["activation"] for curve in curves))
+  columns = list(dict.fromkeys(curve["distribution"] for curve in curves))
+  starts = list(dict.fromkeys(curve["start"] for curve in curves))
+  panels = [(row, column) for row in rows for column in columns]
+  shape = (1, len(rows)) if len(columns) == 1 else (len(rows), len(columns))
+  size = (3.6 * shape[1] + 0.4, 3.0 * shape[0] + 0.4)
+  figure, grid = _figure(len(panels), size, num_columns=shape[1], sharey=True)
+  for axes, (activation, distribution) in zip(grid, panels, strict=True):
+    for curve in curves:
+      if (curve["activation"], curve["distribution"]) == (activation, distribution):
+        _draw_range(axes, curve, starts.index(curve["start"]))
+    axes.set_xscale("log")
+    axes.set_title(f"{activation}, {distribution}", fontsize=10)
+    axes.set_xlabel("density")
+    _density_ticks(axes, curves[0]["density"])
+  for axes in grid[:: shape[1]]:
+    axes.set_ylabel("singular value of the Jacobian")
+  grid[0].legend(frameon=False, fontsize=8)
+  figure.suptitle(
+    f"mean of the singular values with its deviation over {data['seeds']} seeds; "
+    f"shaded from the smallest to the largest (AI: {data['ai']})",
+    fontsize=9,
+    color=QUIET,
+  )
+  return figure
+
+
+def _draw_range(axes, curve, number: int) -> None:
+  color, x = COLORS[number], curve["density"]
+  dashes = DASHES[number % len(DASHES)]
+  axes.fill_between(x, curve["min"], curve["max"], color=color, alpha=0.12, lw=0)
+  for edge in ("min", "max"):
+    axes.plot(x, curve[edge], color=color, linestyle=dashes, linewidth=0.7)
+  marker = ("o", "s", "^", "D", "v", "P")[number]
+  style = {
+    "marker": marker,
+    "ms": 4,
+    "linestyle": dashes,
+    "linewidth": 1.8,
+    "capsize": 2,
+  }
+  axes.errorbar(
+    x, curve["mean"], curve["deviation"], label=curve["start"], color=color, **style
+  )
+
+
+def _density_ticks(axes, densities) -> None:
+  from matplotlib.ticker import NullFormatter, NullLocator
+
+  axes.set_xticks(densities, [f"{d:g}" for d in densities], fontsize=8)
+  axes.xaxis.set_minor_locator(NullLocator())
+  axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def draw_time(data: dict[str, Any]) -> Any:
+  """Draws initialization time over size, a curve for each density."""
+  figure, (axes,) = _figure(1, (5, 3.6))
+  for number, (name, seconds) in enumerate(data["curves"].items()):
+    style = {"color": COLORS[number], "linestyle": DASHES[number % len(DASHES)]}
+    milliseconds = 1e3 * np.array(seconds)
+    marker = ("o", "s", "^", "D")[number % 4]
+    axes.plot(data["sizes"], milliseconds, label=name, marker=marker, ms=4, **style)
+  axes.set(
+    xscale="log", yscale="log", xlabel="N of an N x N matrix", ylabel="time (ms)"
+  )
+  plain_log_ticks(axes)
+  _density_ticks(axes, data["sizes"])
+  axes.legend(frameon=False, fontsize=8)
+  axes.set_title(f"on {data['device']}, compiled", fontsize=9, color=QUIET)
+  return figure
+
+
+def draw_angles(data: dict[str, Any]) -> Any:
+  """Draws a kernel for each law of the angle, and the losses."""
+  from matplotlib.colors import LogNorm
+
+  names = list(data["kernels"])
+  ratios = {"width_ratios": [1.0] * len(names) + [1.3]}
+  figure, panels = _figure(
+    len(names) + 1, (13, 3.1), num_columns=len(names) + 1, gridspec_kw=ratios
+  )
+  shown: Any = None
+  for axes, name in zip(panels, names, strict=False):
+    image = np.abs(np.array(data["kernels"][name]))
+    style = {"cmap": "Blues", "norm": LogNorm(1e-4, 1, clip=True)}
+    image = np.ma.masked_equal(image, 0)  # as white as the paper
+    shown = axes.imshow(image, interpolation="nearest", **style)
+    axes.set(xlabel="output unit", ylabel="input unit")
+    axes.grid(False)
+    axes.set_title(name, fontsize=10)
+  figure.colorbar(shown, ax=panels[len(names) - 1], label="absolute weight", shrink=0.8)
+  axes = panels[-1]
+  for number, name in enumerate(names):
+    losses = np.array(data["loss"][name])
+    style = {"color": COLORS[number], "linestyle": DASHES[number]}
+    low, high = losses.min(axis=0), losses.max(axis=0)
+    axes.fill_between(data["epoch"], low, high, color=COLORS[number], alpha=0.2, lw=0)
+    axes.plot(data["epoch"], losses.mean(axis=0), label=name, linewidth=1.8, **style)
+  axes.set(xlabel="epoch", ylabel="training loss (nats)", yscale="log")
+  plain_log_ticks(axes)
+  title = f"{data['network']} on {data['data']}, density {data['density']:g}"
+  axes.set_title(f"{title}\nmean and range of {data['seeds']} seeds", fontsize=9)
+  axes.legend(frameon=False, fontsize=8)
+  return figure
+
+
+def draw_delta(data: dict[str, Any]) -> Any:
+  """Draws the taps of a delta kernel: weights, trainable zeros, dead weights."""
+  from matplotlib.colors import ListedColormap
+  from matplotlib.patches import Patch
+
+  kernel, mask = np.array(data["kernel"]), np.array(data["mask"])
+  kinds = mask.astype(int) + (kernel != 0)
+  colors = ("#F2F2F2", "#E69F00", "#0072B2")
+  height, width = kinds.shape[:2]
+  figure, panels = _figure(height * width, (5.4, 5.8), num_columns=width)
+  for number, axes in enumerate(panels):
+    tap = divmod(number, width)
+    cmap = ListedColormap(colors)
+    axes.imshow(kinds[tap], cmap=cmap, vmin=0, vmax=2, interpolation="nearest")
+    axes.set_title(f"tap ({tap[0]}, {tap[1]})", fontsize=8)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(False)
+    axes.spines[["top", "right"]].set_visible(True)
+  corner = panels[(height - 1) * width]
+  corner.set(xlabel="output channel", ylabel="input channel")
+  labels = ("not trained", "trained, starts at 0", "trained, orthogonal")
+  handles = [
+    Patch(facecolor=color, edgecolor=QUIET, linewidth=0.5, label=label)
+    for color, label in zip(colors, labels, strict=True)
+  ]
+  figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
+  return figure
+
+
+def draw_curves(data: dict[str, Any]) -> Any:
+  """Draws training loss and held-out accuracy over epochs."""
+  figure, (loss, accuracy) = _figure(2, (9, 3.6), num_columns=2)
+  for number, (name, curve) in enumerate(data.items()):
+    label = f"{name} ({curve['runs']} run{'s' if curve['runs'] > 1 else ''})"
+    _draw_band(loss, curve["loss"], 1, number, label)
+    _draw_band(accuracy, curve["accuracy"], 100, number, label)
+  loss.set(xlabel="epoch", ylabel="training loss (nats)", yscale="log")
+  plain_log_ticks(loss)
+  accuracy.set(xlabel="epoch", ylabel="held-out accuracy (%)")
+  if len(data) > len(COLORS):  # too many for a legend inside the axes
+    handles = accuracy.get_legend_handles_labels()
+    style = {"frameon": False, "fontsize": 7, "handlelength": 3.5}
+    figure.legend(*handles, loc="outside right center", **style)
+  else:
+    accuracy.legend(frameon=False, fontsize=8)
+  return figure
+
+
+def _draw_band(axes, curve, factor: float, number: int, label: str) -> None:
+  mean, std = (factor * np.array(curve[name]) for name in ("mean", "std"))
+  color = COLORS[number % len(COLORS)]
+  dashes = DASHES[(number + number // 12) % len(DASHES)]  # 24 pairs differ
+  low = np.maximum(mean - std, 0.5 * mean)  # a logarithmic axis has no zero
+  axes.fill_between(curve["epoch"], low, mean + std, color=color, alpha=0.2, lw=0)
+  axes.plot(curve["epoch"], mean, color=color, linestyle=dashes, lw=1.8, label=label)
+
+
+def draw_accuracy(data: dict[str, Any]) -> Any:
+  """Draws test accuracy over density, with deviations over seeds."""
+  figure, (axes,) = _figure(1, (5, 3.6))
+  for number, (name, curve) in enumerate(data.items()):
+    color, dashes = COLORS[number % len(COLORS)], DASHES[number % len(DASHES)]
+    axes.errorbar(
+      curve["density"],
+      100 * np.array(curve["mean"]),
+      100 * np.array(curve["std"]),
+      color=color,
+      linestyle=dashes,
+      marker=("o", "s", "^", "D")[number % 4],
+      markersize=4,
+      capsize=2,
+      label=name,
+    )
+  densities = sorted({d for curve in data.values() for d in curve["density"]})
+  axes.set(xscale="log", xlabel="density", ylabel="test accuracy (%)")
+  _density_ticks(axes, densities)
+  axes.legend(frameon=False, fontsize=8)
+  return figure
+
+
+def _figure(
+  count: int, size: tuple[float, float], *, num_columns: int = 1, **options
+) -> Any:
+  """An empty figure and its axes, row by row."""
+  figure, panels = new_figure(size, -(-count // num_columns), num_columns, **options)
+  return figure, panels.ravel()

@@ -1,0 +1,213 @@
+"""A sweep as plain data: its grid of runs, and how far each of them is."""
+
+import itertools
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from train.core import config as config_lib
+from train.core.command import load_config, run_file
+from train.core.console import UserError, table
+from train.core.workdir import is_claimed, read_metrics, replace_text
+
+SWEEP, _FAILURE = "sweep.json", "failed.json"
+Axes = dict[str, dict[str, dict[str, Any]]]  # axis to label to changed fields
+
+
+class Cell(NamedTuple):
+  """One run of a sweep.
+
+  Attributes:
+    labels: its place in the grid: axis to label.
+    path: of its workdir, below that of the sweep. Cells of equal configs share one.
+    config: what it trains.
+  """
+
+  labels: dict[str, str]
+  path: str
+  config: Any
+
+
+class Sweep(NamedTuple):
+  """A grid of runs.
+
+  Attributes:
+    title: what it shows, in one line.
+    axes: the last one makes the rows of its table, the others make the columns.
+    cells: all runs; those of the last axis lie side by side.
+    fields: the config fields that every cell sets itself.
+  """
+
+  title: str
+  axes: dict[str, list[str]]
+  cells: list[Cell]
+  fields: frozenset[str]
+
+
+def load_sweep(value: str, base: Any = None, *, one_by_one: bool = False) -> Sweep:
+  """Expands the sweep that `FILE` or `FILE:VARIANT` names.
+
+  The file is a config, by `get_config(variant)`, and has `get_axes(variant)` besides: a
+  dict from a field to its values, or from the name of an axis to
+  `{label: {field: value}}`. A later axis wins where two change the same field.
+
+  Args:
+    value: the path, with a variant if there is any.
+    base: the config to change, if not the file's own.
+    one_by_one: a run for each of `config.seeds`, instead of all seeds in one program.
+
+  Returns:
+    The sweep; all of its configs have been checked.
+
+  Raises:
+    UserError: if the file, an axis or the config of a cell is wrong.
+  """
+  base = load_config(value) if base is None else base
+  path, colon, variant = value.partition(":")
+  module = run_file(Path(path).resolve())
+  if "get_axes" not in module:
+    raise UserError(f"{path} has no get_axes(); train.run is for single configs.")
+  axes = _read_axes(module["get_axes"](*([variant] if colon else [])))
+  title = (module.get("__doc__") or Path(path).stem).strip().splitlines()[0].rstrip(".")
+  labels = {axis: list(choices) for axis, choices in axes.items()}
+  common = [frozenset.intersection(*map(frozenset, c.values())) for c in axes.values()]
+  cells = _expand(base, axes, one_by_one=one_by_one)
+  return Sweep(title, labels, cells, frozenset.union(*common))
+
+
+def _read_axes(axes: Any) -> Axes:
+  """Brings both forms of an axis to one."""
+  if not isinstance(axes, dict) or not axes:
+    raise UserError(f"get_axes() must return a dict of axes, got {axes!r}.")
+  result = {}
+  for name, choices in axes.items():
+    if not isinstance(choices, dict):
+      config_lib.check_names([name], config_lib.FIELDS)
+      choices = {f"{value}": {name: value} for value in choices}
+    if not choices:
+      raise UserError(f"axis {name!r} must have at least one choice.")
+    result[name.rpartition(".")[2]] = choices
+  if len(result) < len(axes):
+    raise UserError(f"axes must have different names, got {', '.join(axes)}.")
+  return result
+
+
+def _expand(base: Any, axes: Axes, *, one_by_one: bool) -> list[Cell]:
+  cells, paths = [], {}
+  config_lib.validate(base)
+  for choice in itertools.product(*axes.values()):
+    labels = dict(zip(axes, choice, strict=True))
+    changes: dict[str, Any] = {}
+    for axis, label in labels.items():
+      changes |= axes[axis][label]
+    path = "/".join(_folder(axis, label) for axis, label in labels.items())
+    for folder, seed in _seeds(base, one_by_one):
+      config = _change(base, changes | seed)
+      text = config_lib.to_json(config)
+      cells.append(Cell(labels, paths.setdefault(text, path + folder), config))
+  if len({cell.path for cell in cells}) < len(paths):
+    raise UserError("two cells of the sweep have the same name; change their labels.")
+  return cells
+
+
+def _folder(axis: str, label: str) -> str:
+  """Names a directory: numbers say what they are, `density=0.05`; words alone do."""
+  text = f"{axis}={label}" if re.fullmatch(r"[\d.e+-]+", label) else label
+  return re.sub(r"[^\w.=+-]+", "_", text)
+
+
+def _seeds(base: Any, one_by_one: bool) -> list[tuple[str, dict[str, Any]]]:
+  """What the runs of a cell change for their seeds, and how they are called."""
+  if not (one_by_one and base.seeds):
+    return [("", {})]
+  return [(f"/seed={seed}", {"seed": seed, "seeds": ()}) for seed in base.seeds]
+
+
+def _change(base: Any, changes: dict[str, Any]) -> Any:
+  config_lib.check_names(changes, config_lib.FIELDS)
+  config = config_lib.changed(base, changes)
+  config_lib.validate(config)
+  if config.compare.field or config.dry_run:
+    raise UserError("a sweep takes neither `compare.field` nor `dry_run`.")
+  return config
+
+
+def to_json(sweep: Sweep) -> str:
+  """Returns what `train.report` needs to know of a sweep."""
+  cells = [{"labels": cell.labels, "path": cell.path} for cell in sweep.cells]
+  return json.dumps({"title": sweep.title, "axes": sweep.axes, "cells": cells}) + "\n"
+
+
+class Status(NamedTuple):
+  """Where a run stands.
+
+  Attributes:
+    word: done, running, stopped (it will continue), failed, or todo.
+    epoch: the last one evaluated, None before.
+    accuracy: of the test set if done, else of the last evaluation; None before.
+    note: why it failed, in one line.
+  """
+
+  word: str
+  epoch: float | None = None
+  accuracy: float | None = None
+  note: str = ""
+
+
+def read_status(workdir: Path) -> Status:
+  """Reads the status of a run; it may be running meanwhile."""
+  if (workdir / "summary.json").exists():
+    summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
+    return Status("done", _last(workdir)[0], summary["test_accuracy"])
+  epoch, accuracy = _last(workdir)
+  if is_claimed(workdir):
+    return Status("running", epoch, accuracy)
+  if (workdir / _FAILURE).exists():
+    failure = json.loads((workdir / _FAILURE).read_text(encoding="utf-8"))
+    return Status("failed", epoch, accuracy, failure["error"])
+  return Status("stopped" if (workdir / "config.json").exists() else "todo")
+
+
+def _last(workdir: Path) -> tuple[float | None, float | None]:
+  """Epoch and accuracy of the last evaluation."""
+  records = [
+    r for r in read_metrics(workdir / "metrics.jsonl") if r["split"] != "train"
+  ]
+  return (records[-1]["epoch"], records[-1]["accuracy"]) if records else (None, None)
+
+
+def write_failure(workdir: Path, error: Exception) -> None:
+  """Notes why a run ended, in one line.
+
+  Raises:
+    UserError: if it cannot be written; the sweep had better stop then.
+  """
+  kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+  reason = kind + " ".join(str(error).split())
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    replace_text(workdir / _FAILURE, json.dumps({"error": reason}) + "\n")
+  except OSError as new:
+    raise UserError(f"{reason}; cannot write to {workdir}: {new.strerror}.") from error
+
+
+def forget_failure(workdir: Path) -> None:
+  """Lets a run that failed be tried again."""
+  (workdir / _FAILURE).unlink(missing_ok=True)
+
+
+def status_table(named: Iterable[tuple[str, Status]]) -> str:
+  """Returns the runs as text, one a line, and their counts."""
+  rows: list[tuple[str, ...]] = [("run", "status", "epoch", "accuracy")]
+  counts: dict[str, int] = {}
+  notes = []
+  for name, status in named:
+    epoch = "" if status.epoch is None else f"{status.epoch:g}"
+    accuracy = "" if status.accuracy is None else f"{status.accuracy:.2%}"
+    rows.append((name, status.word, epoch, accuracy))
+    counts[status.word] = counts.get(status.word, 0) + 1
+    notes += [f"  {name}: {status.note}"] if status.note else []
+  total = ", ".join(f"{count} {word}" for word, count in counts.items())
+  return "\n".join([table(rows), *notes, f"  {total}"])

@@ -1,0 +1,121 @@
+"""The report of a sweep, or of any finished runs: table and figures, as files."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from train.core.figures import COLORS, QUIET, new_figure
+from train.core.workdir import replace_text
+from train.reproduce import draw
+from train.sweeps.tables import Table, csv_text, curves_of, markdown, read_table
+
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+def write_report(directory: Path) -> str:
+  """Writes table and figures of a directory; returns the table and where they are.
+
+  Raises:
+    UserError: if there is no run in it.
+  """
+  table = read_table(directory)
+  text = markdown(table)
+  replace_text(directory / "table.md", text)
+  replace_text(directory / "table.csv", csv_text(table))
+  if any(entry.runs for entry in table.entries.values()):
+    _save(draw_points(table), directory / "figure")
+    for column in table.columns:
+      _save_curves(table, column, directory)
+  lines = [f"  table: {directory / 'table.md'}", *_environments(directory)]
+  return f"\n{text}\n" + "\n".join(lines)
+
+
+def _environments(directory: Path) -> list[str]:
+  """What the runs were made with, once for each kind of it."""
+  found = {}
+  for path in sorted(directory.rglob("environment.jsonl")):
+    for line in path.read_text(encoding="utf-8").splitlines():
+      place = json.loads(line)
+      text = f"commit {place['git_commit']}, {place['device']}, jax {place['jax']}"
+      found[f"  runs of: {text}, Python {place['python']}"] = None
+  return list(found)
+
+
+def _save_curves(table: Table, column: tuple[str, ...], directory: Path) -> None:
+  found = {row: table.entries[*column, row].runs for row in table.rows}
+  curves = {row: curves_of(entry) for row, entry in found.items() if entry}
+  title, stem = table.title, "curves"
+  if column:
+    title = table.column_name(column)
+    stem += "-" + re.sub(r"[^\w.]+", "_", title)
+  if curves:
+    _save(draw_curves(curves, title), directory / stem)
+
+
+def _save(figure: Any, path: Path) -> None:
+  for suffix in ("pdf", "png"):
+    figure.savefig(path.with_name(f"{path.name}.{suffix}"), dpi=200)
+
+
+def draw_points(table: Table) -> Any:
+  """Draws test accuracy: a line for each row, a colour for each column.
+
+  Marks are means with a standard deviation, dots the seeds.
+  """
+  rows, columns = table.rows, table.columns
+  height = 1.3 + len(rows) * max(0.26, 0.13 * len(columns)) + 0.1 * len(columns)
+  figure, ((axes,),) = new_figure((6.4, height), 1, 1)
+  for number, column in enumerate(columns):
+    offset = (number - (len(columns) - 1) / 2) * min(0.22, 0.8 / len(columns))
+    _draw_column(axes, table, column, number, offset)
+  _draw_chance(axes, table)
+  axes.set_yticks(range(len(rows)), rows)
+  axes.set(xlabel="test accuracy (%)", ylim=(len(rows) - 0.5, -0.5))
+  axes.set_title(table.title, fontsize=9)
+  figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+  return figure
+
+
+def _draw_chance(axes, table: Table) -> None:
+  """Draws where chance is, unless all have left it far behind."""
+  found = [run for entry in table.entries.values() for run in entry.runs]
+  chance = max(run.summary["chance"] for run in found)
+  if min(min(run.accuracies) for run in found) < 3 * chance:
+    style = {"color": QUIET, "linewidth": 1, "linestyle": (0, (1, 2)), "zorder": 0}
+    axes.axvline(100 * chance, label="chance", **style)
+
+
+def _draw_column(axes, table: Table, column, number: int, offset: float) -> None:
+  color = COLORS[number % len(COLORS)]
+  places, means, deviations = [], [], []
+  for place, row in enumerate(table.rows):
+    values = 100 * np.array(table.entries[*column, row].accuracies)
+    if not len(values):
+      continue
+    places.append(place + offset)
+    means.append(values.mean())
+    deviations.append(values.std(ddof=1) if len(values) > 1 else 0.0)
+    if len(values) > 1:
+      dots = np.full(len(values), place + offset)
+      axes.plot(values, dots, ".", color=color, alpha=0.5, markersize=3, zorder=1)
+  axes.errorbar(
+    means,
+    places,
+    xerr=deviations,
+    fmt=_MARKERS[number % len(_MARKERS)],
+    color=color,
+    markersize=5,
+    capsize=2,
+    linewidth=1.2,
+    label=table.column_name(column),
+  )
+
+
+def draw_curves(curves: dict[str, Any], title: str) -> Any:
+  """Draws training loss and held-out accuracy of one column, a curve for each row."""
+  figure = draw.draw_curves(curves)
+  figure.suptitle(title, fontsize=10)
+  return figure

@@ -1,0 +1,330 @@
+"""Finished runs read back, grouped, and put in tables: Markdown, CSV, curves."""
+
+import csv
+import io
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from train.core.config import flatten
+from train.core.console import UserError
+from train.core.workdir import read_metrics
+from train.sweeps.grid import SWEEP, read_status
+
+SEEDS = ("seed", "seeds")  # fields in which repetitions of a run differ
+
+
+class Run(NamedTuple):
+  """What a finished run has left.
+
+  Attributes:
+    config: flat dictionary of its fields.
+    summary: contents of `summary.json`.
+    records: lines of `metrics.jsonl`.
+  """
+
+  config: dict[str, Any]
+  summary: dict[str, Any]
+  records: list[dict[str, Any]]
+
+  @property
+  def accuracies(self) -> list[float]:
+    """Test accuracy of each seed of the run."""
+    return self.summary.get("test_accuracy_seeds") or [self.summary["test_accuracy"]]
+
+
+def read_run(directory: Path) -> Run | None:
+  """Reads a run, None if it is not finished."""
+  paths = [directory / name for name in ("config.json", "summary.json")]
+  if not all(path.exists() for path in (*paths, directory / "metrics.jsonl")):
+    return None
+  config, summary = (json.loads(path.read_text(encoding="utf-8")) for path in paths)
+  return Run(flatten(config), summary, read_metrics(directory / "metrics.jsonl"))
+
+
+def read_runs(directories: list[str]) -> list[Run]:
+  """Reads all finished runs in some directories, however deep.
+
+  Raises:
+    UserError: if there is none.
+  """
+  found = []
+  for directory in directories:
+    for path in sorted(Path(directory).rglob("metrics.jsonl")):
+      if (run := read_run(path.parent)) is not None:
+        found.append(run)
+  if not found:
+    raise UserError(f"no finished run in {', '.join(directories)}.")
+  return found
+
+
+def group(runs: list[Run], *, apart: tuple[str, ...] = SEEDS) -> dict[str, list[Run]]:
+  """Groups runs that differ in the fields `apart` only.
+
+  Returns:
+    Dict from what tells a group from the others, "eoi, erk", to its runs.
+  """
+  fields = {name for run in runs for name in run.config} - set(apart)
+  odd = [
+    name
+    for name in sorted(fields)
+    if len({json.dumps(run.config.get(name)) for run in runs}) > 1
+  ]
+  groups: dict[str, list[Run]] = {}
+  for run in runs:
+    words = [f"{run.config.get(name)}" for name in odd]
+    groups.setdefault(", ".join(words) or run.config["sparsity.start"], []).append(run)
+  return groups
+
+
+def curves(directories: list[str]) -> dict[str, Any]:
+  """Training loss and held-out accuracy over epochs: mean and deviation over seeds."""
+  groups = group(read_runs(directories))
+  return {name: curves_of(runs) for name, runs in groups.items()}
+
+
+def curves_of(runs: list[Run]) -> dict[str, Any]:
+  """Curves of runs that differ in their seeds only; see `curves`."""
+  return {
+    "loss": _over_epochs(runs, ("train",), "loss"),
+    "accuracy": _over_epochs(runs, ("validation", "monitor"), "accuracy"),
+    "runs": sum(len(run.accuracies) for run in runs),
+  }
+
+
+def _over_epochs(runs: list[Run], splits: tuple[str, ...], value: str) -> dict:
+  columns: list[dict[float, float]] = []  # one for each seed
+  for run in runs:
+    records = [r for r in run.records if r["split"] in splits]
+    seeds = {r["epoch"]: r.get("seeds", {}).get(value) or [r[value]] for r in records}
+    for number in range(len(run.accuracies)):
+      columns.append({epoch: values[number] for epoch, values in seeds.items()})
+  epochs = sorted(set.intersection(*(set(column) for column in columns)))
+  table = np.array([[column[epoch] for epoch in epochs] for column in columns])
+  return {"epoch": epochs, **_mean_and_deviation(table)}
+
+
+def accuracy_over_density(directories: list[str]) -> dict[str, Any]:
+  """Test accuracy over density: mean and deviation over seeds."""
+  result = {}
+  runs = read_runs(directories)
+  for name, group_runs in group(runs, apart=(*SEEDS, "sparsity.density")).items():
+    by_density: dict[float, list[float]] = {}
+    for run in group_runs:
+      density = run.config["sparsity.density"]
+      by_density.setdefault(density, []).extend(run.accuracies)
+    points = [_mean_and_deviation(np.array(v)) for _, v in sorted(by_density.items())]
+    result[name] = {
+      "density": sorted(by_density),
+      "mean": [point["mean"] for point in points],
+      "std": [point["std"] for point in points],
+      "runs": [len(by_density[density]) for density in sorted(by_density)],
+    }
+  return result
+
+
+def _mean_and_deviation(table: np.ndarray) -> dict[str, Any]:
+  deviation = table.std(axis=0, ddof=1) if len(table) > 1 else 0 * table[0]
+  return {"mean": table.mean(axis=0).tolist(), "std": np.asarray(deviation).tolist()}
+
+
+MORE_WEIGHTS = 1.05  # a row that has so many times the fewest weights is not compared
+
+
+class Entry(NamedTuple):
+  """What is known of one place in a table.
+
+  Attributes:
+    runs: the finished runs, which differ in their seeds only.
+    word: done, or what the least advanced run is.
+    note: why a run failed.
+  """
+
+  runs: list[Run]
+  word: str
+  note: str = ""
+
+  @property
+  def accuracies(self) -> list[float]:
+    """Test accuracy of every seed."""
+    return [accuracy for run in self.runs for accuracy in run.accuracies]
+
+  @property
+  def density(self) -> float:
+    """Trained fraction of all kernels."""
+    return float(np.mean([run.summary["density"] for run in self.runs]))
+
+
+class Table(NamedTuple):
+  """Entries in rows and columns.
+
+  Attributes:
+    title: one line.
+    axes: axis to labels; the last one makes the rows.
+    entries: labels of all axes, in order, to the entry.
+  """
+
+  title: str
+  axes: dict[str, list[str]]
+  entries: dict[tuple[str, ...], Entry]
+
+  @property
+  def rows(self) -> list[str]:
+    """Labels of the rows."""
+    return list(self.axes.values())[-1]
+
+  @property
+  def columns(self) -> list[tuple[str, ...]]:
+    """Labels of the columns, one of each axis but the last."""
+    return list(itertools.product(*list(self.axes.values())[:-1]))
+
+  def column_name(self, column: tuple[str, ...]) -> str:
+    """Names a column: "ResNet-32, density 0.1"."""
+    words = [
+      f"{axis} {label}".replace("_", " ") if _is_number(label) else label
+      for axis, label in zip(self.axes, column, strict=False)
+    ]
+    return ", ".join(words) or "test accuracy"
+
+
+def _is_number(label: str) -> bool:
+  return re.fullmatch(r"[\d.e+-]+", label) is not None
+
+
+def read_table(directory: Path) -> Table:
+  """Reads the results of a sweep, or of other runs in a directory, one row a group.
+
+  Raises:
+    UserError: if there is no run.
+  """
+  if not (directory / SWEEP).exists():
+    groups = group(read_runs([str(directory)]))
+    entries = {(name,): Entry(found, "done") for name, found in groups.items()}
+    return Table(directory.name, {"run": list(groups)}, entries)
+  sweep = json.loads((directory / SWEEP).read_text(encoding="utf-8"))
+  paths: dict[tuple[str, ...], list[str]] = {}
+  for cell in sweep["cells"]:
+    labels = tuple(cell["labels"][axis] for axis in sweep["axes"])
+    paths.setdefault(labels, []).append(cell["path"])
+  entries = {labels: _entry(directory, found) for labels, found in paths.items()}
+  return Table(sweep["title"], sweep["axes"], entries)
+
+
+def _entry(directory: Path, paths: list[str]) -> Entry:
+  statuses = [read_status(directory / path) for path in paths]
+  found = [read_run(directory / path) for path in paths]
+  order = ("failed", "running", "stopped", "todo", "done")
+  worst = min(statuses, key=lambda status: order.index(status.word))
+  return Entry([run for run in found if run is not None], worst.word, worst.note)
+
+
+def markdown(table: Table) -> str:
+  """Returns the table as Markdown: mean and deviation in %, the best in bold."""
+  names = [table.column_name(column) for column in table.columns]
+  sizes = {len(entry.accuracies) for entry in table.entries.values() if entry.runs}
+  common = sizes.pop() if len(sizes) == 1 else None
+  best = {column: _best(table, column) for column in table.columns}
+  head = [list(table.axes)[-1], *names]
+  lines = [f"**{table.title}**", "", _line(head), _line(["---"] * len(head))]
+  for row in table.rows:
+    fields = []
+    for column in table.columns:
+      text = _text(table.entries[*column, row], best[column].least, common)
+      fields.append(f"**{text}**" if row in best[column].rows else text)
+    lines.append(_line([row, *fields]))
+  return "\n".join([*lines, "", *_legend(table, common), *_failures(table)]) + "\n"
+
+
+def _line(fields: list[str]) -> str:
+  return f"| {' | '.join(fields)} |"
+
+
+class _Best(NamedTuple):
+  """The rows of a column with the highest mean, and the fewest weights in it."""
+
+  rows: list[str]
+  least: float
+
+
+def _best(table: Table, column: tuple[str, ...]) -> _Best:
+  found = {row: table.entries[*column, row] for row in table.rows}
+  found = {row: entry for row, entry in found.items() if entry.runs}
+  if not found:
+    return _Best([], 1.0)
+  least = min(entry.density for entry in found.values())
+  means = {
+    row: round(float(np.mean(entry.accuracies)), 4)  # as precise as what is shown
+    for row, entry in found.items()
+    if entry.density <= MORE_WEIGHTS * least
+  }
+  top = max(means.values())
+  best = [row for row, mean in means.items() if mean == top]
+  return _Best(best if len(means) > 1 else [], least)
+
+
+def _text(entry: Entry, least: float, common: int | None) -> str:
+  """Shows one place of the table."""
+  if not entry.runs:
+    return entry.word
+  text = f"{100 * np.mean(entry.accuracies):.2f}"
+  if len(entry.accuracies) > 1:
+    text += f" ± {100 * np.std(entry.accuracies, ddof=1):.2f}"
+  notes = [] if common else [f"n = {len(entry.accuracies)}"]
+  if entry.density > MORE_WEIGHTS * least:
+    notes.append(f"density {entry.density:.2g}")
+  notes += [entry.word] if entry.word != "done" else []
+  return f"{text} ({', '.join(notes)})" if notes else text
+
+
+def _legend(table: Table, common: int | None) -> list[str]:
+  text = "Test accuracy in %"
+  if common != 1:
+    text += ": mean ± standard deviation over seeds"
+  text += f", n = {common}. " if common else ". "
+  text += "Bold: the best mean of a column among networks of its density."
+  epochs = {
+    run.config["num_epochs"] for entry in table.entries.values() for run in entry.runs
+  }
+  if len(epochs) == 1:
+    text += f" Epochs: {epochs.pop()}."
+  return [text]
+
+
+def _failures(table: Table) -> list[str]:
+  lines = [
+    f"- {', '.join(labels)}: {entry.note}"
+    for labels, entry in table.entries.items()
+    if entry.word == "failed"
+  ]
+  return ["", "Failed:", "", *lines] if lines else []
+
+
+def csv_text(table: Table) -> str:
+  """Returns the table as CSV, one line a place; the last column is a time."""
+  file = io.StringIO()
+  writer = csv.writer(file, lineterminator="\n")
+  names = ("status", "n", "mean", "std", "accuracies", "density of kernels", "epochs")
+  writer.writerow([*table.axes, *names, "note", "train_seconds"])
+  for labels, entry in table.entries.items():
+    writer.writerow([*labels, entry.word, *_numbers(entry)])
+  return file.getvalue()
+
+
+def _numbers(entry: Entry) -> list[Any]:
+  values = entry.accuracies
+  if not values:
+    return [0, "", "", "", "", "", entry.note, ""]
+  return [
+    len(values),
+    f"{np.mean(values):.6f}",
+    f"{np.std(values, ddof=1):.6f}" if len(values) > 1 else "",
+    " ".join(f"{value:.6f}" for value in values),
+    f"{entry.density:.6f}",
+    entry.runs[0].config["num_epochs"],
+    entry.note,
+    f"{sum(run.summary['train_seconds'] for run in entry.runs):.1f}",
+  ]
