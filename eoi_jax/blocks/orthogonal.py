@@ -48,7 +48,7 @@ def block_orthogonal(
     `scale`, if `in <= out`, else the columns.
 
   Raises:
-    ValueError: if `key` is not a PRNG key, `dtype` is not a floating one or `scale` not finite.
+    ValueError: if `key` is no PRNG key, `dtype` no floating one or `scale` not finite.
 
   Example:
     >>> from eoi_jax.blocks import block_layout, blocks_to_dense
