@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax import _checks as checks
+from eoi_jax import _keys as keys_lib
 from eoi_jax.blocks import layout as layout_lib
 from eoi_jax.blocks.layout import BlockLayout
 from eoi_jax.givens import orthogonal
@@ -47,7 +48,7 @@ def block_orthogonal(
     `scale`, if `in <= out`, else the columns.
 
   Raises:
-    ValueError: if `dtype` is not a floating one or `scale` not finite.
+    ValueError: if `key` is no PRNG key, `dtype` no floating one or `scale` not finite.
 
   Example:
     >>> from eoi_jax.blocks import block_layout, blocks_to_dense
@@ -56,6 +57,7 @@ def block_orthogonal(
     >>> bool(jnp.allclose(matrix @ matrix.T, jnp.eye(96), atol=5e-6))
     True
   """
+  key = keys_lib.check_key(key)
   dtype = orthogonal.check_dtype(dtype)
   scale = checks.number("scale", scale)
   return _sample_stack(key, layout, scale, dtype)
