@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -19,6 +20,8 @@ SOURCES = [
   ROOT / "CONTRIBUTING.md",
 ]
 PAGES = {page.name: page for page in map(documents.read, SOURCES)}
+EXAMPLES = {name for name, page in PAGES.items() if page.python.strip()}
+DEVICES = "docs/howto/devices.md"
 COMMANDS = [words for page in PAGES.values() for words in page.commands]
 KNOWN = (
   "cd",
@@ -64,14 +67,19 @@ def test_no_block_goes_unchecked():
     assert " ".join(words).startswith(KNOWN), words
 
 
-@pytest.mark.parametrize(
-  "name", [n for n, page in PAGES.items() if page.python.strip()]
-)
+@pytest.mark.parametrize("name", sorted(EXAMPLES - {DEVICES}))
 def test_python_examples_run(name):
   page = PAGES[name]
   for package in page.needs:
     pytest.importorskip(package)
   page.run_python()
+
+
+def test_the_page_on_many_devices_runs_on_eight():
+  flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+  environment = {**os.environ, **flags, "JAX_PLATFORMS": "cpu"}
+  program = [sys.executable, "-c", PAGES[DEVICES].python]
+  subprocess.run(program, cwd=ROOT, env=environment, check=True)
 
 
 @pytest.mark.parametrize("name", sorted(PAGES))
