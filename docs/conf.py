@@ -32,7 +32,7 @@ nitpicky = False
 default_role = "code"  # `x` in docstrings is code
 
 # Pages. Notebooks are shown with their committed outputs; the tests run them.
-myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"
 

@@ -38,7 +38,7 @@ KNOWN = (
   "python -m train.sweep",
   "sbatch",
 )
-LANGUAGES = {"python", "bash", "toml"}
+LANGUAGES = {"python", "bash", "text"}
 DIRECTIVES = {"{eval-rst}", "{figure}", "{image}", "{include}", "{toctree}"}
 # Names that stand in a module without `__all__`.
 LAYOUTS = ("Layout", "Layouts", "kernel_layouts", "linen_layouts", "nnx_layouts")
