@@ -162,11 +162,12 @@ def block_layout(
   )
   if stack:  # one after another: a key gives the same tables alone and in a stack
     keys = jax.random.split(key, math.prod(stack))
-    tables = jax.lax.map(sample, keys)
-    tables = [table.reshape(*stack, *table.shape[1:]) for table in tables]
+    inputs, outputs = (
+      table.reshape(*stack, *table.shape[1:]) for table in jax.lax.map(sample, keys)
+    )
   else:
-    tables = sample(key)
-  return BlockLayout(*tables, (rows, cols), num_groups, num_matchings)
+    inputs, outputs = sample(key)
+  return BlockLayout(inputs, outputs, (rows, cols), num_groups, num_matchings)
 
 
 def _plan(side: int, density: float, block_size) -> tuple[int, int]:
