@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +91,7 @@ def block_matmul(
   if precision is not None:
     precision = lax.Precision(precision)
   options = {"precision": precision, "method": method}
-  run: Callable[..., jax.Array] = functools.partial(_matmul, **options)
+  run: Any = functools.partial(_matmul, **options)
   if jax.sharding.get_abstract_mesh().explicit_axes:  # the partitioner sees to the rest
     spec = jax.sharding.PartitionSpec(*jax.typeof(x).sharding.spec[:-1], None)
     run = jax.sharding.auto_axes(run, out_sharding=spec)
