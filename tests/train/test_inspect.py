@@ -1,5 +1,6 @@
 """The table of layers agrees with the networks and with what a run then has."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -8,7 +9,8 @@ from eoi_jax.layouts import named_leaves
 from train.analysis import dry_run
 from train.core import summaries
 from train.core.console import UserError
-from train.core.plan import make_plan, start_state
+from train.core.plan import check_plan, make_plan, start_state
+from train.core.start import create_train_state, sparsity_settings
 
 
 def config_of(**fields):
@@ -81,11 +83,11 @@ def test_taps_are_told_apart_as_a_start_then_has_them(fields, center, others):
   assert "centre tap" in dry_run.layers_text(config)
 
 
-def test_a_run_counts_the_taps_that_were_expected(synthetic_cifar10):
+def test_a_run_counts_the_taps_that_were_expected():
   config = cnn(sparsity__center="more", batch_size=8)
-  plan = make_plan(config)
-  state = start_state(plan)
-  found = summaries.describe_start(config, state, 1.0, plan.recipe.model)
+  recipe, sparsity = check_plan(config), sparsity_settings(config)
+  state = create_train_state(jax.random.key(0), sparsity=sparsity, recipe=recipe)
+  found = summaries.describe_start(config, state, 1.0, recipe.model)
   rows = [row.taps for row in dry_run.list_kernels(config).rows if row.taps]
   for part, index in (("center_tap", 0), ("other_taps", 1)):
     sums = np.sum([taps[index] for taps in rows], axis=0)
