@@ -6,8 +6,8 @@ beside a dense delta-orthogonal network; 2 seeds. `curves-*.png` of the workdir 
 training at each depth, the table has the depth as its columns.
 
 Command: python -m train.sweep --config configs/sweeps/cnn_depth.py:cpu
-Variants: `:cpu` trains the 100 layers alone; `:smoke` three starts of 10 and 18 layers
-of 16 channels on 640 images.
+Variants: `:cpu` trains the 100 layers alone; `:smoke` three starts of 10 layers of
+16 channels on 640 images.
 Cost: an estimate for one CPU core, 2 hours for `:cpu` (703 steps of a second for each
 scheme and seed) and 9 hours for all; `:smoke` a minute.
 """
@@ -38,6 +38,6 @@ def get_config(variant: str = ""):
 
 
 def get_axes(variant: str = ""):
-  depths = {"cpu": (100,), "smoke": (10, 18)}.get(variant, (30, 100, 300))
+  depths = {"cpu": (100,), "smoke": (10,)}.get(variant, (30, 100, 300))
   rows = {name: ROWS[name] for name in SMOKE} if variant == "smoke" else ROWS
   return {"model.depth": depths, "scheme": rows}
