@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax import _checks as checks
+from eoi_jax import _keys as keys_lib
 
 AUTO_SIZES = (128, 64, 32, 16)
 
@@ -144,6 +145,7 @@ def block_layout(
     >>> layout, layout.num_weights
     (BlockLayout(shape=(512, 2048), blocks of 64 x 256, 2 of 8 a group), 262144)
   """
+  key = keys_lib.check_key(key)
   shape = tuple(checks.integer("shape", size, 1) for size in shape)
   if len(shape) < 2:
     raise ValueError(f"`shape` must be (*stack, in, out), got {shape}.")
@@ -155,16 +157,16 @@ def block_layout(
       f"{(rows, cols)}, got {density}."
     )
   num_groups, num_matchings = _plan(min(rows, cols), density, block_size)
-  sample = functools.partial(
+  sample: Any = functools.partial(
     _sample_tables, shape=(rows, cols), groups=num_groups, matchings=num_matchings
   )
   if stack:  # one after another: a key gives the same tables alone and in a stack
     keys = jax.random.split(key, math.prod(stack))
     tables = jax.lax.map(sample, keys)
-    tables = [table.reshape(*stack, *table.shape[1:]) for table in tables]
+    inputs, outputs = (t.reshape(*stack, *t.shape[1:]) for t in tables)
   else:
-    tables = sample(key)
-  return BlockLayout(*tables, (rows, cols), num_groups, num_matchings)
+    inputs, outputs = sample(key)
+  return BlockLayout(inputs, outputs, (rows, cols), num_groups, num_matchings)
 
 
 def _plan(side: int, density: float, block_size) -> tuple[int, int]:

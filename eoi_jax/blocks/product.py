@@ -93,7 +93,7 @@ def block_matmul(
   if jax.sharding.get_abstract_mesh().explicit_axes:  # the partitioner sees to the rest
     spec = jax.sharding.PartitionSpec(*jax.typeof(x).sharding.spec[:-1], None)
     run = jax.sharding.auto_axes(run, out_sharding=spec)
-  return run(x.astype(dtype), blocks.astype(dtype), layout)
+  return run(x.astype(dtype), blocks.astype(dtype), layout)  # pyright: ignore
 
 
 @functools.partial(jax.jit, static_argnames=("precision", "method"))
@@ -162,7 +162,7 @@ def _product_loop(first, second, inputs, outputs, *, target: str, precision):
   if target == "blocks":
     x, y = arrays["x"].swapaxes(1, 2), arrays["y"]
 
-    def step(k):
+    def block_row(k):
       layer, h = k // groups, k % groups
       here = columns(y, layer, h)
 
@@ -174,7 +174,7 @@ def _product_loop(first, second, inputs, outputs, *, target: str, precision):
         return lax.map(block, jnp.arange(matchings))
       return jnp.stack([block(c) for c in range(matchings)])
 
-    result = lax.map(step, jnp.arange(depth * groups, dtype=jnp.int32))
+    result = lax.map(block_row, jnp.arange(depth * groups, dtype=jnp.int32))
     return result.reshape(depth, groups, *result.shape[1:])
 
   source, blocks = arrays["x" if target == "y" else "y"], arrays["blocks"]

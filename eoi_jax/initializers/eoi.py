@@ -225,7 +225,7 @@ def sample_kernel(
   Returns:
     Array of `shape`.
   """
-  draw = sample_to_budget if len(shape) == 2 else all_taps
+  draw: Any = sample_to_budget if len(shape) == 2 else all_taps
   options = {"angle": angle, "schedule": schedule, "cover": cover}
   return draw(key, shape, budget, dtype, max_budget=max_budget, **options)
 
