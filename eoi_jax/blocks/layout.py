@@ -157,13 +157,14 @@ def block_layout(
       f"{(rows, cols)}, got {density}."
     )
   num_groups, num_matchings = _plan(min(rows, cols), density, block_size)
-  sample: Any = functools.partial(
+  sample = functools.partial(
     _sample_tables, shape=(rows, cols), groups=num_groups, matchings=num_matchings
   )
   if stack:  # one after another: a key gives the same tables alone and in a stack
     keys = jax.random.split(key, math.prod(stack))
-    tables = jax.lax.map(sample, keys)
-    inputs, outputs = (t.reshape(*stack, *t.shape[1:]) for t in tables)
+    inputs, outputs = (
+      table.reshape(*stack, *table.shape[1:]) for table in jax.lax.map(sample, keys)
+    )
   else:
     inputs, outputs = sample(key)
   return BlockLayout(inputs, outputs, (rows, cols), num_groups, num_matchings)

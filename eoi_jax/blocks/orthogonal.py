@@ -100,9 +100,8 @@ def _sample_stack(key, layout: BlockLayout, scale, dtype) -> jax.Array:
     return (scale * _sample_blocks(key, layout, compute_dtype)).astype(dtype)
   flat = jax.tree.map(lambda table: table.reshape(-1, *table.shape[-2:]), layout)
   keys = jax.random.split(key, flat.inputs.shape[0])
-  blocks = jax.lax.map(
-    lambda pair: _sample_blocks(pair[0], pair[1], compute_dtype), (keys, flat)
-  )
+  sample = lambda pair: _sample_blocks(pair[0], pair[1], compute_dtype)  # noqa: E731
+  blocks = jax.lax.map(sample, (keys, flat))
   return (scale * blocks).astype(dtype).reshape(layout.blocks_shape)
 
 

@@ -337,7 +337,7 @@ def _eoi(
   taps: str = "center",
   center: str = "plain",
   angle: Angle = None,
-  schedule: str = "iid",
+  schedule: str | None = None,
   cover: bool = False,
 ) -> Blocks:
   """Exact orthogonal matrices of the budgets, and trainable zeros up to them."""
@@ -487,12 +487,14 @@ def _sample(stack: _Stack, budgets: np.ndarray, scale: float, options, shape) ->
   depends on its own budget alone, so that its values do, too.
   """
   dtype = jnp.promote_types(stack.dtype, jnp.float32)
-  shared = shape == stack.matrix_shape and options["schedule"] == "iid"
+  shared = shape == stack.matrix_shape and options["schedule"] in (None, "iid")
   traced = isinstance(stack.keys, jax.core.Tracer)
   if shared and not traced and len(budgets) < _MANY:
     shapes = [shape] * len(budgets)
     drawn = np.stack(
-      sample_many(stack.keys, shapes, budgets.tolist(), dtype, **options)
+      sample_many(
+        stack.keys, shapes, budgets.tolist(), dtype, **options | {"schedule": "iid"}
+      )
     )
     return (scale * drawn).astype(stack.dtype)
   static = {"shape": shape, "dtype": dtype, "options": tuple(sorted(options.items()))}
