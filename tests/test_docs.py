@@ -124,6 +124,13 @@ def test_the_reference_has_every_namespace():
   assert flat <= {name.rpartition(".")[2] for name in REFERENCE}
 
 
+def test_every_config_is_named():
+  configs = {path.stem for path in (ROOT / "configs").glob("*.py")}
+  text = PAGES["docs/howto/train.md"].text
+  for name in configs - {"__init__", "default"}:
+    assert f"`{name}`" in text, name
+
+
 @_commands("make")
 def test_make_targets_exist(arguments):
   assert "nothing to be done" not in _run("make", "--dry-run", *arguments).lower()
