@@ -4,9 +4,9 @@ python -m benchmarks.first_step [--configs quickstart,mnist_mlp7,...] [--kernels
   [--output benchmarks/results/first_step]
 
 Each config is run twice, in new processes and new workdirs: cold, with an empty cache
-of compiled programs, then warm, with the cache that the first run left. Measured are the
-seconds until the first line of training metrics stands in the workdir, and the programs
-that XLA compiled until then; the process is then ended. `--kernels` measures
+of compiled programs, then warm, with the cache that the first run left. Measured are
+the seconds until the first line of training metrics stands in the workdir, and the
+programs that XLA compiled until then; the process is then ended. `--kernels` measures
 `eoi_jax.sparsify` of a ResNet-50's kernels: the first call of a new process, cold and
 warm, and the next call. Configs whose data set is missing are left out with a line.
 Writes OUTPUT.json and OUTPUT.md.
@@ -117,6 +117,7 @@ def sparsify_calls(cache: pathlib.Path) -> dict[str, float]:
 
 
 def main(argv: list[str] | None = None) -> None:
+  """Measures and writes the table."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--configs", default=",".join(CONFIGS))
   parser.add_argument("--kernels", action="store_true")
