@@ -73,6 +73,7 @@ def test_no_block_goes_unchecked():
     assert " ".join(words).startswith(KNOWN), words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(EXAMPLES - {DEVICES}))
 def test_python_examples_run(name):
   page = PAGES[name]
@@ -81,6 +82,7 @@ def test_python_examples_run(name):
   page.run_python()
 
 
+@pytest.mark.slow
 def test_the_page_on_many_devices_runs_on_eight():
   flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
   environment = {**os.environ, **flags, "JAX_PLATFORMS": "cpu"}

@@ -68,6 +68,7 @@ def test_uses_the_public_api_only(path):
         assert node.attr in module.__all__, ast.unparse(node)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs_from_a_clean_kernel(path, tmp_path, monkeypatch):
   monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
