@@ -199,6 +199,12 @@ def test_uniform_with_dense_ends(start):
     assert start == "eoi_structured" or masks[name].sum() == count
 
 
+def test_a_network_of_ends_alone_is_refused():
+  config = small(**{"sparsity.distribution": "uniform_skip", "model.depth": 2})
+  with pytest.raises(UserError, match=r"uniform_skip.*input/kernel"):
+    check_plan(config)
+
+
 def test_the_default_of_pytorch_is_dense_and_uniform_by_fan_in():
   fields = {"sparsity.distribution": "dense", "sparsity.start": "fan_in_uniform"}
   params, masks = convolutions(**fields)

@@ -279,7 +279,13 @@ def _skipped(params: Any, model: Any) -> list[str]:
     return fan_in == 3 if window else fan_in != fan_out
 
   kernels = find_kernels(params, model.layouts)
-  return [name for name, kernel in kernels.items() if is_end(*kernel.layer_shape)]
+  ends = [name for name, kernel in kernels.items() if is_end(*kernel.layer_shape)]
+  if len(ends) == len(kernels):
+    raise ValueError(
+      "`sparsity.distribution` must not be 'uniform_skip' for a network without square "
+      f"dense layers and convolutions of more than 3 channels, got {ends}."
+    )
+  return ends
 
 
 def create_masks(

@@ -98,10 +98,10 @@ def taps_table(rows: dict[str, tuple[Taps, Taps]]) -> str:
     rows: centre tap and other taps of each kernel, by its name.
   """
   titles = ("centre tap: density", "nonzeros", "other taps: density", "nonzeros")
-  lines = [("kernel", *titles)]
+  lines: list[tuple[str, ...]] = [("kernel", *titles)]
   for name, taps in (rows | {"all convolutions": _sum_taps(rows)}).items():
     parts = [(f"{x.live / x.size:.4f}", f"{x.nonzeros:,}") for x in taps]
-    lines.append((name, *parts[0], *parts[1]))
+    lines.append((name, *(word for part in parts for word in part)))
   return table(lines)
 
 
