@@ -2,6 +2,7 @@
 #   make run     set up, then train configs/quickstart.py
 #   make test    set up, then the whole test suite
 #   make test-fast  likewise, without the tests marked slow
+#   make docs    set up, then the site into docs/_build/html
 #   make lint    set up, then ruff and pyright
 #   make lock    rewrite constraints.txt from pyproject.toml
 # `PYTHON=python3.12 make test` chooses the interpreter, TFDS_DATA_DIR the data sets.
@@ -18,7 +19,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 INSTALL := $(PIP) install --constraint constraints.txt
 
-.PHONY: run test test-fast lint lock clean FORCE
+.PHONY: run test test-fast docs lint lock clean FORCE
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed-train
@@ -28,6 +29,10 @@ run: $(VENV)/.installed-train
 test test-fast: $(VENV)/.installed-train,test
 	@XLA_PYTHON_CLIENT_PREALLOCATE=false $(BIN)/python -m pytest -n logical \
 	  --maxprocesses $(WORKERS) --dist worksteal $(if $(filter %-fast,$@),-m "not slow") $(ARGS)
+
+docs: $(VENV)/.installed-train,docs
+	@JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -E -W --keep-going -q $(ARGS) docs docs/_build/html
+	@echo "docs/_build/html/index.html"
 
 lint: $(VENV)/.installed-train,imagenet,tensorboard,lint
 	@$(BIN)/python -m ruff check .
@@ -40,7 +45,7 @@ lock: $(VENV)/.made
 	  --no-annotate --all-extras --upgrade pyproject.toml -o constraints.txt
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist docs/_build
 
 # A virtual environment that works is kept, unless PYTHON asks for another version.
 ifneq ($(origin PYTHON),file)

@@ -4,7 +4,8 @@
 layer: 998 layers with weights. One weight in eight is trained. As in the paper: the
 critical line of tanh (sigma_w^2 = 1.05, sigma_b^2 = 2.01e-5), SGD with Nesterov
 momentum .9, rate 1e-4 divided by 10 at 1/2 and 3/4, weight decay 1e-4, batch 128, 100
-epochs, images cropped and flipped at random.
+epochs, images cropped and flipped at random. Follows the released settings: EOI in its
+plain mode; base, AI and scores from conv-orthogonal kernels; 1000 steps of AI.
 
 Command: python -m train.run --config configs/cifar10_cnn1000.py
 Variants: `:smoke` trains 18 layers of 32 channels on 1000 images.
@@ -41,7 +42,7 @@ def get_config(variant: str = ""):
   config.sparsity.density = 0.125
   config.sparsity.scale = 1.0247
   config.sparsity.bias_std = 0.00448
-  config.sparsity.reference = "delta_orthogonal"
+  config.sparsity.reference = "conv_orthogonal"
   config.sparsity.ai_steps = 1000
   config.optimizer.learning_rate = 1e-4
   config.update_from_flattened_dict(default.choose(variant, VARIANTS))

@@ -4,7 +4,8 @@ ResNet-20 (`--config.model.depth=32` for the other one) on CIFAR-10 with a tenth
 weights in ERK layers; ReLU, SGD with Nesterov momentum .9, rate .1 divided by 10 at 1/2
 and 3/4, weight decay 1e-4, batch 128, 200 epochs. Masks move every 100 steps until 3/4
 of the training, at first .3 of their weights. EOI needs the "raise" of layers below
-their floor; every other start has the same total.
+their floor; every other start has the same total. Centre mode and reference follow the
+released settings, as in `cifar10_resnet32.py`.
 
 Command: python -m train.run --config configs/cifar10_dynamic.py
 Variants: `:smoke` trains for 2 epochs of 1024 images. `:cpu` trains for 3 epochs at
@@ -58,6 +59,8 @@ def get_config(variant: str = ""):
   config.model.depth = 20
   config.model.activation = "relu"
   config.sparsity.distribution = "erk"
+  config.sparsity.center = "more"
+  config.sparsity.reference = "conv_orthogonal"
   config.optimizer.learning_rate = 0.1
   config.compare.field = "dynamic.method+sparsity.start"
   config.compare.choices = CHOICES

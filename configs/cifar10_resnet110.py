@@ -1,6 +1,8 @@
 """The paper's ResNet-110 on CIFAR-10 with a tenth of its weights.
 
-The recipe is that of `cifar10_resnet32.py`; also with density .05.
+The recipe is that of `cifar10_resnet32.py`; also with density .05. Follows the released
+settings as there; they train EOI at a rate of .01, too
+(`--config.optimizer.learning_rate=0.01`).
 
 Command: python -m train.run --config configs/cifar10_resnet110.py
 Variants: `:smoke` trains for 2 epochs of 128 images.

@@ -4,7 +4,8 @@ As in the paper: ReLU, SGD with Nesterov momentum .9, rate .1 divided by 10 at 1
 3/4, weight decay 1e-4, batch 128, 200 epochs, a tenth of the training set held out,
 images cropped and flipped at random; also with density .05
 (`--config.sparsity.density=0.05`), and at .1 with tanh, leaky_relu and selu
-(`--config.model.activation=tanh`).
+(`--config.model.activation=tanh`). Follows the released settings: EOI in its "more"
+mode; base, AI and scores from conv-orthogonal kernels; 10000 steps of AI.
 
 Command: python -m train.run --config configs/cifar10_resnet32.py
 Variants: `:smoke` trains for 2 epochs of 1024 images.
@@ -30,6 +31,8 @@ def get_config(variant: str = ""):
   config.model.name = "cifar_resnet"
   config.model.depth = 32
   config.model.activation = "relu"
+  config.sparsity.center = "more"
+  config.sparsity.reference = "conv_orthogonal"
   config.optimizer.learning_rate = 0.1
   config.update_from_flattened_dict(default.choose(variant, VARIANTS))
   return config

@@ -1,6 +1,8 @@
 """The paper's ResNet-56 on CIFAR-10 over a range of densities.
 
 The recipe is that of `cifar10_resnet32.py`, twice as deep, once for each density.
+Follows the released settings as there; they train EOI at a rate of .01, too
+(`--config.optimizer.learning_rate=0.01`).
 
 Command: python -m train.run --config configs/cifar10_resnet56.py
 Variants: `:smoke` trains one density for 2 epochs of 128 images.

@@ -1,7 +1,8 @@
 """The paper's VGG-16 on CIFAR-10 with a tenth of its weights.
 
 The recipe is that of `cifar10_resnet32.py`; also with density .05, and at .1 with tanh,
-leaky_relu and selu. Form C has three 1 x 1 convolutions, form D none.
+leaky_relu and selu. Form C has three 1 x 1 convolutions, form D none. Follows the
+released settings, with form C, as `cifar10_resnet32.py` does.
 
 Command: python -m train.run --config configs/cifar10_vgg16.py
       or python -m train.run --config configs/cifar10_vgg16.py:d

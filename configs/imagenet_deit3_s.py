@@ -8,7 +8,9 @@ smoothing .1 are those of DeiT (Touvron et al., 2021, arXiv:2012.12877, table 9)
 loss is ours; DeiT III trains for 800 epochs with LAMB at rate 4e-3 and batch 2048 and a
 binary loss. We have none of its mixing of images, 3-Augment, repeated augmentation and
 stochastic depth: random resized crops and flips alone. 1 % of the training images are
-held out; the centre of the official validation images is the test set.
+held out; the centre of the official validation images is the test set. All sparse
+layers are dense layers: centre mode and convolutional references do not concern them,
+and base follows the released settings with orthogonal kernels.
 
 The data set is prepared once from the two official archives in a directory of yours:
 

@@ -3,7 +3,8 @@
 784-128, 998 times 128-128, 128-10; one weight in eight is trained. As in the paper:
 the critical line of tanh (sigma_w^2 = 1.05, sigma_b^2 = 2.01e-5), SGD with Nesterov
 momentum .9, rate 1e-4 divided by 10 at 1/2 and 3/4, weight decay 1e-4, batch 128, 100
-epochs.
+epochs. Follows the released settings: base and AI from orthogonal kernels, 1000 steps
+of AI, SAO of degree 16.
 
 Command: python -m train.run --config configs/mnist_mlp1000.py
       or python -m train.run --config configs/mnist_mlp1000.py:epoch

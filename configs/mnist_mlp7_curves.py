@@ -3,7 +3,8 @@
 784-100x6-10 with a tenth of the weights. As in the paper: SGD with Nesterov momentum
 .9, rate .01 divided by 10 at 1/2 and 3/4, weight decay 1e-4, batch 128, 100 epochs;
 also with density .05 (`--config.sparsity.density=0.05`) and from the other starts
-(`--config.sparsity.start=base`).
+(`--config.sparsity.start=base`). Follows the released settings: orthogonal kernels
+behind base, AI and scores, 10000 steps of AI.
 
 Command: python -m train.run --config configs/mnist_mlp7_curves.py
 Variants: `:smoke` trains for one epoch.

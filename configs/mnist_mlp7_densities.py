@@ -1,8 +1,9 @@
 """The paper's MLP-7 with tanh on MNIST by density, from .03 to 1.
 
-The recipe is that of `mnist_mlp7_curves.py`. In the paper this goes with the singular
-values of the logits' Jacobian at the start: under EOI they are the same at every
-density, about .36 on average for tanh (.823 at most, .046 at least, at density .05).
+The recipe is that of `mnist_mlp7_curves.py`, which says what it follows. In the paper
+this goes with the singular values of the logits' Jacobian at the start: under EOI they
+are the same at every density, about .36 on average for tanh (.823 at most, .046 at
+least, at density .05).
 
 Command: python -m train.run --config configs/mnist_mlp7_densities.py
 Variants: `:smoke` trains each density for one epoch.

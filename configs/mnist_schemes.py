@@ -2,7 +2,8 @@
 
 Five distributions of the density (uniform, ERK, SNIP, GraSP, SynFlow), each with three
 starts (base, AI, EOI), then SAO, whose layers that are not square stay dense, and the
-dense network. Tanh, density .1, three epochs at a learning rate of .1.
+dense network. Tanh, density .1, three epochs at a learning rate of .1. The starts
+follow the released settings of MLP-7, as `mnist_mlp7_curves.py` does.
 
 Command: python -m train.run --config configs/mnist_schemes.py
 Hardware: 2 CPU cores, shared with other jobs while measured.

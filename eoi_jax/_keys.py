@@ -35,7 +35,7 @@ def check_key(key: Any) -> jax.Array:
   """
   if isinstance(key, jax.Array | np.ndarray):
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-      if key.ndim == 0:
+      if isinstance(key, jax.Array) and key.ndim == 0:
         return key
     elif key.dtype == np.uint32 and key.shape in ((2,), (4,)):
       impl = "threefry2x32" if key.size == 2 else "rbg"

@@ -61,6 +61,9 @@ def linen_layouts(
   """
   import flax.linen as nn
 
+  from eoi_jax.blocks.linen import BlockDense
+
+  names = {nn.Embed: "embedding", BlockDense: "blocks"}
   readers = {
     nn.Dense: lambda module, shape: Layout("io"),
     nn.DenseGeneral: _linen_dense_general,
@@ -68,6 +71,7 @@ def linen_layouts(
     nn.Conv: lambda module, shape: _conv(module, shape, module.feature_group_count),
     nn.ConvTranspose: _conv_transpose,
     nn.Embed: lambda module, shape: None,
+    BlockDense: lambda module, shape: None,  # only live weights exist
   }
   found: dict[str, Layout | None] = {}
   inner: dict[str, tuple[int, ...]] = {}  # shapes inside of scans
@@ -83,7 +87,7 @@ def linen_layouts(
     for name, shape in own.items():
       inner.setdefault("/".join((*module.path, name)), shape)
     kind = next((k for k in readers if isinstance(module, k)), None)
-    name = "embedding" if kind is nn.Embed else "kernel"
+    name = names.get(kind, "kernel")
     if kind is None or context.method_name != "__call__" or name not in own:
       return outputs
     if kind is nn.Einsum:
@@ -144,8 +148,12 @@ def nnx_layouts(
 
 def _read_nnx(nnx, part) -> dict[str, tuple[tuple[int, ...], Layout | None]]:
   """Shapes of one layer's kernels of an NNX module, and their layouts."""
+  from eoi_jax.blocks.nnx import BlockDense
+
   if isinstance(part, nnx.LoRA):
     return {"lora_a": ((), None), "lora_b": ((), None)}
+  if isinstance(part, BlockDense):  # only live weights exist
+    return {"blocks": ((), None)}
   if isinstance(part, nnx.Embed):
     return {"embedding": ((), None)}
   if isinstance(part, nnx.Linear):

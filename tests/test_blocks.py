@@ -150,6 +150,8 @@ def test_errors(value_error):
     make((10, 20), 0.05, block_size=8)
   with value_error("density", "1.5"):
     make((16, 16), 1.5, block_size=8)
+  with value_error("key"):
+    blocks_lib.block_layout(0, (16, 16), 0.5)
   with value_error("shape", "(16,)"):
     make((16,), 0.5, block_size=8)
   with value_error("block_size", "0"):

@@ -45,9 +45,9 @@ def losses(layout, method):
 class Product(chex.TestCase):
   @chex.variants(with_jit=True, without_jit=True)
   def test_equals_the_dense_product(self):
-    for shape in [(32, 48), (48, 32), (30, 45)]:
+    for shape in [(48, 32), (30, 45)]:
       layout, blocks = make(shape)
-      for rest in [(), (5,), (2, 3)]:
+      for rest in [(), (2, 3)]:
         x = normal((*rest, shape[0]))
         y = self.variant(block_matmul)(x, blocks, layout)
         chex.assert_shape(y, (*rest, shape[1]))

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eoi_jax import orthogonality_error, pattern_fill, sparse_orthogonal
+from eoi_jax import orthogonality_error, sparse_orthogonal
+from eoi_jax.givens import pattern_fill
 
 
 def _blocks(size, block):

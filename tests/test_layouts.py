@@ -13,6 +13,8 @@ from flax import nnx
 
 import eoi_jax
 from eoi_jax import Layout, kernel_layouts, linen_layouts, nnx_layouts
+from eoi_jax.blocks.linen import BlockDense
+from eoi_jax.blocks.nnx import BlockDense as NnxBlockDense
 from eoi_jax.layouts import Kernel, find_kernels
 
 KEY = jax.random.key(0)
@@ -368,3 +370,14 @@ def test_a_state_of_nnx_is_read_by_shape(value_error):
   attention = nnx.MultiHeadAttention(4, 32, 32, decode=False, rngs=nnx.Rngs(0))
   with value_error("in doubt", "'query/kernel'"):
     nnx_layouts(nnx.state(attention, nnx.Param))
+
+
+def test_block_sparse_layers_have_no_kernel_to_prune():
+  model = nn.Sequential([BlockDense(16, 0.25, 4), nn.Dense(4)])
+  layouts = linen_layouts(model, jnp.ones((1, 16)))
+  assert [n for n, x in layouts.items() if x] == ["layers_1/kernel"]
+  module = nnx.Sequential(
+    NnxBlockDense(16, 16, 0.25, 4, rngs=nnx.Rngs(0)),
+    nnx.Linear(16, 4, rngs=nnx.Rngs(0)),
+  )
+  assert [n for n, x in nnx_layouts(module).items() if x] == ["layers/1/kernel"]

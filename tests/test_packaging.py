@@ -1,6 +1,7 @@
 """What lands in a site-packages folder: `eoi_jax` and nothing else."""
 
 import email
+import os
 import pathlib
 import re
 import subprocess
@@ -72,7 +73,7 @@ def test_library_needs_no_framework(metadata):
   needs = metadata.get_all("Requires-Dist")
   core = {re.match(r"[\w-]+", n)[0] for n in needs if "extra ==" not in n}
   assert core == {"chex", "jax", "jaxlib", "numpy", "optax", "scipy"}
-  assert {"train", "test", "lint"} <= set(metadata.get_all("Provides-Extra"))
+  assert {"train", "test", "docs", "lint"} <= set(metadata.get_all("Provides-Extra"))
 
 
 def test_every_requirement_is_locked(metadata):
@@ -91,3 +92,31 @@ def test_changelog_opens_with_the_version(metadata):
   changelog = (ROOT / "CHANGELOG.md").read_text()
   latest = re.search(r"^## (\S+)", changelog, re.MULTILINE)[1]
   assert latest == metadata["Version"]
+
+
+def test_wheel_works_outside_the_checkout(dist, tmp_path):
+  """Installed from the wheel, without a framework: imports, samples, trains."""
+  (path,) = dist.glob("*.whl")
+  target = tmp_path / "site-packages"
+  options = ("--quiet", "--no-deps", "--no-index", "--target", str(target))
+  pip = [sys.executable, "-m", "pip", "install", *options, str(path)]
+  subprocess.run(pip, cwd=tmp_path, check=True, capture_output=True)
+  program = """
+import importlib.metadata, inspect, sys
+import eoi_jax, jax, jax.numpy as jnp, optax
+assert eoi_jax.__file__.startswith(sys.argv[1]), eoi_jax.__file__
+assert importlib.metadata.version("eoi_jax") == eoi_jax.__version__
+for space in [eoi_jax, *filter(inspect.ismodule, vars(eoi_jax).values())]:
+  assert all(hasattr(space, name) for name in getattr(space, "__all__", ()))
+params, masks = eoi_jax.sparsify(jax.random.key(0), [jnp.zeros((8, 8))], 0.25)
+tx = eoi_jax.static_sparsity(optax.sgd(0.1), masks)
+updates, _ = tx.update([jnp.ones((8, 8))], tx.init(params), params)
+assert int((updates[0] != 0).sum()) == 16
+assert not {"flax", "equinox", "haiku", "train"} & set(sys.modules)
+"""
+  subprocess.run(
+    [sys.executable, "-W", "error", "-c", program, str(target)],
+    cwd=tmp_path,
+    env={**os.environ, "PYTHONPATH": str(target), "JAX_PLATFORMS": "cpu"},
+    check=True,
+  )

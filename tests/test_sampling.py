@@ -9,15 +9,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from eoi_jax import (
-  Rotations,
-  orthogonality_error,
-  rotated_identity,
-  sample_rotations,
-  sparse_orthogonal,
-)
+from eoi_jax import Rotations, orthogonality_error, sample_rotations, sparse_orthogonal
 from eoi_jax.givens import _tuning as tuning
-from eoi_jax.givens import orthogonal
+from eoi_jax.givens import orthogonal, rotated_identity
 
 SHAPE, DENSITY = (24, 40), 0.2
 sample = functools.partial(sparse_orthogonal, shape=SHAPE, density=DENSITY)

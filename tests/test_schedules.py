@@ -9,11 +9,11 @@ import pytest
 
 from eoi_jax import (
   apply_rotations,
-  dead_units,
   expected_density,
   sample_rotations,
   sparse_orthogonal,
 )
+from eoi_jax.masks import dead_units
 
 SCHEDULES = ("iid", "matching")
 

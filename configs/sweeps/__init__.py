@@ -16,20 +16,19 @@ def schemes(*names: str, dense: str = "orthogonal") -> dict[str, dict]:
   """Returns an axis of schemes: where the density goes, and how the weights start.
 
   Args:
-    names: such as "erk-eoi" or "sao", whose layers that it cannot start stay dense; or
-      "dense", at density 1.
+    names: such as "erk-eoi", "uniform_skip-eis" (the structured form of EOI) or "sao",
+      whose layers that it cannot start stay dense; or, at density 1, "dense" and
+      "dense-default", from the default kernels of PyTorch.
     dense: start of the dense network.
   """
   special = {
-    "sao": {"sparsity.distribution": "uniform", "sparsity.start": "sao"},
-    "dense": {
-      "sparsity.distribution": "dense",
-      "sparsity.start": dense,
-      "sparsity.density": 1.0,
-    },
+    "sao": _pair("uniform", "sao"),
+    "dense": _pair("dense", dense) | {"sparsity.density": 1.0},
+    "dense-default": _pair("dense", "fan_in_uniform") | {"sparsity.density": 1.0},
   }
   return {name: special.get(name) or _pair(*name.split("-")) for name in names}
 
 
 def _pair(distribution: str, start: str) -> dict:
+  start = {"eis": "eoi_structured"}.get(start, start)
   return {"sparsity.distribution": distribution, "sparsity.start": start}

@@ -1,6 +1,7 @@
 """ResNet-32 and VGG-16 on CIFAR-10 at density .1 by activation.
 
-The recipe is that of `table2_cifar10.py`, with tanh, leaky ReLU and SELU.
+The recipe is that of `table2_cifar10.py`, which says what it follows, with tanh, leaky
+ReLU and SELU.
 
 Command: python -m train.sweep --config configs/sweeps/activations_cifar10.py:cpu
 Variants: `:cpu` trains ResNet-32 from ERK masks on 4096 images, one seed, otherwise as
@@ -33,5 +34,5 @@ def get_axes(variant: str = ""):
   return {
     "network": networks,
     "model.activation": ("tanh",) if variant == "smoke" else ACTIVATIONS,
-    "scheme": schemes(*names),
+    "scheme": schemes(*names, dense="conv_orthogonal"),
   }

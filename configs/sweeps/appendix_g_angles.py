@@ -1,8 +1,8 @@
 """Appendix G, the angle of EOI's rotations: 1 degree, 80 degrees, uniform.
 
-MLP-7 with tanh on MNIST from EOI on ERK densities, trained as in `mlp7_schemes.py`.
-Rotations by one small angle leave the kernels near the identity. The kernels
-themselves are shown by `python -m train.paper angles`.
+MLP-7 with tanh on MNIST from EOI on ERK densities, trained as in `mlp7_schemes.py`,
+which says what it follows. Rotations by one small angle leave the kernels near the
+identity. The kernels themselves are shown by `python -m train.paper angles`.
 
 Command: python -m train.sweep --config configs/sweeps/appendix_g_angles.py:cpu
 Variants: `:cpu` has 3 seeds and 10 epochs, and so a rate of .1; `:smoke` 2 seeds and 2

@@ -1,8 +1,8 @@
 """Appendix I, static masks beside SET and RigL, from base and EOI starts.
 
 ResNet-20 and ResNet-32 on CIFAR-10 with a tenth of the weights in ERK layers. The
-recipe is that of `table2_cifar10.py`; masks move every 100 steps until 3/4 of the
-training, at first .3 of their weights.
+recipe is that of `table2_cifar10.py`, which says what it follows; masks
+move every 100 steps until 3/4 of the training, at first .3 of their weights.
 
 Command: python -m train.sweep --config configs/sweeps/appendix_i_dynamic.py:cpu
 Variants: `:cpu` trains ResNet-20 from 2 seeds for 3 epochs at batch 32 (4218 steps);

@@ -1,6 +1,7 @@
 """Appendix K, ResNet-56 on CIFAR-10 over a range of densities.
 
-The recipe is that of `table2_cifar10.py`. `figure.png` shows accuracy by scheme;
+The recipe is that of `table2_deep_resnets.py`, which says what it follows, with its
+rates and dense networks. `figure.png` shows accuracy by scheme;
 `python -m train.paper accuracy WORKDIR` draws it over the density.
 
 Command: python -m train.sweep --config configs/sweeps/appendix_k_densities.py:cpu
@@ -10,7 +11,7 @@ Cost: an estimate for 2 CPU cores, 10 minutes for `:cpu` with `--workers=2`; all
 is for an accelerator.
 """
 
-from configs.sweeps import schemes, table2_cifar10
+from configs.sweeps import schemes, table2_cifar10, table2_deep_resnets
 
 VARIANTS = table2_cifar10.VARIANTS
 CPU = {"data.limit": 4096, "seeds": ()}  # beside that of table 2
@@ -26,9 +27,10 @@ def get_config(variant: str = ""):
 
 def get_axes(variant: str = ""):
   if variant == "smoke":
-    densities, names = (0.1,), ("erk-base", "erk-eoi")
+    densities, rows = (0.1,), schemes("erk-base", "erk-eoi")
   elif variant == "cpu":
-    densities, names = (0.05, 0.1, 0.3), table2_cifar10.ERK
+    densities, rows = (0.05, 0.1, 0.3), schemes(*table2_cifar10.ERK)
   else:
-    densities, names = (0.05, 0.1, 0.2, 0.3, 0.5), (*table2_cifar10.ERK, "dense")
-  return {"sparsity.density": densities, "scheme": schemes(*names)}
+    names = (*table2_cifar10.ERK, "synflow-base", "synflow-ai", "synflow-eoi")
+    densities, rows = (0.05, 0.1, 0.2, 0.3, 0.5), table2_deep_resnets.rows(*names)
+  return {"sparsity.density": densities, "scheme": rows}

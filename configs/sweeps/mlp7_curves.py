@@ -3,7 +3,8 @@
 784-100x6-10 with linear, tanh, hard tanh and ReLU units. As in the paper: SGD with
 Nesterov momentum .9, rate .01 divided by 10 at 1/2 and 3/4, weight decay 1e-4, batch
 128, 100 epochs, 5 seeds. The curves are in `curves-*.png` of the workdir; the singular
-values at the start are those of `python -m train.paper spectrum`.
+values at the start are those of `python -m train.paper spectrum`. Follows the released
+settings: a dense row from orthogonal and one from the default kernels of PyTorch.
 
 Command: python -m train.sweep --config configs/sweeps/mlp7_curves.py:cpu
 Variants: `:cpu` has density .05, 3 seeds and 5 epochs, and so a rate of .1, at which
@@ -34,8 +35,10 @@ def get_config(variant: str = ""):
 
 def get_axes(variant: str = ""):
   smoke = variant == "smoke"
+  names = SCHEMES[3:] if smoke else (*SCHEMES, "dense")
+  names += () if variant else ("dense-default",)
   return {
     "model.activation": ("tanh",) if smoke else ACTIVATIONS,
     "sparsity.density": {"cpu": (0.05,), "smoke": (0.1,)}.get(variant, (0.05, 0.1)),
-    "scheme": schemes(*(SCHEMES[3:] if smoke else (*SCHEMES, "dense"))),
+    "scheme": schemes(*names),
   }

@@ -3,7 +3,8 @@
 784-100x6-10 with tanh from five distributions of the density with three starts each,
 from SAO, whose layers that are not square stay dense, and dense. As in the paper: SGD
 with Nesterov momentum .9, rate .01 divided by 10 at 1/2 and 3/4, weight decay 1e-4,
-batch 128, 100 epochs, 5 seeds.
+batch 128, 100 epochs, 5 seeds. The starts follow the released settings, as in
+`mnist_mlp7_curves.py`.
 
 Command: python -m train.sweep --config configs/sweeps/mlp7_schemes.py:cpu
 Variants: `:cpu` has 3 seeds and 10 epochs, and so a rate of .1; `:smoke` trains two

@@ -3,7 +3,9 @@
 997 circular 3 x 3 convolutions of 128 channels and a dense layer, tanh at its critical
 line; one weight in eight is trained. As in the paper: SGD with Nesterov momentum .9,
 rate 1e-4 divided by 10 at 1/2 and 3/4, weight decay 1e-4, batch 128, 100 epochs; AI
-takes 1000 steps; the dense network is delta-orthogonal.
+takes 1000 steps; the dense network is delta-orthogonal. Follows the released settings
+of `cifar10_cnn1000.py`, and their further rows: uniform density with first and last
+layer dense from EOI and from its structured form, EIS, and ERK from EIS.
 
 Command: python -m train.sweep --config configs/sweeps/table1_cnn1000.py:cpu
 Variants: `:cpu` keeps the depth and cuts the width to 16, the batch to 32 and the
@@ -18,6 +20,7 @@ accelerator.
 from configs import cifar10_cnn1000, default
 from configs.sweeps import SPARSE, schemes
 
+FURTHER = ("uniform_skip-eoi", "uniform_skip-eis", "erk-eis")
 VARIANTS = {
   "cpu": {
     "seeds": (),
@@ -49,4 +52,4 @@ def get_axes(variant: str = ""):
     return {"scheme": schemes("erk-base", "erk-ai", "erk-eoi", "dense", dense=dense)}
   if variant == "smoke":
     return {"scheme": schemes("erk-base", "erk-eoi")}
-  return {"scheme": schemes(*SPARSE, "dense", dense=dense)}
+  return {"scheme": schemes(*SPARSE, *FURTHER, "dense", dense=dense)}

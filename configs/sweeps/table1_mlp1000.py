@@ -2,7 +2,8 @@
 
 784-128, 998 times 128-128, 128-10 with tanh at its critical line; one weight in eight
 is trained. As in the paper: SGD with Nesterov momentum .9, rate 1e-4 divided by 10 at
-1/2 and 3/4, weight decay 1e-4, batch 128, 100 epochs; AI takes 1000 steps.
+1/2 and 3/4, weight decay 1e-4, batch 128, 100 epochs; AI takes 1000 steps. Follows
+the released settings of `mnist_mlp1000.py`.
 
 Command: python -m train.sweep --config configs/sweeps/table1_mlp1000.py:cpu
 Variants: `:cpu` trains six schemes from one seed for 2 epochs at a constant rate;

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax import _checks as checks
+from eoi_jax import _keys as keys_lib
 
 AUTO_SIZES = (128, 64, 32, 16)
 
@@ -144,6 +145,7 @@ def block_layout(
     >>> layout, layout.num_weights
     (BlockLayout(shape=(512, 2048), blocks of 64 x 256, 2 of 8 a group), 262144)
   """
+  key = keys_lib.check_key(key)
   shape = tuple(checks.integer("shape", size, 1) for size in shape)
   if len(shape) < 2:
     raise ValueError(f"`shape` must be (*stack, in, out), got {shape}.")
@@ -160,11 +162,12 @@ def block_layout(
   )
   if stack:  # one after another: a key gives the same tables alone and in a stack
     keys = jax.random.split(key, math.prod(stack))
-    tables = jax.lax.map(sample, keys)
-    tables = [table.reshape(*stack, *table.shape[1:]) for table in tables]
+    inputs, outputs = (
+      table.reshape(*stack, *table.shape[1:]) for table in jax.lax.map(sample, keys)
+    )
   else:
-    tables = sample(key)
-  return BlockLayout(*tables, (rows, cols), num_groups, num_matchings)
+    inputs, outputs = sample(key)
+  return BlockLayout(inputs, outputs, (rows, cols), num_groups, num_matchings)
 
 
 def _plan(side: int, density: float, block_size) -> tuple[int, int]:

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax import _checks as checks
+from eoi_jax import _keys as keys_lib
 from eoi_jax.blocks import layout as layout_lib
 from eoi_jax.blocks.layout import BlockLayout
 from eoi_jax.givens import orthogonal
@@ -47,7 +48,7 @@ def block_orthogonal(
     `scale`, if `in <= out`, else the columns.
 
   Raises:
-    ValueError: if `dtype` is not a floating one or `scale` not finite.
+    ValueError: if `key` is no PRNG key, `dtype` no floating one or `scale` not finite.
 
   Example:
     >>> from eoi_jax.blocks import block_layout, blocks_to_dense
@@ -56,6 +57,7 @@ def block_orthogonal(
     >>> bool(jnp.allclose(matrix @ matrix.T, jnp.eye(96), atol=5e-6))
     True
   """
+  key = keys_lib.check_key(key)
   dtype = orthogonal.check_dtype(dtype)
   scale = checks.number("scale", scale)
   return _sample_stack(key, layout, scale, dtype)
@@ -98,7 +100,8 @@ def _sample_stack(key, layout: BlockLayout, scale, dtype) -> jax.Array:
     return (scale * _sample_blocks(key, layout, compute_dtype)).astype(dtype)
   flat = jax.tree.map(lambda table: table.reshape(-1, *table.shape[-2:]), layout)
   keys = jax.random.split(key, flat.inputs.shape[0])
-  blocks = jax.lax.map(lambda pair: _sample_blocks(*pair, compute_dtype), (keys, flat))
+  sample = lambda pair: _sample_blocks(pair[0], pair[1], compute_dtype)  # noqa: E731
+  blocks = jax.lax.map(sample, (keys, flat))
   return (scale * blocks).astype(dtype).reshape(layout.blocks_shape)
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +90,8 @@ def block_matmul(
     raise ValueError(f"`x` and `blocks` must be of floating dtype, got {dtype}.")
   if precision is not None:
     precision = lax.Precision(precision)
-  run = functools.partial(_matmul, precision=precision, method=method)
+  options = {"precision": precision, "method": method}
+  run: Any = functools.partial(_matmul, **options)
   if jax.sharding.get_abstract_mesh().explicit_axes:  # the partitioner sees to the rest
     spec = jax.sharding.PartitionSpec(*jax.typeof(x).sharding.spec[:-1], None)
     run = jax.sharding.auto_axes(run, out_sharding=spec)
@@ -162,7 +164,7 @@ def _product_loop(first, second, inputs, outputs, *, target: str, precision):
   if target == "blocks":
     x, y = arrays["x"].swapaxes(1, 2), arrays["y"]
 
-    def step(k):
+    def group_blocks(k):
       layer, h = k // groups, k % groups
       here = columns(y, layer, h)
 
@@ -174,7 +176,7 @@ def _product_loop(first, second, inputs, outputs, *, target: str, precision):
         return lax.map(block, jnp.arange(matchings))
       return jnp.stack([block(c) for c in range(matchings)])
 
-    result = lax.map(step, jnp.arange(depth * groups, dtype=jnp.int32))
+    result = lax.map(group_blocks, jnp.arange(depth * groups, dtype=jnp.int32))
     return result.reshape(depth, groups, *result.shape[1:])
 
   source, blocks = arrays["x" if target == "y" else "y"], arrays["blocks"]

@@ -105,8 +105,7 @@ class Settings(NamedTuple):
   @property
   def shape(self) -> tuple[int, int]:
     """Shape of the result."""
-    sides = (self.rows, self.columns)
-    return sides[::-1] if self.tall else sides
+    return (self.columns, self.rows) if self.tall else (self.rows, self.columns)
 
 
 class Plan(NamedTuple):
@@ -272,7 +271,9 @@ def draw_angles(words: jax.Array, shape: tuple[int, ...], angle: Angle) -> jax.A
 
 def check_angle(angle: Any) -> Angle:
   """Returns `angle` as None, a function or a finite float, or raises ValueError."""
-  return angle if angle is None or callable(angle) else checks.number("angle", angle)
+  if angle is None or callable(angle):
+    return angle  # pyright: ignore[reportReturnType]
+  return checks.number("angle", angle)
 
 
 def candidates(words: jax.Array, matrix: Matrix, settings: Settings) -> Rotations:

@@ -27,7 +27,7 @@ def eoi_init(
   *,
   scale: float = 1.0,
   angle: Angle = None,
-  schedule: str = "iid",
+  schedule: str | None = None,
   cover: bool = False,
   taps: str = "center",
   center: str = "plain",
@@ -66,7 +66,8 @@ def eoi_init(
     density: fraction of trainable weights, in `[1 / (taps max(in, out)), 1]`.
     scale: gain `sigma_w`, finite: the singular values of the kernel's matrix.
     angle: as in `sparse_orthogonal`.
-    schedule: as in `sparse_orthogonal`.
+    schedule: as in `sparse_orthogonal`; None is "iid", as published, but "matching"
+      for kernels on all taps, whose taps then get more even shares in less time.
     cover: as in `sparse_orthogonal`: leaves no input or output dead, as far as the
       density allows.
     taps: which taps of a convolution carry nonzeros, "center" or "all".
@@ -154,13 +155,13 @@ def _check_without_doubt(shape: tuple[int, ...]) -> None:
     )
 
 
-def check_options(taps: str, center: str, schedule: str) -> None:
+def check_options(taps: str, center: str, schedule: str | None) -> None:
   """Raises ValueError, with the known ones, unless the options are known."""
   if taps not in TAPS:
     raise ValueError(f"`taps` must be one of {TAPS}, got {taps!r}.")
   if center not in CENTER_RULES:
     raise ValueError(f"`center` must be one of {CENTER_RULES}, got {center!r}.")
-  check_schedule(schedule)
+  check_schedule(schedule or "iid")
 
 
 def kernel_budget(
@@ -207,7 +208,7 @@ def sample_kernel(
   *,
   max_budget: int | None = None,
   angle: Angle = None,
-  schedule: str = "iid",
+  schedule: str | None = None,
   cover: bool = False,
 ) -> jax.Array:
   """A sparse orthogonal matrix, or a convolution isometric on all its taps.
@@ -219,13 +220,14 @@ def sample_kernel(
     dtype: floating dtype of the result.
     max_budget: largest value of `budget`, static.
     angle: as in `sparse_orthogonal`.
-    schedule: as in `sparse_orthogonal`.
+    schedule: as in `eoi_init`.
     cover: as in `sparse_orthogonal`.
 
   Returns:
     Array of `shape`.
   """
-  draw = sample_to_budget if len(shape) == 2 else all_taps
+  draw: Any = sample_to_budget if len(shape) == 2 else all_taps
+  schedule = schedule or ("iid" if len(shape) == 2 else "matching")
   options = {"angle": angle, "schedule": schedule, "cover": cover}
   return draw(key, shape, budget, dtype, max_budget=max_budget, **options)
 

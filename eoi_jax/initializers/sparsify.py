@@ -132,7 +132,7 @@ def sparsify(
   values, masks = {}, {}
   for (shape, dtype, _), names in stacks.items():
     kernels = [counts[name][0] for name in names]
-    budgets = [_block_counts(*counts[name]) for name in names]
+    budgets: list[Any] = [_block_counts(*counts[name]) for name in names]
     stack = _Stack(
       names=tuple(k.name for k in kernels for _ in range(k.num_blocks)),
       shape=shape,
@@ -149,10 +149,10 @@ def sparsify(
       values[kernel.name] = kernel.from_blocks(new[rows])
       if live is not None:
         masks[kernel.name] = kernel.from_blocks(live[rows])
-  kernels = [kernel for kernel, _ in counts.values()]
+  leaves = {name: kernel.leaf for name, (kernel, _) in counts.items()}
   return (
-    fill_tree(params, place_like(values, kernels), keep=True),
-    fill_tree(params, place_like(masks, kernels)),
+    fill_tree(params, place_like(values, leaves), keep=True),
+    fill_tree(params, place_like(masks, leaves)),
   )
 
 
@@ -337,7 +337,7 @@ def _eoi(
   taps: str = "center",
   center: str = "plain",
   angle: Angle = None,
-  schedule: str = "iid",
+  schedule: str | None = None,
   cover: bool = False,
 ) -> Blocks:
   """Exact orthogonal matrices of the budgets, and trainable zeros up to them."""
@@ -487,11 +487,15 @@ def _sample(stack: _Stack, budgets: np.ndarray, scale: float, options, shape) ->
   depends on its own budget alone, so that its values do, too.
   """
   dtype = jnp.promote_types(stack.dtype, jnp.float32)
-  shared = shape == stack.matrix_shape and options["schedule"] == "iid"
+  shared = shape == stack.matrix_shape and options["schedule"] in (None, "iid")
   traced = isinstance(stack.keys, jax.core.Tracer)
   if shared and not traced and len(budgets) < _MANY:
     shapes = [shape] * len(budgets)
-    drawn = np.stack(sample_many(stack.keys, shapes, budgets, dtype, **options))
+    drawn = np.stack(
+      sample_many(
+        stack.keys, shapes, budgets.tolist(), dtype, **options | {"schedule": "iid"}
+      )
+    )
     return (scale * drawn).astype(stack.dtype)
   static = {"shape": shape, "dtype": dtype, "options": tuple(sorted(options.items()))}
 

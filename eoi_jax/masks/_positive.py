@@ -119,7 +119,9 @@ class _Active:
     self.root = object() if root is None else root
     self.limit = limit
     self.content = object()
-    self.merged, self.spread, self.logits = 0, None, None
+    self.merged = 0
+    self.spread: Any = None
+    self.logits: Any = None
 
 
 class _Tokens:
@@ -685,7 +687,8 @@ def _slope(eqn):
     except TypeError:  # it does not take such arguments
       return None
     inner = [_called(other) for other in real]
-    if any(other and str(other[0]) == str(_called(eqn)[0]) for other in inner):
+    called = _called(eqn)
+    if called and any(other and str(other[0]) == str(called[0]) for other in inner):
       return _ACTIVATIONS[name]
   return None
 

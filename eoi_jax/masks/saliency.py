@@ -154,7 +154,7 @@ def grasp_scores(
   temperature = _checks.positive("temperature", temperature)
   batches = list(batches)
   if len(batches) == 2 and not isinstance(batches[1], tuple | list):
-    batches = [tuple(batches)]
+    batches = [(batches[0], batches[1])]
   if not batches:
     raise ValueError("`batches` must hold at least one (inputs, labels), got none.")
   kernels = find_kernels(params, layouts)
@@ -278,8 +278,7 @@ def global_masks(scores: Any, density: float) -> Any:
       "`scores` must not all be zero: they rank no weight above another."
     )
   masks = mark_highest(arrays, count)
-  kernels = [Kernel(name, leaf, None) for name, leaf in leaves.items()]
-  return fill_tree(scores, place_like(masks, kernels))
+  return fill_tree(scores, place_like(masks, leaves))
 
 
 @contextlib.contextmanager

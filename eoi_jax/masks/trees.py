@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -78,8 +77,10 @@ def random_masks(
 
 def _exact_masks(key, params, density, layouts, *, use_support: bool) -> Any:
   data, found = _keys.key_data(key), kernel_counts(params, density, layouts)
+  if not found:
+    return fill_tree(params, {})
   kernels = [kernel for kernel, _ in found.values()]
-  keys = _keys.layer_keys(data, kernels) if kernels else None
+  keys = _keys.layer_keys(data, kernels)
   masks, first = {}, 0
   for name, (kernel, counts) in found.items():
     support = np.zeros((kernel.num_layers, *kernel.layer_shape), bool)
@@ -91,7 +92,8 @@ def _exact_masks(key, params, density, layouts, *, use_support: bool) -> Any:
     last = first + kernel.num_layers
     masks[name] = kernel.from_layers(fill(keys[first:last], support, counts))
     first = last
-  return fill_tree(params, place_like(masks, kernels))
+  leaves = {name: kernel.leaf for name, (kernel, _) in found.items()}
+  return fill_tree(params, place_like(masks, leaves))
 
 
 def given_kernels(
@@ -284,9 +286,8 @@ def _mark(mask: np.ndarray, count: int, bits: np.random.Philox) -> None:
     mask[cells.astype(np.int64)] = True
 
 
-def place_like(values: dict[str, Any], kernels: Iterable[Kernel]) -> dict[str, Any]:
+def place_like(values: dict[str, Any], leaves: dict[str, Any]) -> dict[str, Any]:
   """Host arrays as JAX arrays, sharded as their leaves are; traced ones as they are."""
-  leaves = {kernel.name: kernel.leaf for kernel in kernels}
   host = {n: v for n, v in values.items() if not isinstance(v, jax.core.Tracer)}
   shardings = {
     name: leaves[name].sharding

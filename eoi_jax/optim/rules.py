@@ -192,7 +192,8 @@ def change_masks(
       types = [jax.typeof(x) for x in row]
       kind = tuple([(t.manual_axis_type, t.dtype, t.shape[1]) for t in types])
       groups.setdefault(0 if rules.scope == "global" else kind, []).append(n)
-  new, grown = ([None] * len(paths) for _ in range(2))
+  new: list[Any] = [None] * len(paths)
+  grown: list[Any] = [None] * len(paths)
   for members in groups.values():
     parts = _select_together(rules, [rows[n] for n in members], fraction)
     for n, part in zip(members, parts, strict=True):
@@ -259,9 +260,9 @@ def _rows(rules: Rules, key, name, kernel, mask, weights, slopes, fraction) -> t
 
 def _pruned(sizes: np.ndarray, first: float, last: Any, fraction) -> jax.Array:
   """Counts after a part of the way between two densities; exact at its ends."""
-  first, last = (np.rint(d * sizes).astype(np.int32) for d in (first, last))
-  done = jnp.rint(fraction * (first - last).astype(np.float32)).astype(jnp.int32)
-  return jnp.where(fraction >= 1, last, first - done)
+  start, end = (np.rint(d * sizes).astype(np.int32) for d in (first, last))
+  done = jnp.rint(fraction * (start - end).astype(np.float32)).astype(jnp.int32)
+  return jnp.where(fraction >= 1, end, start - done)
 
 
 def _select_together(rules: Rules, rows: list[tuple], fraction) -> list[jax.Array]:
@@ -275,7 +276,7 @@ def _select_together(rules: Rules, rows: list[tuple], fraction) -> list[jax.Arra
     drop, grow, live = (
       jnp.concatenate([row[k].reshape(-1) for row in rows])[None] for k in range(3)
     )
-    target = sum(jnp.sum(row[3]) for row in rows).reshape(1, 1)
+    target = jnp.stack([jnp.sum(row[3]) for row in rows]).sum().reshape(1, 1)
     if rules.densities is not None and not isinstance(rules.densities[1], dict):
       target = _pruned(np.full((1, 1), live.size), *rules.densities, fraction)
     ends = np.cumsum([math.prod(size) for size in sizes])[:-1].tolist()

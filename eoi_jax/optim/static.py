@@ -112,15 +112,15 @@ def as_transformation(inner: Any) -> optax.GradientTransformationExtraArgs:
   Raises:
     ValueError: if `inner` lacks one of them.
   """
-  init, update = (getattr(inner, name, None) for name in ("init", "update"))
-  if not callable(init) or not callable(update):
+  if not all(callable(getattr(inner, name, None)) for name in ("init", "update")):
     raise ValueError(
       f"`inner` must be an optax transformation (init, update), got {inner!r}."
     )
-  kinds = (p.kind for p in inspect.signature(update).parameters.values())
+  kinds = (p.kind for p in inspect.signature(inner.update).parameters.values())
   if inspect.Parameter.VAR_KEYWORD in kinds:
-    return optax.GradientTransformationExtraArgs(init, update)
-  return optax.with_extra_args_support(optax.GradientTransformation(init, update))
+    return optax.GradientTransformationExtraArgs(inner.init, inner.update)
+  plain = optax.GradientTransformation(inner.init, inner.update)
+  return optax.with_extra_args_support(plain)
 
 
 def fit_masks(params: Any, masks: Any, *, copy: bool = True) -> Any:

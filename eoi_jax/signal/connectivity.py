@@ -183,7 +183,7 @@ def find_collapse(
   for name, kernel in kernels.items():
     alive = _any_per_layer(kernel, trained[name])
     for layer in np.flatnonzero(~_any_per_layer(kernel, effective[name])):
-      (cut if alive[layer] else empty).append(_layer_name(kernel, layer))
+      (cut if alive[layer] else empty).append(_layer_name(kernel, int(layer)))
   disconnected = not bool(connected)
   parts = ["no path from input to output"] if disconnected else []
   for rule, names in (("no weight", empty), ("no weight on a path", cut)):

@@ -101,11 +101,12 @@ def conv_singular_values(
 
 def _check_image(input_shape, kernel) -> tuple[int, ...]:
   rank, channels = kernel.ndim - 2, kernel.shape[-2]
+  shape: tuple[int, ...]
   try:
     shape = tuple(operator.index(size) for size in input_shape)
   except TypeError:
     shape = ()
-  if len(shape) == rank + 1 and shape[-1] == channels:
+  if len(shape) == rank + 1 and shape[rank] == channels:
     shape = shape[:-1]
   if len(shape) != rank or min(shape) < 1:
     raise ValueError(

@@ -1,13 +1,16 @@
 """The table of layers agrees with the networks and with what a run then has."""
 
+import jax
 import numpy as np
 import pytest
 
 from configs import default
 from eoi_jax.layouts import named_leaves
 from train.analysis import dry_run
+from train.core import summaries
 from train.core.console import UserError
-from train.core.plan import make_plan, start_state
+from train.core.plan import check_plan, make_plan, start_state
+from train.core.start import create_train_state, sparsity_settings
 
 
 def config_of(**fields):
@@ -50,6 +53,52 @@ def test_live_weights_are_those_of_a_start(distribution):
   layers = dry_run.list_kernels(config)
   assert {row.name: row.live for row in layers.rows} == found
   assert layers.live == sum(found.values())
+
+
+def cnn(**fields):
+  """A CNN of 5 layers: 3 x 3 convolutions of 16 channels, one of them stacked."""
+  changes = {"model__name": "cnn", "model__depth": 5, "model__width": 16}
+  return config_of(data__name="cifar10", **changes | fields)
+
+
+@pytest.mark.parametrize(
+  ("fields", "center", "others"),
+  [
+    ({"start": "eoi"}, 26, 0),  # .1 of 16 x 16
+    ({"start": "eoi", "center": "more"}, 81, 0),  # sqrt(.1)
+    ({"start": "eoi", "taps": "all"}, 230 // 9, 230 - 230 // 9),
+    ({"start": "base", "reference": "delta_orthogonal"}, 230 // 9, 0),
+    ({"start": "base", "reference": "conv_orthogonal"}, 230 // 9, 230 - 230 // 9),
+    ({"start": "eoi_structured"}, 230 // 9, 0),
+    ({"start": "delta_orthogonal"}, 256, 0),
+    ({"start": "fan_in_uniform"}, 256, 8 * 256),
+  ],
+)
+def test_taps_are_told_apart_as_a_start_then_has_them(fields, center, others):
+  config = cnn(**{f"sparsity__{name}": value for name, value in fields.items()})
+  row = {r.name: r for r in dry_run.list_kernels(config).rows}["input1/kernel"]
+  assert abs(row.taps[0].nonzeros - center) <= 1
+  assert abs(row.taps[1].nonzeros - others) <= 1
+  assert [part.size for part in row.taps] == [256, 8 * 256]
+  assert "centre tap" in dry_run.layers_text(config)
+
+
+def test_a_run_counts_the_taps_that_were_expected():
+  config = cnn(sparsity__center="more", batch_size=8)
+  recipe, sparsity = check_plan(config), sparsity_settings(config)
+  state = create_train_state(jax.random.key(0), sparsity=sparsity, recipe=recipe)
+  found = summaries.describe_start(config, state, 1.0, recipe.model)
+  rows = [row.taps for row in dry_run.list_kernels(config).rows if row.taps]
+  for part, index in (("center_tap", 0), ("other_taps", 1)):
+    sums = np.sum([taps[index] for taps in rows], axis=0)
+    np.testing.assert_allclose(found.summary[part]["density"], sums[1] / sums[0], 0.15)
+    assert 0 <= sums[2] - found.summary[part]["nonzeros"] < 16 * len(rows)
+  assert "all convolutions" in found.table
+
+
+def test_networks_without_convolutions_have_no_taps():
+  assert all(row.taps is None for row in dry_run.list_kernels(config_of()).rows)
+  assert "tap" not in dry_run.layers_text(config_of())
 
 
 def test_what_stays_dense_or_goes_by_score_is_said():

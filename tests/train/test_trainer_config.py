@@ -32,6 +32,8 @@ MALFORMED = [
   ("model.activation", None),
   ("sparsity.start", "magic"),
   ("sparsity.distribution", "erk?"),
+  ("sparsity.center", "most"),
+  ("sparsity.taps", "some"),
   ("sparsity.density", 0.0),
   ("sparsity.density", -0.5),
   ("sparsity.density", 1.5),

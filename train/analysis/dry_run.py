@@ -8,14 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eoi_jax.layouts import find_kernels, named_leaves
+from eoi_jax.initializers.eoi import kernel_budget
+from eoi_jax.layouts import Kernel, find_kernels, named_leaves
 from train.core import config as config_lib
 from train.core import mesh
 from train.core.console import UserError, table
 from train.core.plan import Feed, Plan, like_start, make_plan, seeds_of
-from train.core.start import densities, sparsity_settings
+from train.core.start import SparsitySettings, densities, sparsity_settings
 from train.core.state import TrainState
 from train.core.steps import train_chunk
+from train.core.summaries import Taps, taps_table
 from train.data.datasets import DATASETS
 from train.models import MODELS, create_model
 
@@ -30,6 +32,8 @@ class Row(NamedTuple):
     parameters: weights of all of them.
     live: trained weights of all of them; None if scores of the data decide.
     floor: lowest density with an orthogonal start; None if the kernel stays dense.
+    taps: centre tap and other taps of a convolution that may be sparse, as expected
+      of the start; None if there is one tap, or scores of the data decide.
   """
 
   name: str
@@ -38,6 +42,7 @@ class Row(NamedTuple):
   parameters: int
   live: int | None
   floor: float | None
+  taps: tuple[Taps, Taps] | None = None
 
 
 class Layers(NamedTuple):
@@ -83,6 +88,8 @@ def list_kernels(config: Any) -> Layers:
       each = np.broadcast_to(np.asarray(density, np.float64), (count,)).tolist()
       found = None if scored else sum(round(d * size) for d in each)
       row = row._replace(live=found, floor=min(shape[-2:]) / size)
+      if found is not None and math.prod(shape[:-2]) > 1:
+        row = row._replace(taps=_expected_taps(sparsity, kernel, each))
     rows.append(row)
     live += row.live or 0
   if scored:
@@ -90,6 +97,48 @@ def list_kernels(config: Any) -> Layers:
     live += round(sparsity.density * sparse)
   total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
   return Layers(rows, total, live)
+
+
+def _expected_taps(
+  sparsity: SparsitySettings, kernel: Kernel, densities: list[float]
+) -> tuple[Taps, Taps]:
+  """Returns what a start gives to the taps of a leaf's layers, in expectation.
+
+  Support that is drawn evenly counts by its mean. EOI reaches a nonzero budget but for
+  less than `min(in, out)`; AI and EOI in a mask count as nonzero where they may be.
+  """
+  *window, fan_in, fan_out = kernel.layer_shape
+  num_taps, tap = math.prod(window), fan_in * fan_out
+  start, size = sparsity.start, kernel.layer_size
+  floor = min(kernel.block_shape[-2:]) / math.prod(kernel.block_shape)
+  made_dense = (start == "eoi_structured" and fan_in <= 3) or (
+    start == "sao" and (fan_in <= 3 or min(fan_in, fan_out) == 1)
+  )
+  at_center = start in ("eoi_structured", "sao", "delta_orthogonal", "eoi_in_mask") or (
+    start in ("base", "ai") and sparsity.reference == "delta_orthogonal"
+  )
+  center_live, center_nonzeros, live, nonzeros = np.zeros(4)
+  for density in densities:
+    if made_dense or start in config_lib.DENSE_STARTS:
+      density = 1.0
+    budget = round(density * size)
+    each = budget / num_taps  # of an even support
+    if start == "eoi" and sparsity.taps == "center":
+      inner = kernel.groups * kernel_budget(
+        kernel.block_shape, max(density, floor), center=sparsity.center
+      )
+      spare = size - inner  # cells among which trainable zeros are drawn
+      zeros = (budget - inner) * (tap - inner) / spare if spare else 0.0
+      found = (inner + max(zeros, 0.0), inner, budget, inner)
+    else:
+      found = (each, each, budget, each if at_center else budget)
+    center_live, center_nonzeros, live, nonzeros = np.add(
+      (center_live, center_nonzeros, live, nonzeros), found
+    )
+  count = len(densities)
+  center = Taps(count * tap, round(center_live), round(center_nonzeros))
+  others = (count * (size - tap), live - center_live, nonzeros - center_nonzeros)
+  return center, Taps(*map(round, others))
 
 
 def layers_table(layers: Layers) -> str:
@@ -133,6 +182,8 @@ def layers_text(config: Any) -> str:
     f"{config.sparsity.density:g}, {config.sparsity.start} start",
     layers_table(layers),
   ]
+  if taps := {row.name: row.taps for row in layers.rows if row.taps}:
+    lines += ["", "Taps of the convolutions at the start, expected:", taps_table(taps)]
   if config.compare.field:
     choices = ", ".join(map(config_lib.choice_name, config.compare.choices))
     lines.append(f"  The config compares {config.compare.field}: {choices}.")

@@ -20,8 +20,9 @@ from train.models import ACTIVATIONS, DTYPES, MODELS
 CRITICAL = "critical"
 PARAMETERS = ("replicated", "sharded")
 REFERENCES = ("orthogonal", "delta_orthogonal", "conv_orthogonal")
-STARTS = ("eoi", "eoi_in_mask", "eoi_structured", "base", "ai", "sao", *REFERENCES)
-BY_SHAPE = ("uniform", "erk", "dense")
+DENSE_STARTS = (*REFERENCES, "fan_in_uniform")
+STARTS = ("eoi", "eoi_in_mask", "eoi_structured", "base", "ai", "sao", *DENSE_STARTS)
+BY_SHAPE = ("uniform", "uniform_skip", "erk", "dense")
 SCORED = ("snip", "grasp", "synflow")
 
 
@@ -156,12 +157,17 @@ FIELDS = {
     False, _BOOLEAN, "mlp, cnn, deit3: compute activations twice, to save memory"
   ),
   "sparsity.start": Field(
-    "eoi", _one_of(*STARTS), "initialization of the kernels; the last three are dense"
+    "eoi",
+    _one_of(*STARTS),
+    "initialization of the kernels; the last four are dense, fan_in_uniform is the "
+    "default of PyTorch",
   ),
   "sparsity.distribution": Field(
     "uniform",
     _one_of(*BY_SHAPE, *SCORED),
-    "rule that gives each kernel its density; dense: 1 everywhere",
+    "rule that gives each kernel its density; dense: 1 everywhere; uniform_skip: 1 for "
+    "dense layers that are not square and convolutions of 3 channels, which are "
+    "counted on top",
   ),
   "sparsity.density": Field(
     0.1, _number("(0, 1]"), "trained fraction of all kernels together; 1: dense"
@@ -179,7 +185,20 @@ FIELDS = {
     0.0, _number("[0, inf)"), "standard deviation of the initial biases, sigma_b"
   ),
   "sparsity.reference": Field(
-    "orthogonal", _one_of(*REFERENCES), "dense start that base masks and scores look at"
+    "orthogonal",
+    _one_of(*REFERENCES),
+    "dense start that base masks, AI improves and scores look at",
+  ),
+  "sparsity.center": Field(
+    "plain",
+    _one_of("plain", "more"),
+    "nonzeros of EOI at the centre tap of k taps, as a density; plain: that of the "
+    "kernel, d; more: min(d k, sqrt(d), 1)",
+  ),
+  "sparsity.taps": Field(
+    "center",
+    _one_of("center", "all"),
+    "where EOI places nonzeros of convolutions; all: an isometry over all taps",
   ),
   "sparsity.ai_method": Field(
     "sgd", _one_of("sgd", "adam"), "optimizer of AI; published: sgd"

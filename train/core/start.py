@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import eoi_jax
+from eoi_jax.layouts import fill_tree, find_kernels
 from train.core.config import CRITICAL, SCORED
 from train.core.console import UserError
 from train.core.state import Recipe, TrainState, named_key
@@ -83,6 +84,8 @@ class SparsitySettings(NamedTuple):
   grasp_examples: int
   floors: str
   angle: float
+  center: str
+  taps: str
   relu: bool
 
   @property
@@ -90,9 +93,14 @@ class SparsitySettings(NamedTuple):
     """Options of the start, by name."""
     angle = {"angle": math.radians(self.angle)} if self.angle else {}
     return {
-      **dict.fromkeys(("eoi", "eoi_in_mask", "eoi_structured"), angle),
+      "eoi": {"center": self.center, "taps": self.taps, **angle},
+      **dict.fromkeys(("eoi_in_mask", "eoi_structured"), angle),
       "base": {"reference": self.reference},
-      "ai": {"method": self.ai_method, "num_steps": self.ai_steps},
+      "ai": {
+        "reference": self.reference,
+        "method": self.ai_method,
+        "num_steps": self.ai_steps,
+      },
       "sao": {"relu": self.relu},
     }.get(self.start, {})
 
@@ -214,8 +222,11 @@ _jit_first_state = jax.jit(_first_state, static_argnames="recipe")
 
 
 def _sparsify(key, params, wanted, sparsity: SparsitySettings, model: Any):
+  key = named_key(key, "sparsity")
+  if sparsity.start == "fan_in_uniform":
+    return _fan_in_uniform(key, params, model), fill_tree(params, {})
   return eoi_jax.sparsify(
-    named_key(key, "sparsity"),
+    key,
     params,
     wanted,
     start=sparsity.start,
@@ -223,6 +234,17 @@ def _sparsify(key, params, wanted, sparsity: SparsitySettings, model: Any):
     options=sparsity.options,
     layouts=model.layouts,
   )
+
+
+def _fan_in_uniform(key: jax.Array, params: Any, model: Any) -> Any:
+  """Dense kernels, uniform in +-1 / sqrt(fan-in): the default start of PyTorch."""
+  init = jax.nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", batch_axis=0)
+  kernels = {}
+  for name, kernel in find_kernels(params, model.layouts).items():
+    shape = (kernel.num_layers, *kernel.layer_shape)
+    layers = init(named_key(key, name), shape, kernel.leaf.dtype)
+    kernels[name] = kernel.from_layers(layers)
+  return fill_tree(params, kernels, keep=True)
 
 
 def densities(
@@ -240,12 +262,30 @@ def densities(
     Tree like `params`, None = dense leaf.
   """
   rule = sparsity.distribution if rule is None else rule
-  if isinstance(rule, str) and rule in ("dense", "uniform"):
+  if isinstance(rule, str) and rule in ("dense", "uniform", "uniform_skip"):
     density = 1.0 if rule == "dense" else sparsity.density
-    return eoi_jax.uniform(params, density, layouts=model.layouts)
+    dense = _skipped(params, model) if rule == "uniform_skip" else ()
+    return eoi_jax.uniform(params, density, dense=dense, layouts=model.layouts)
   floors = sparsity.floors if sparsity.start == "eoi" else "ignore"
   options = {"rule": rule, "floors": floors, "layouts": model.layouts}
   return eoi_jax.allocate(params, sparsity.density, **options)
+
+
+def _skipped(params: Any, model: Any) -> list[str]:
+  """Kernels that "uniform_skip" keeps dense: the ends of a network, told by shape."""
+
+  def is_end(*shape):
+    *window, fan_in, fan_out = shape
+    return fan_in == 3 if window else fan_in != fan_out
+
+  kernels = find_kernels(params, model.layouts)
+  ends = [name for name, kernel in kernels.items() if is_end(*kernel.layer_shape)]
+  if len(ends) == len(kernels):
+    raise ValueError(
+      "`sparsity.distribution` must not be 'uniform_skip' for a network without square "
+      f"dense layers and convolutions of more than 3 channels, got {ends}."
+    )
+  return ends
 
 
 def create_masks(

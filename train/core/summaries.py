@@ -1,6 +1,7 @@
 """What a run says about itself at its start and at its end: tables and numbers."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 
 import eoi_jax
+from eoi_jax.initializers.eoi import center_tap
 from eoi_jax.layouts import find_kernels, named_leaves
 from train.core.config import flatten
 from train.core.console import table
@@ -15,6 +17,20 @@ from train.data.datasets import DATASETS
 from train.models import MODELS
 
 SHOWN = 128  # rows and columns of a kernel in a figure
+
+
+class Taps(NamedTuple):
+  """The centre tap of the convolutions of a leaf, or all of their other taps.
+
+  Attributes:
+    size: number of weights.
+    live: trained weights.
+    nonzeros: weights that are not zero at the start.
+  """
+
+  size: int
+  live: int
+  nonzeros: int
 
 
 class Layer(NamedTuple):
@@ -28,6 +44,7 @@ class Layer(NamedTuple):
     density: `live` over size.
     orthogonality_error: the largest of its kernels.
     floor: lowest density with an orthogonal start.
+    taps: centre tap and other taps of a convolution; None if there is one tap.
   """
 
   name: str
@@ -37,6 +54,7 @@ class Layer(NamedTuple):
   density: float
   orthogonality_error: float
   floor: float
+  taps: tuple[Taps, Taps] | None
 
 
 def list_layers(params: Any, masks: Any, scale: float, model: Any) -> list[Layer]:
@@ -56,8 +74,42 @@ def list_layers(params: Any, masks: Any, scale: float, model: Any) -> list[Layer
     error = float(np.max(errors[name]))
     shape, count = kernel.layer_shape, kernel.num_layers
     floor = min(shape[-2:]) / kernel.layer_size
-    rows.append(Layer(name, shape, count, live, live / size, error, floor))
+    taps = _count_taps(kernel, mask)
+    rows.append(Layer(name, shape, count, live, live / size, error, floor, taps))
   return rows
+
+
+def _count_taps(kernel: Any, mask: Any) -> tuple[Taps, Taps] | None:
+  window = kernel.layer_shape[:-2]
+  if math.prod(window) == 1:
+    return None
+  nonzero = np.asarray(kernel.to_layers(kernel.leaf)) != 0
+  live = np.ones_like(nonzero) if mask is None else np.asarray(kernel.to_layers(mask))
+  place = (slice(None), *center_tap(window))
+  center = Taps(live[place].size, int(live[place].sum()), int(nonzero[place].sum()))
+  whole = Taps(live.size, int(live.sum()), int(nonzero.sum()))
+  return center, Taps(*(a - b for a, b in zip(whole, center, strict=True)))
+
+
+def taps_table(rows: dict[str, tuple[Taps, Taps]]) -> str:
+  """Returns density and nonzeros by taps as text, one kernel a line and the sums.
+
+  Args:
+    rows: centre tap and other taps of each kernel, by its name.
+  """
+  titles = ("centre tap: density", "nonzeros", "other taps: density", "nonzeros")
+  lines: list[tuple[str, ...]] = [("kernel", *titles)]
+  for name, taps in (rows | {"all convolutions": _sum_taps(rows)}).items():
+    parts = [(f"{x.live / x.size:.4f}", f"{x.nonzeros:,}") for x in taps]
+    lines.append((name, *(word for part in parts for word in part)))
+  return table(lines)
+
+
+def _sum_taps(rows: dict[str, tuple[Taps, Taps]]) -> list[Taps]:
+  """Sums of several kernels: of their centre taps, of their other taps."""
+  return [
+    Taps(*np.sum(part, axis=0).tolist()) for part in zip(*rows.values(), strict=True)
+  ]
 
 
 class Support(NamedTuple):
@@ -104,7 +156,8 @@ def describe_start(config: Any, state: Any, scale: float, model: Any) -> AtStart
   total = sum(leaf.size for leaf in jax.tree.leaves(params))
   kernels = sum(layer.count * int(np.prod(layer.shape)) for layer in layers)
   live = sum(layer.live for layer in layers)
-  summary = {
+  taps = {layer.name: layer.taps for layer in layers if layer.taps}
+  summary: dict[str, Any] = {
     "start": config.sparsity.start,
     "chance": 1 / DATASETS[config.data.name].num_classes,
     "density": live / kernels,
@@ -119,7 +172,13 @@ def describe_start(config: Any, state: Any, scale: float, model: Any) -> AtStart
     shape += f"  ({layer.count} of them)" if layer.count > 1 else ""
     error = f"{layer.orthogonality_error:.1e}"
     rows.append((layer.name, shape, f"{layer.live:,}", f"{layer.density:.4f}", error))
-  return AtStart(summary, table(rows), _support(params, masks, layers))
+  text = table(rows)
+  if taps:
+    text += f"\n\n{taps_table(taps)}"
+    for part, found in zip(("center_tap", "other_taps"), _sum_taps(taps), strict=True):
+      density = found.live / found.size
+      summary[part] = {"density": density, "nonzeros": found.nonzeros}
+  return AtStart(summary, text, _support(params, masks, layers))
 
 
 def _support(params: Any, masks: Any, layers: list[Layer]) -> Support:
@@ -193,7 +252,8 @@ def summary_table(summaries: dict[str, dict[str, Any]]) -> str:
   Many runs stand one below the other.
   """
   lines = [("", *summaries)]
-  for title, show in _LINES:
+  taps = any("center_tap" in summary for summary in summaries.values())
+  for title, show in (*_LINES[:4], *(_TAPS if taps else ()), *_LINES[4:]):
     lines.append((title, *(show(summary) for summary in summaries.values())))
   if len(summaries) > _MAX_COLUMNS:
     lines = [row[:-1] for row in zip(*lines, strict=True)]
@@ -211,3 +271,11 @@ _LINES = (
   ("training time", lambda s: f"{s['train_seconds']:.1f} s"),
   ("compile time", lambda s: f"{s['compile_seconds']:.1f} s"),
 )
+_TAPS = (  # of networks with convolutions
+  ("centre tap: density, nonzeros", lambda s: _shown(s.get("center_tap"))),
+  ("other taps: density, nonzeros", lambda s: _shown(s.get("other_taps"))),
+)
+
+
+def _shown(taps: dict[str, Any] | None) -> str:
+  return f"{taps['density']:.4f}, {taps['nonzeros']:,}" if taps else ""

@@ -157,7 +157,7 @@ def _kernel_gradient(out, inputs, kernel, *, window: _Window, call_jaxpr) -> jax
     unread = max(0, -(after // spread[n]))
     edges.append((before, after + unread * spread[n]))
     kept.append(slice(inputs.shape[n + 1] - unread))
-  result = _convolve(
+  result: Any = _convolve(
     inputs[:, *kept].transpose(3, 1, 2, 0),
     out.transpose(1, 2, 0, 3),
     _Window(strides=dilation, padding=tuple(edges), dilation=strides, spread=spread),

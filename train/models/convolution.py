@@ -47,7 +47,8 @@ def _convolve(
   if jax.default_backend() == "cpu":
     edges = ((0, 0), (0, 0)) if padding == "VALID" else tuple(map(tuple, padding))
     groups = feature_group_count
-    return cpu_convolution(inputs, kernel, tuple(strides), edges, groups=groups)
+    steps = (strides[0], strides[1])
+    return cpu_convolution(inputs, kernel, steps, edges, groups=groups)
   return jax.lax.conv_general_dilated(
     inputs,
     kernel,

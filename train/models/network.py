@@ -29,12 +29,12 @@ class Network(nn.Module):
   @property
   def kernels(self) -> eoi_jax.Layouts:
     """Layouts of all kernels, those that stay dense, too."""
-    return _layouts(self)
+    return _layouts(self)  # pyright: ignore[reportArgumentType]
 
   @property
   def layouts(self) -> eoi_jax.Layouts:
     """Layouts of the kernels that may become sparse."""
-    kernels = _layouts(self)
+    kernels = self.kernels
     dense = [n for n, x in kernels.items() if x and not self.may_be_sparse(n)]
     return kernels.replace(dict.fromkeys(dense))
 
