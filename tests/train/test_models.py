@@ -240,6 +240,22 @@ def test_convolutions_have_derivatives_of_every_kind(strides):
   chex.assert_trees_all_close(found, wanted, rtol=10 * ATOL, atol=100 * ATOL)
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="other backends have lax")
+def test_equal_convolutions_are_one_program():
+  layer = convolution(4, 3, use_bias=False)
+  inputs = jnp.ones((1, 8, 8, 3))
+  params = layer.init(jax.random.key(0), inputs)
+  calls = []
+  for _ in range(2):
+    (eqn,) = (
+      eqn
+      for eqn in jax.make_jaxpr(layer.apply)(params, inputs).eqns
+      if eqn.primitive.name == "cpu_convolution"
+    )
+    calls.append(eqn.params["call_jaxpr"])
+  assert calls[0] is calls[1]  # else each call outside of `jit` would compile
+
+
 def test_scores_of_a_network_do_not_depend_on_how_it_convolves(monkeypatch):
   model = ResNet(num_classes=3, stages=(2,), width=4)
   inputs = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))

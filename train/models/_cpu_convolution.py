@@ -118,8 +118,14 @@ def _lax_convolution(inputs, kernel, window: _Window) -> jax.Array:
 def _convolve(inputs, kernel, window: _Window) -> jax.Array:
   """The same, by the primitive; who reads a jaxpr finds the call's own inside."""
   like = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (inputs, kernel))
-  call = jax.make_jaxpr(lambda *arrays: _lax_convolution(*arrays, window))(*like)
+  call = _call_jaxpr(*like, window)
   return convolution_p.bind(inputs, kernel, window=window, call_jaxpr=call)
+
+
+@functools.lru_cache(maxsize=256)  # equal calls carry one jaxpr, and compile once
+def _call_jaxpr(inputs, kernel, window: _Window) -> Any:
+  convolve = functools.partial(_lax_convolution, window=window)
+  return jax.make_jaxpr(convolve)(inputs, kernel)
 
 
 def _extent(size: int, distance: int) -> int:
