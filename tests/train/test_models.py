@@ -2,6 +2,7 @@
 
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,15 +11,18 @@ import pytest
 import eoi_jax
 from eoi_jax.layouts import find_kernels
 from train.models import (
+  ACTIVATIONS,
   CNN,
   MLP,
   MODELS,
   VGG,
   EfficientNet,
+  ResNet,
   ViT,
   cifar_resnet,
   resnet50,
 )
+from train.models import convolution as convolutions
 from train.models.convolution import convolution
 
 CIFAR, IMAGENET = (32, 32, 3), (224, 224, 3)
@@ -120,11 +124,8 @@ def test_rematerialization_changes_no_number(small, shape):
   def gradients(model):
     return jax.grad(lambda v: (model.apply(v, inputs) ** 2).sum())(variables)
 
-  leaves, structure = jax.tree.flatten(jax.jit(lambda: gradients(small))())
-  others, other_structure = jax.tree.flatten(jax.jit(lambda: gradients(frugal))())
-  assert structure == other_structure
-  for leaf, other in zip(leaves, others, strict=True):
-    np.testing.assert_allclose(leaf, other, atol=ATOL)
+  found, wanted = jax.jit(lambda: (gradients(frugal), gradients(small)))()
+  chex.assert_trees_all_close(found, wanted, atol=ATOL)
   again = jax.eval_shape(frugal.init, jax.random.key(0), inputs)
   assert jax.tree.structure(again) == jax.tree.structure(variables)
 
@@ -178,13 +179,15 @@ def test_convolutions_and_their_gradients_are_those_of_lax(
   def expected(params, inputs):
     return direct(inputs, params["params"]["kernel"], strides, pixels, groups)
 
-  found, pull = jax.vjp(layer.apply, params, inputs)
-  wanted, pull_wanted = jax.vjp(expected, params, inputs)
-  np.testing.assert_allclose(found, wanted, atol=ATOL)
-  for mine, other in zip(
-    jax.tree.leaves(pull(found)), jax.tree.leaves(pull_wanted(found)), strict=True
-  ):
-    np.testing.assert_allclose(mine, other, atol=10 * ATOL)  # sums of 126 products
+  @jax.jit
+  def both(params, inputs):
+    found, pull = jax.vjp(layer.apply, params, inputs)
+    wanted, pull_wanted = jax.vjp(expected, params, inputs)
+    return (found, pull(wanted)), (wanted, pull_wanted(wanted))
+
+  found, (wanted, gradients) = both(params, inputs)
+  # Sums of 126 products.
+  chex.assert_trees_all_close(found, (wanted, gradients), atol=10 * ATOL)
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   np.testing.assert_array_equal(layer.apply(params, inputs), wanted)
 
@@ -222,17 +225,47 @@ def test_convolutions_have_derivatives_of_every_kind(strides):
     kernels = kernel if axes[1] is None else jnp.stack((kernel, direction), axes[1])
     return jax.vmap(gradient, axes)(images, kernels)
 
-  for how in (
-    forward,
-    curvature,
-    lambda function: many(function, (1, None)),
-    lambda function: many(function, (None, 2)),
-    lambda function: many(function, (0, 1)),
-  ):
-    for found, wanted in zip(
-      jax.tree.leaves(how(mine)), jax.tree.leaves(how(theirs)), strict=True
-    ):
-      np.testing.assert_allclose(found, wanted, rtol=10 * ATOL, atol=100 * ATOL)
+  @jax.jit
+  def every():
+    return [
+      (
+        forward(function),
+        curvature(function),
+        [many(function, axes) for axes in ((1, None), (None, 2), (0, 1))],
+      )
+      for function in (mine, theirs)
+    ]
+
+  found, wanted = every()
+  chex.assert_trees_all_close(found, wanted, rtol=10 * ATOL, atol=100 * ATOL)
+
+
+def test_scores_of_a_network_do_not_depend_on_how_it_convolves(monkeypatch):
+  model = ResNet(num_classes=3, stages=(2,), width=4)
+  inputs = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+  variables = jax.jit(model.init)(jax.random.key(0), inputs)
+  params = variables.pop("params")
+  labels = jnp.array([0, 2])
+
+  def apply(params, inputs):
+    return model.apply({"params": params, **variables}, inputs)
+
+  def scores():
+    # SynFlow reads the jaxpr; GraSP takes a forward derivative of a gradient.
+    options = {"layouts": model.layouts}
+    return (
+      eoi_jax.masks.synflow_scores(apply, params, (1, 8, 8, 3), **options),
+      eoi_jax.masks.grasp_scores(apply, params, (inputs, labels), **options),
+    )
+
+  def lax(inputs, kernel, strides, padding, groups):
+    return jax.lax.conv_general_dilated(
+      inputs, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+  found = scores()
+  monkeypatch.setattr(convolutions, "cpu_convolution", lax)
+  chex.assert_trees_all_close(found, scores(), rtol=1e-3, atol=ATOL)
 
 
 def test_groups_of_several_channels_are_refused():
@@ -306,3 +339,33 @@ def test_a_thousand_linear_layers_from_eoi_are_one_isometry():
   matrix = model.apply({"params": params}, jnp.eye(784))
   values = jnp.linalg.svd(matrix, compute_uv=False)
   np.testing.assert_allclose(values, jnp.ones(10), atol=1e-3)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_the_scanned_stack_equals_a_plain_loop(activation):
+  model = MLP(5, 8, 3, activation, bias_init=jax.nn.initializers.normal(0.1))
+  inputs = jax.random.normal(jax.random.key(1), (4, 2, 3))
+  params = model.init(jax.random.key(0), inputs)["params"]
+  apply = ACTIVATIONS[activation]
+
+  def dense(layer, x):
+    return x @ layer["kernel"] + layer["bias"][None]
+
+  x = apply(dense(params["input"], inputs.reshape(4, 6)))
+  for n in range(3):
+    layer = jax.tree.map(lambda leaf, n=n: leaf[n], params["hidden"]["dense"])
+    x = apply(dense(layer, x))
+  expected = dense(params["output"], x)
+  found = model.apply({"params": params}, inputs)
+  np.testing.assert_allclose(found, expected, atol=ATOL)
+
+
+def test_two_layers_need_no_stack():
+  params = MLP(2, 4, 3).init(jax.random.key(0), jnp.zeros((1, 5)))["params"]
+  assert set(params) == {"input", "output"}
+
+
+def test_layers_of_the_stack_differ():
+  params = MLP(4, 8, 3).init(jax.random.key(0), jnp.zeros((1, 5)))["params"]
+  kernel = params["hidden"]["dense"]["kernel"]
+  assert kernel.shape == (2, 8, 8) and (kernel[0] != kernel[1]).any()

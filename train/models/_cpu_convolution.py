@@ -2,9 +2,10 @@
 
 XLA brings a convolution into the form of its fast CPU kernels only outside of loops:
 the gradients that JAX defines take up to a hundred times longer inside of `lax.scan`.
-Here the gradients are convolutions in that form already, of transposed arrays, and so
-are theirs. Where the result is smaller than the kernel, for one filter a channel and
-for 1 x 1 windows a convolution is a sum of products, one a tap.
+The primitive here is a call of `lax.conv_general_dilated` whose gradients are
+convolutions in that form already, of transposed arrays, and so are theirs. Where the
+result is smaller than the kernel, for one filter a channel and for 1 x 1 windows a
+convolution is a sum of products, one a tap.
 """
 
 import functools
@@ -13,6 +14,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 
 class _Window(NamedTuple):
@@ -39,7 +42,7 @@ def cpu_convolution(
   *,
   groups: int = 1,
 ) -> jax.Array:
-  """Convolves images; differentiable in reverse, to any order.
+  """Convolves images; has derivatives of every order, forward and in reverse.
 
   Args:
     inputs: `[batch, height, width, in]`.
@@ -99,39 +102,24 @@ def _sum_of_taps(inputs, kernel, *, strides, padding, each: bool) -> jax.Array:
   return result
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _convolve(inputs: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
+def _lax_convolution(inputs, kernel, window: _Window) -> jax.Array:
   """`[batch, height, width, in]` by `[rows, cols, in, out]`."""
-
-  # Under `vmap`, one kernel after another: XLA has no fast kernel for groups.
-  @jax.custom_batching.sequential_vmap
-  def convolve(inputs, kernel):
-    return jax.lax.conv_general_dilated(
-      inputs,
-      kernel,
-      window.strides,
-      window.padding,
-      lhs_dilation=window.spread,
-      rhs_dilation=window.dilation,
-      dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-
-  return convolve(inputs, kernel)
-
-
-def _forward(inputs, kernel, window: _Window):
-  return _convolve(inputs, kernel, window), (inputs, kernel)
-
-
-def _backward(window: _Window, arrays, out):
-  inputs, kernel = arrays
-  return (
-    _inputs_gradient(out, inputs, kernel, window),
-    _kernel_gradient(out, inputs, kernel, window),
+  return jax.lax.conv_general_dilated(
+    inputs,
+    kernel,
+    window.strides,
+    window.padding,
+    lhs_dilation=window.spread,
+    rhs_dilation=window.dilation,
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
   )
 
 
-_convolve.defvjp(_forward, _backward)
+def _convolve(inputs, kernel, window: _Window) -> jax.Array:
+  """The same, by the primitive; who reads a jaxpr finds the call's own inside."""
+  like = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (inputs, kernel))
+  call = jax.make_jaxpr(lambda *arrays: _lax_convolution(*arrays, window))(*like)
+  return convolution_p.bind(inputs, kernel, window=window, call_jaxpr=call)
 
 
 def _extent(size: int, distance: int) -> int:
@@ -139,27 +127,29 @@ def _extent(size: int, distance: int) -> int:
   return (size - 1) * distance + 1
 
 
-def _inputs_gradient(out, inputs, kernel, window: _Window) -> jax.Array:
+def _inputs_gradient(out, inputs, kernel, *, window: _Window, call_jaxpr) -> jax.Array:
   """The gradient on the inputs: every tap gives back to the pixel that it read."""
+  del call_jaxpr
   strides, padding, dilation, spread = window
   edges = []
   for n in range(2):
     before = padding[n][0]
     reach = _extent(kernel.shape[n], dilation[n]) - 1
-    size = _extent(inputs.shape[n + 1], spread[n])
+    size = _extent(inputs.aval.shape[n + 1], spread[n])
     covered = _extent(out.shape[n + 1], strides[n])
     edges.append((reach - before, size - covered + before))
   flipped = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
   return _convolve(out, flipped, _Window(spread, tuple(edges), dilation, strides))
 
 
-def _kernel_gradient(out, inputs, kernel, window: _Window) -> jax.Array:
+def _kernel_gradient(out, inputs, kernel, *, window: _Window, call_jaxpr) -> jax.Array:
   """The gradient on the kernel: inputs and outputs a tap apart, over all images."""
+  del call_jaxpr
   strides, padding, dilation, spread = window
   edges, kept = [], []
   for n in range(2):
     before = padding[n][0]
-    reach = _extent(kernel.shape[n], dilation[n]) - 1
+    reach = _extent(kernel.aval.shape[n], dilation[n]) - 1
     size = _extent(inputs.shape[n + 1], spread[n])
     covered = _extent(out.shape[n + 1], strides[n])
     after = covered + reach - size - before
@@ -173,3 +163,31 @@ def _kernel_gradient(out, inputs, kernel, window: _Window) -> jax.Array:
     _Window(strides=dilation, padding=tuple(edges), dilation=strides, spread=spread),
   )
   return result.transpose(1, 2, 0, 3)
+
+
+def _batched(arrays, axes, *, window: _Window, call_jaxpr):
+  """`vmap`: more images for one kernel, and one kernel after another."""
+  del call_jaxpr
+  inputs, kernel = (
+    x if axis is None else jnp.moveaxis(x, axis, 0)
+    for x, axis in zip(arrays, axes, strict=True)
+  )
+  if axes[1] is None:
+    out = _convolve(inputs.reshape(-1, *inputs.shape[2:]), kernel, window)
+    return out.reshape(*inputs.shape[:2], *out.shape[1:]), 0
+  if axes[0] is None:
+    return jax.lax.map(lambda kernel: _convolve(inputs, kernel, window), kernel), 0
+  return jax.lax.map(lambda pair: _convolve(*pair, window), (inputs, kernel)), 0
+
+
+def _call(inputs, kernel, *, window: _Window, call_jaxpr):
+  del call_jaxpr
+  return _lax_convolution(inputs, kernel, window)
+
+
+convolution_p = Primitive("cpu_convolution")
+convolution_p.def_impl(jax.jit(_call, static_argnames=("window", "call_jaxpr")))
+convolution_p.def_abstract_eval(lambda *_, call_jaxpr, **__: call_jaxpr.out_avals[0])
+ad.defbilinear(convolution_p, _inputs_gradient, _kernel_gradient)
+batching.primitive_batchers[convolution_p] = _batched
+mlir.register_lowering(convolution_p, mlir.lower_fun(_call, multiple_results=False))

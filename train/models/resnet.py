@@ -17,7 +17,7 @@ from train.models.activations import ACTIVATIONS
 from train.models.convolution import convolution
 from train.models.network import Network
 from train.models.norms import batch_norm
-from train.models.stacks import stack
+from train.models.stacks import keep_products, stack
 
 
 class _Layers(nn.Module):
@@ -120,7 +120,8 @@ class ResNet(Network):
       options = (conv, norm, activation)
       x, _ = block(width, strides, *options, name=first)(x, None)
       if length > 1:
-        x, _ = stack(block, length - 1)(width, 1, *options, name=rest)(x, None)
+        blocks = stack(block, length - 1, remat=True, policy=keep_products)
+        x, _ = blocks(width, 1, *options, name=rest)(x, None)
     dense = nn.Dense(
       self.num_classes,
       kernel_init=self.kernel_init,
