@@ -1,25 +1,25 @@
 """Training speed: dense against masked, one seed against five, against eager torch.
 
-python -m benchmarks.train [--networks mlp7,mlp1000,resnet32,cnn1000] [--repeats 9]
-  [--output benchmarks/results/train]
+python -m benchmarks.train [--networks mlp7,mlp1000,resnet32,vgg16,cnn100,cnn1000]
+  [--repeats 9] [--output benchmarks/results/train]
 
 The competitors of a network take turns in one process, a chunk of steps each; medians,
 compile time apart. Memory is what the compiled program holds at its peak. Images are
 random: no time depends on them. Torch, if it is installed, runs the same network in a
-plain loop, dense, with as many threads as there are cores. Writes OUTPUT.json and
-OUTPUT.md.
+plain loop, dense and channels last, with as many threads as there are cores. Seconds of
+all cores together stand beside the wall clock: on a shared machine compare those.
+Writes OUTPUT.json and OUTPUT.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
+import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.init import hardware
-from configs import cifar10_cnn1000, cifar10_resnet32, mnist_mlp7, mnist_mlp1000
+from configs import (
+  cifar10_cnn100,
+  cifar10_cnn1000,
+  cifar10_resnet32,
+  cifar10_vgg16,
+  mnist_mlp7,
+  mnist_mlp1000,
+)
 from train.core.plan import Plan, check_plan, start_state
 from train.core.state import take_seed
 from train.core.steps import train_chunk
@@ -56,12 +63,33 @@ class Network(NamedTuple):
 NETWORKS = {
   "mlp7": Network(mnist_mlp7, {}, 200, seeds=True),
   "mlp1000": Network(mnist_mlp1000, {}, 8),
-  "resnet32": Network(cifar10_resnet32, {}, 1),
+  "resnet32": Network(cifar10_resnet32, {"batch_size": 128}, 1),
+  "vgg16": Network(cifar10_vgg16, {"batch_size": 128}, 1),
+  "cnn100": Network(cifar10_cnn100, {}, 1),
   "cnn1000": Network(cifar10_cnn1000, {"batch_size": 2}, 1),
 }
 
 
-class Competitor:
+class Timed:
+  """Something that does steps; `times` has wall and processor seconds of each."""
+
+  def __init__(self, steps: int):
+    """Takes no time yet."""
+    self.steps, self.times = steps, []
+
+  def run(self) -> None:
+    """Does the steps."""
+    raise NotImplementedError
+
+  def __call__(self) -> None:
+    """Does the steps, and takes the time."""
+    wall, processor = time.perf_counter(), time.process_time()
+    self.run()
+    spent = (time.perf_counter() - wall, time.process_time() - processor)
+    self.times.append([seconds / self.steps for seconds in spent])
+
+
+class Competitor(Timed):
   """A compiled chunk of steps and the state that it goes on with."""
 
   def __init__(self, plan: Plan, state: Any, steps: int):
@@ -71,8 +99,8 @@ class Competitor:
     images = rng.integers(0, 256, (size, *spec.shape), np.uint8)
     labels = rng.integers(0, spec.num_classes, size, np.int32)
     self.data = jax.device_put(Split(images, labels))
-    self.count, self.steps = jax.device_put(np.int32(steps)), steps
-    self.state, self.times = state, []
+    super().__init__(steps)
+    self.count, self.state = jax.device_put(np.int32(steps)), state
     begin = time.perf_counter()
     lowered = train_chunk.lower(state, self.data, self.count, recipe=plan.recipe)
     self.program = lowered.compile()
@@ -80,17 +108,13 @@ class Competitor:
     memory = self.program.memory_analysis()
     used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     self.bytes = used + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    self()
-    self.times.clear()
+    self.run()
 
-  def __call__(self) -> None:
+  def run(self) -> None:
     """Runs one chunk."""
     state = self.state._replace(step=jnp.zeros((), jnp.int32))
-    jax.block_until_ready(state)
-    begin = time.perf_counter()
     self.state, *_ = self.program(state, self.data, self.count)
     jax.block_until_ready(self.state)
-    self.times.append((time.perf_counter() - begin) / self.steps)
 
 
 def make_plan(network: Network, **fields: Any) -> Plan:
@@ -132,40 +156,31 @@ def competitors(network: Network) -> dict[str, Any]:
 
 
 def torch_loop(plan: Plan, steps: int) -> Any | None:
-  """Returns the network in an eager torch loop; None without torch, or for others."""
-  config = plan.config
-  if config.model.name not in ("mlp", "cnn"):
-    return None
+  """Returns the network in an eager torch loop; None without torch."""
   try:
     import torch  # pyright: ignore[reportMissingImports]
+
+    from benchmarks import torch_networks
   except ImportError:
     return None
   torch.set_num_threads(os.cpu_count() or 1)
-  nn = torch.nn
-  width, depth, height = config.model.width, config.model.depth, plan.recipe.spec.shape
-  shape, layers = (height[2], *height[:2]), []
-  if config.model.name == "mlp":
-    sizes = [int(np.prod(shape)), *[width] * (depth - 1)]
-    layers = [nn.Flatten()]
-    for before, after in itertools.pairwise(sizes):
-      layers += [nn.Linear(before, after), nn.Tanh()]
-    layers.append(nn.Linear(width, 10))
+  config, (height, width, channels) = plan.config, plan.recipe.spec.shape
+  name, shape = config.model.name, (channels, height, width)
+  if name == "cifar_resnet":
+    blocks = (config.model.depth - 2) // 6
+    model = torch_networks.ResNet((blocks,) * 3, 16, 10, False)
+  elif name.startswith("vgg16_"):
+    model = torch_networks.VGG(name[-1].upper())
   else:
-    channels = shape[0]
-    for number in range(depth - 1):
-      stride = 2 if number in (1, 2) else 1
-      conv = nn.Conv2d(channels, width, 3, stride, 1, padding_mode="circular")
-      layers, channels = [*layers, conv, nn.Tanh()], width
-    layers += [nn.AvgPool2d(2), nn.Flatten(), nn.Linear(width * 16, 10)]
-  model = nn.Sequential(*layers)
-  for weight in model.parameters():
-    if weight.ndim > 1:
-      nn.init.orthogonal_(weight, config.sparsity.scale)
+    model = torch_networks.chain(name, config.model.depth, config.model.width, shape)
+    for weight in model.parameters():
+      if weight.ndim > 1:
+        torch.nn.init.orthogonal_(weight, config.sparsity.scale)
   return _TorchLoop(model, config, (config.batch_size, *shape), steps)
 
 
-class _TorchLoop:
-  """A plain training loop of torch."""
+class _TorchLoop(Timed):
+  """A plain training loop of torch, its images channels last."""
 
   def __init__(self, model: Any, config: Any, shape: tuple[int, ...], steps: int):
     import torch  # pyright: ignore[reportMissingImports]
@@ -178,35 +193,38 @@ class _TorchLoop:
       nesterov=settings.nesterov,
       weight_decay=settings.weight_decay,
     )
-    self.model, self.steps, self.times = model, steps, []
-    self.inputs, self.labels = torch.randn(shape), torch.randint(0, 10, shape[:1])
+    super().__init__(steps)
+    layout = {"memory_format": torch.channels_last}
+    self.model, self.inputs = model.to(**layout), torch.randn(shape).to(**layout)
+    self.labels = torch.randint(0, 10, shape[:1])
     self.loss = torch.nn.CrossEntropyLoss()
-    self()
-    self.times.clear()
+    self.run()
 
-  def __call__(self) -> None:
-    begin = time.perf_counter()
+  def run(self) -> None:
+    """Does the steps of a chunk, all on the same images."""
     for _ in range(self.steps):
       self.optimizer.zero_grad()
       self.loss(self.model(self.inputs), self.labels).backward()
       self.optimizer.step()
-    self.times.append((time.perf_counter() - begin) / self.steps)
 
 
-def measure(turns: dict[str, Callable[[], None]], repeats: int) -> dict[str, dict]:
+def measure(turns: dict[str, Timed], repeats: int) -> dict[str, dict]:
   """Runs all competitors in turn; returns a row for each, ratios to the first."""
   for _ in range(repeats):
     for competitor in turns.values():
       competitor()
   table: dict[str, dict] = {}
   for name, competitor in turns.items():
-    row = {"seconds": statistics.median(competitor.times)}
+    wall, processor = zip(*competitor.times, strict=True)
+    row = {"seconds": statistics.median(wall), "cpu": statistics.median(processor)}
     if isinstance(competitor, Competitor):
       row |= {"compile": competitor.compile_seconds, "bytes": competitor.bytes}
     table[name] = row
   reference = next(iter(table.values()))["seconds"]
   for row in table.values():
     row["ratio"] = row["seconds"] / reference
+    if torch_row := table.get("torch, dense"):
+      row["over_torch"] = row["seconds"] / torch_row["seconds"]
   return table
 
 
@@ -215,18 +233,33 @@ def markdown(results: dict) -> str:
   lines = [
     f"# Training speed\n\n`{results['command']}`\n\n{results['hardware']}; median of "
     f"{results['repeats']}, in turn, compile time apart.\n",
-    "| network | program | a step, ms | over dense | compile, s | memory, MiB |",
-    "| --- | --- | --- | --- | --- | --- |",
+    "| network | program | a step, ms | of all cores, ms | over dense | over torch "
+    "| compile, s | memory, MiB |",
+    "|" + " --- |" * 8,
   ]
   for network, table in results["tables"].items():
     for name, row in table.items():
       compiled = f"{row['compile']:.2f}" if "compile" in row else ""
       memory = f"{row['bytes'] / 2**20:,.0f}" if "bytes" in row else ""
+      torch = f"{row['over_torch']:.2f}" if "over_torch" in row else ""
       lines.append(
-        f"| {network} | {name} | {1e3 * row['seconds']:.2f} | {row['ratio']:.3f} "
-        f"| {compiled} | {memory} |"
+        f"| {network} | {name} | {1e3 * row['seconds']:.2f} | {1e3 * row['cpu']:.2f} "
+        f"| {row['ratio']:.3f} | {torch} | {compiled} | {memory} |"
       )
   return "\n".join(lines) + "\n"
+
+
+def processor() -> str:
+  """Names the processor and the widest vectors it has."""
+  try:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+  except OSError:
+    return platform.processor() or platform.machine()
+  fields = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
+  flags = fields.get("flags", "").split()
+  widest = next((flag for flag in ("avx512f", "avx2", "avx") if flag in flags), "")
+  family = f"family {fields.get('cpu family')}, model {fields.get('model')}"
+  return f"{fields.get('model name', platform.machine())} ({family}) {widest}".strip()
 
 
 def main() -> None:
@@ -248,7 +281,7 @@ def main() -> None:
     )
   results = {
     "command": " ".join(["python -m benchmarks.train", *sys.argv[1:]]),
-    "hardware": hardware(),
+    "hardware": f"{hardware()}, {processor()}",
     "repeats": args.repeats,
     "tables": tables,
   }
