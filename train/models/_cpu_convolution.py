@@ -118,7 +118,7 @@ def _lax_convolution(inputs, kernel, window: _Window) -> jax.Array:
 def _convolve(inputs, kernel, window: _Window) -> jax.Array:
   """The same, by the primitive; who reads a jaxpr finds the call's own inside."""
   like = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (inputs, kernel))
-  call = jax.make_jaxpr(lambda *arrays: _lax_convolution(*arrays, window))(*like)
+  call = jax.make_jaxpr(lambda x, k: _lax_convolution(x, k, window))(*like)
   return convolution_p.bind(inputs, kernel, window=window, call_jaxpr=call)
 
 
@@ -177,7 +177,7 @@ def _batched(arrays, axes, *, window: _Window, call_jaxpr):
     return out.reshape(*inputs.shape[:2], *out.shape[1:]), 0
   if axes[0] is None:
     return jax.lax.map(lambda kernel: _convolve(inputs, kernel, window), kernel), 0
-  return jax.lax.map(lambda pair: _convolve(*pair, window), (inputs, kernel)), 0
+  return jax.lax.map(lambda xk: _convolve(xk[0], xk[1], window), (inputs, kernel)), 0
 
 
 def _call(inputs, kernel, *, window: _Window, call_jaxpr):
