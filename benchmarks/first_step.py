@@ -35,7 +35,7 @@ CONFIGS = (
 )
 ROOT = pathlib.Path(__file__).parents[1]
 TIMEOUT = 900.0
-# Named by jax's own log of compilations; with a cache hit none is finished.
+# Named by jax's own log of compilations, those read from the cache included.
 COMPILED = re.compile(r"Finished XLA compilation")
 KERNELS = """
 import time
@@ -149,15 +149,12 @@ def main(argv: list[str] | None = None) -> None:
     "",
     f"{processor()}; one run each; `python -m benchmarks.first_step --kernels`.",
     "",
-    "| | cold, s | programs | warm, s | programs |",
-    "| --- | --- | --- | --- | --- |",
+    "| | cold, s | warm, s | programs of the process |",
+    "| --- | --- | --- | --- |",
   ]
   for name, row in rows.items():
-    cells = [
-      f"{row[kind]['seconds']:.1f} | {row[kind]['programs']}"
-      for kind in ("cold", "warm")
-    ]
-    lines.append(f"| {name} | {' | '.join(cells)} |")
+    cold, warm = (row[kind]["seconds"] for kind in ("cold", "warm"))
+    lines.append(f"| {name} | {cold:.1f} | {warm:.1f} | {row['cold']['programs']} |")
   calls = rows.get("sparsify, 54 kernels of ResNet-50")
   if calls:
     lines += ["", f"The next call of `sparsify` takes {calls['cold']['next']:.2f} s."]

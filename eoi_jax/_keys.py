@@ -45,7 +45,7 @@ def check_key(key: Any) -> jax.Array:
     got = repr(key) if isinstance(key, int | float | str) else type(key).__name__
   hint = "; of an NNX stream pass `rngs.params()`" if callable(key) else ""
   raise ValueError(
-    f"`key` must be one PRNG key such as `jax.random.key(0)`, got {got}{hint}."
+    f"`key` must be a PRNG key such as `jax.random.key(0)`, got {got}{hint}."
   )
 
 

@@ -12,14 +12,11 @@ from eoi_jax import (
   kernel_masks,
   random_masks,
   sparse_orthogonal,
-  sparsify,
 )
 from eoi_jax.signal import (
   connected_components,
   effective_density,
   effective_masks,
-  gradient_norms,
-  signal_profile,
 )
 
 
@@ -119,58 +116,6 @@ def test_a_sparse_orthogonal_matrix_falls_into_blocks():
   sizes = np.bincount(blocks.inputs)
   chex.assert_trees_all_equal(sizes, np.bincount(blocks.outputs))  # square blocks
   assert sizes[0] == sizes.max()
-
-
-def test_signal_profile_of_isometries_is_flat():
-  keys = jax.random.split(jax.random.key(0), 5)
-  kernels = jnp.stack([sparse_orthogonal(key, (64, 64), 0.2) for key in keys])
-  x = jax.random.normal(jax.random.key(1), (4, 64))
-  profile = signal_profile(jax.random.key(2), lambda w, x: x @ w, 2 * kernels, x)
-  np.testing.assert_allclose(profile.gain, 2, rtol=1e-5)
-  np.testing.assert_allclose(
-    profile.gradient_gain, 2.0 ** np.arange(5, 0, -1), rtol=1e-5
-  )
-  start = jnp.mean(jnp.square(x))
-  np.testing.assert_allclose(
-    profile.mean_square, start * 4.0 ** np.arange(1, 6), rtol=1e-5
-  )
-
-
-def test_gradient_norms():
-  params = _template(12, 12, 12, 12)
-  params, _ = sparsify(jax.random.key(0), params, 0.3)
-  for layer in params:
-    layer["bias"] = jnp.zeros_like(layer["bias"])
-  x = jax.random.normal(jax.random.key(1), (256, 12))
-  norms = gradient_norms(jax.random.key(2), _linear_net, params, x)
-  assert list(norms) == [f"{n}/kernel" for n in range(3)]
-  # An isometry hands on the inputs' and the gradient's norm: E |x|^2 E |u|^2 = 12.
-  for norm in norms.values():
-    np.testing.assert_allclose(norm, [12**0.5], rtol=0.15)
-
-
-def _linear_net(params, x):
-  for layer in params:
-    x = x @ layer["kernel"] + layer["bias"][None]
-  return x
-
-
-def test_gradient_norms_of_a_stack():
-  def is_stacked(name, leaf):
-    del name
-    return leaf.ndim == 3
-
-  params = {"kernel": jnp.stack([2 * jnp.eye(4)] * 3)}
-  norms = gradient_norms(
-    jax.random.key(0),
-    lambda p, x: jax.lax.scan(lambda x, w: (x @ w, None), x, p["kernel"])[0],
-    params,
-    jnp.ones((5, 4)),
-    is_stacked=is_stacked,
-  )["kernel"]
-  # The kernels are equal, and so is the product of the other two.
-  assert norms.shape == (3,) and norms[0] > 0
-  np.testing.assert_allclose(norms, np.full(3, norms[0]), rtol=1e-6)
 
 
 def test_errors(value_error):

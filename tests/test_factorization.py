@@ -5,12 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eoi_jax import (
-  Rotations,
-  rotated_identity,
-  rotations_from_orthogonal,
-  sparse_orthogonal,
-)
+from eoi_jax import Rotations, sparse_orthogonal
+from eoi_jax.givens import rotated_identity, rotations_from_orthogonal
 
 
 def _proper(seed, size):

@@ -373,11 +373,11 @@ def test_a_state_of_nnx_is_read_by_shape(value_error):
 
 
 def test_block_sparse_layers_have_no_kernel_to_prune():
-  model = nn.Sequential([BlockDense(16, 0.25, 4), nn.Dense(4)])
+  model = nn.Sequential([BlockDense(16, 0.25, block_size=4), nn.Dense(4)])
   layouts = linen_layouts(model, jnp.ones((1, 16)))
   assert [n for n, x in layouts.items() if x] == ["layers_1/kernel"]
   module = nnx.Sequential(
-    NnxBlockDense(16, 16, 0.25, 4, rngs=nnx.Rngs(0)),
+    NnxBlockDense(16, 16, density=0.25, block_size=4, rngs=nnx.Rngs(0)),
     nnx.Linear(16, 4, rngs=nnx.Rngs(0)),
   )
   assert [n for n, x in nnx_layouts(module).items() if x] == ["layers/1/kernel"]

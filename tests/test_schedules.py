@@ -10,6 +10,7 @@ import pytest
 from eoi_jax import (
   apply_rotations,
   expected_density,
+  kernel_layouts,
   sample_rotations,
   sparse_orthogonal,
 )
@@ -140,5 +141,6 @@ def test_dead_units_of_trees_and_stacks():
   kernel[0, 2, 1, :] = 1
   stack = np.stack([np.eye(3), np.zeros((3, 3))])
   tree = {"conv": {"kernel": kernel}, "stack": {"kernel": stack}, "bias": np.zeros(3)}
-  counted = dead_units(tree, is_stacked=lambda name, _: name.startswith("stack"))
+  layouts = kernel_layouts(tree, {"stack/*": "sio", "conv/*": "wwio"})
+  counted = dead_units(tree, layouts=layouts)
   assert counted == {"conv/kernel": (3, 0), "stack/kernel": (3, 3)}

@@ -482,6 +482,7 @@ def test_all_taps_of_every_kind_of_convolution(value_error):
         image = (5,) * (block.ndim - 2)
         values = conv_singular_values(block, image, padding="CIRCULAR")
         np.testing.assert_allclose(values, 1.0, atol=1e-5)
-        assert (block != 0).any(axis=(-1, -2)).all(), "a tap is empty"
+        if min(block.shape[-2:]) >= 16:  # channels enough for every tap
+          assert (block != 0).any(axis=(-1, -2)).all(), "a tap is empty"
   with value_error("`taps`", "'center', 'all'", "'every'"):
     sparsify(KEY, CNN, 0.3, options={"taps": "every"})

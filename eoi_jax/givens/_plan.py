@@ -418,7 +418,7 @@ def plan(
   kept = slots < count
   slots = jnp.where(kept, slots, num)
   angle = jnp.append(rotations.angle, 0).astype(
-    jnp.promote_types(settings.dtype, jnp.float32)
+    np.promote_types(settings.dtype, jnp.float32)
   )
   first = _take(i, slots)
   sin = _take(jnp.sin(angle), slots)

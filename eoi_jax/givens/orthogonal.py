@@ -150,7 +150,7 @@ def _sample(key, budget, settings: plan_lib.Settings) -> jax.Array:
 
 
 def _plan_and_rotate(words, budget, *, matrix, settings, alone: bool) -> jax.Array:
-  wide = settings._replace(dtype=jnp.promote_types(settings.dtype, jnp.float32))
+  wide = settings._replace(dtype=np.promote_types(settings.dtype, jnp.float32))
   plan = plan_lib.plan(words, budget, matrix, settings, stop_early=tuning.in_cache())
   if settings.dtype == jnp.float16:
     return cast(tuning.rotated_identity(plan, wide, matrix.lo, alone), settings.dtype)
@@ -268,7 +268,7 @@ def orthogonality_error(matrix: jax.Array) -> jax.Array:
     )
   if not jnp.issubdtype(matrix.dtype, jnp.floating):
     raise ValueError(f"`matrix` must be floating point, got {matrix.dtype}.")
-  matrix = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))
+  matrix = matrix.astype(np.promote_types(matrix.dtype, jnp.float32))
   if matrix.shape[0] < matrix.shape[1]:
     matrix = matrix.T
   gram = jnp.matmul(matrix.T, matrix, precision=jax.lax.Precision.HIGHEST)

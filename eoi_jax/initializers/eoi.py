@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 
 from eoi_jax import _checks, _keys
 from eoi_jax.givens._plan import Angle, check_schedule
@@ -113,7 +114,7 @@ def eoi_init(
     budget = kernel_budget(block, density, taps, center)
     at_center = taps == "center" or math.prod(block[:-2]) == 1
     sample_shape = block[-2:] if at_center else block
-    wide = jnp.promote_types(dtype, jnp.float32)
+    wide = np.promote_types(dtype, jnp.float32)
 
     def sample(key):
       drawn = sample_kernel(

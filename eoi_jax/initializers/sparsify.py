@@ -364,7 +364,7 @@ def _eoi_in_mask(
   if isinstance(masks, jax.core.Tracer):
     stack._replace(budgets=None).known_budgets()
   center = eoi.center_tap(stack.shape[:-2])
-  dtype = jnp.promote_types(stack.dtype, jnp.float32)
+  dtype = np.promote_types(stack.dtype, jnp.float32)
   matrices, failed = [], []
   for n, pattern in enumerate(np.asarray(masks)[(slice(None), *center)]):
     problem = patterns.matching_error(patterns.match_lines(pattern), pattern.shape)
@@ -486,7 +486,7 @@ def _sample(stack: _Stack, budgets: np.ndarray, scale: float, options, shape) ->
   their own, for budgets up to a largest one: those are few, and which one a block gets
   depends on its own budget alone, so that its values do, too.
   """
-  dtype = jnp.promote_types(stack.dtype, jnp.float32)
+  dtype = np.promote_types(stack.dtype, jnp.float32)
   shared = shape == stack.matrix_shape and options["schedule"] in (None, "iid")
   traced = isinstance(stack.keys, jax.core.Tracer)
   if shared and not traced and len(budgets) < _MANY:

@@ -421,6 +421,7 @@ def _number(value: Any) -> str:
 def as_json(inspection: Inspection) -> str:
   """Returns the report as JSON; what is not finite is null."""
   rows = [row.layer._asdict() | row._asdict() for row in inspection.rows]
+  rows = [{k: v for k, v in row.items() if v is not None} for row in rows]
   content = {
     "layers": [{k: v for k, v in row.items() if k != "layer"} for row in rows],
     "totals": inspection.totals,

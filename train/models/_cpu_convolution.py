@@ -124,8 +124,7 @@ def _convolve(inputs, kernel, window: _Window) -> jax.Array:
 
 @functools.lru_cache(maxsize=256)  # equal calls carry one jaxpr, and compile once
 def _call_jaxpr(inputs, kernel, window: _Window) -> Any:
-  convolve = functools.partial(_lax_convolution, window=window)
-  return jax.make_jaxpr(convolve)(inputs, kernel)
+  return jax.make_jaxpr(lambda x, k: _lax_convolution(x, k, window))(inputs, kernel)
 
 
 def _extent(size: int, distance: int) -> int:
@@ -183,7 +182,7 @@ def _batched(arrays, axes, *, window: _Window, call_jaxpr):
     return out.reshape(*inputs.shape[:2], *out.shape[1:]), 0
   if axes[0] is None:
     return jax.lax.map(lambda kernel: _convolve(inputs, kernel, window), kernel), 0
-  return jax.lax.map(lambda pair: _convolve(*pair, window), (inputs, kernel)), 0
+  return jax.lax.map(lambda xk: _convolve(xk[0], xk[1], window), (inputs, kernel)), 0
 
 
 def _call(inputs, kernel, *, window: _Window, call_jaxpr):
