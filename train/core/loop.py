@@ -182,8 +182,8 @@ def _restore_or_start(
 def _compiling_ahead(plan: Plan) -> Iterator[None]:
   """Compiles the chunk of steps in a thread, meanwhile, into the compilation cache.
 
-  The first call then finds it there: of the quickstart's 8 s until the first loss this
-  saves 1.5 on two cores. Without a cache, or on several devices, it does nothing.
+  The first call then finds it there. Without a cache, or on several devices, it does
+  nothing.
   """
   settings: Any = jax.config
   cached = settings.jax_enable_compilation_cache and settings.jax_compilation_cache_dir
