@@ -4,12 +4,9 @@ The host sees a run as chunks of compiled steps. It logs, evaluates and saves be
 them; nothing that it does changes a number of the training.
 """
 
-import contextlib
 import json
 import math
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -161,8 +158,7 @@ def _restore_or_start(
     state = checkpoints.restore(mesh.place_like(like_start(plan), placement))
   at_start: Any = None if state is None else summaries.read_start(path)
   if not mesh.agree(at_start is not None):
-    with _compiling_ahead(plan) if state is None else contextlib.nullcontext():
-      first = start_state(plan)
+    first = start_state(plan)
     mesh.check_equal_masks(named_leaves(first.masks))
     at_start = summaries.describe_start(
       plan.config, take_seed(first, 0), gains(plan.config).scale, plan.recipe.model
@@ -176,30 +172,6 @@ def _restore_or_start(
     logger.info("continuing from the checkpoint of step %d", checkpoints.newest)
   assert state is not None
   return state, at_start
-
-
-@contextlib.contextmanager
-def _compiling_ahead(plan: Plan) -> Iterator[None]:
-  """Compiles the chunk of steps in a thread, meanwhile, into the compilation cache.
-
-  The first call then finds it there. Without a cache, or on several devices, it does
-  nothing.
-  """
-  settings: Any = jax.config
-  cached = settings.jax_enable_compilation_cache and settings.jax_compilation_cache_dir
-  if not cached or plan.recipe.placement is not None or plan.recipe.streamed:
-    yield
-    return
-  state, data = like_start(plan), plan.dataset.train
-
-  def compile_chunk():
-    with contextlib.suppress(Exception):  # the first call reports it
-      train_chunk.lower(state, data, np.int32(0), recipe=plan.recipe).compile()
-
-  thread = threading.Thread(target=compile_chunk, daemon=True)
-  thread.start()
-  yield
-  thread.join()
 
 
 class _Run(NamedTuple):
