@@ -4,10 +4,12 @@ import importlib.metadata
 import pathlib
 import re
 import shlex
+import subprocess
 import tomllib
 from typing import NamedTuple
 
 import jax
+import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Packages that a page may use and a test environment may lack.
@@ -78,3 +80,19 @@ def unknown_extras(requirements: list[str]) -> list[str]:
 def _without_prefix(words):
   words = [w for w in words if not re.match(r"[A-Z_]+=", w)]
   return [words[0].removeprefix(".venv/bin/"), *words[1:]]
+
+
+def commands(known: list[list[str]], start: str):
+  """Parameters for a test: what follows `start` in the commands that begin with it."""
+  words = start.split()
+  found = [c[len(words) :] for c in known if c[: len(words)] == words]
+  assert found, start
+  return pytest.mark.parametrize("arguments", found, ids=" ".join)
+
+
+def run(*words: str) -> str:
+  """Output of a command in the checkout, which must succeed."""
+  output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+  result = subprocess.run(words, cwd=ROOT, **output)
+  assert result.returncode == 0, result.stdout
+  return result.stdout

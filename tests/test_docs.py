@@ -9,6 +9,7 @@ import sys
 
 import documents
 import pytest
+from documents import run
 
 import eoi_jax
 from train import paper
@@ -48,21 +49,6 @@ REFERENCE = [
 ]
 REFERENCE += [f"eoi_jax.layouts.{n}" for n in ("Layout", "Layouts", "kernel_layouts")]
 REFERENCE += ["eoi_jax.linen_layouts", "eoi_jax.nnx_layouts"]
-
-
-def _commands(start):
-  """Parameters: what follows `start` in the commands that begin with it."""
-  words = start.split()
-  found = [c[len(words) :] for c in COMMANDS if c[: len(words)] == words]
-  assert found, start
-  return pytest.mark.parametrize("arguments", found, ids=" ".join)
-
-
-def _run(*words):
-  output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-  result = subprocess.run(words, cwd=ROOT, **output)
-  assert result.returncode == 0, result.stdout
-  return result.stdout
 
 
 def test_no_block_goes_unchecked():
@@ -133,61 +119,61 @@ def test_every_config_is_named():
     assert f"`{name}`" in text, name
 
 
-@_commands("make")
+@documents.commands(COMMANDS, "make")
 def test_make_targets_exist(arguments):
-  assert "nothing to be done" not in _run("make", "--dry-run", *arguments).lower()
+  assert "nothing to be done" not in run("make", "--dry-run", *arguments).lower()
 
 
-@_commands("pip install")
+@documents.commands(COMMANDS, "pip install")
 def test_extras_exist(arguments):
   assert not documents.unknown_extras(arguments)
 
 
-@_commands("python -m pytest")
+@documents.commands(COMMANDS, "python -m pytest")
 def test_test_files_exist(arguments):
   assert all((ROOT / a).exists() for a in arguments if not a.startswith("-"))
 
 
-@_commands("python -m train.prepare")
+@documents.commands(COMMANDS, "python -m train.prepare")
 def test_prepare_takes_these_flags(arguments):
-  _run(sys.executable, "-m", "train.prepare", *arguments, "--only_check_args")
+  run(sys.executable, "-m", "train.prepare", *arguments, "--only_check_args")
 
 
 @pytest.mark.slow
-@_commands("python -m train.run")
+@documents.commands(COMMANDS, "python -m train.run")
 def test_training_commands_run(arguments, tmp_path, request):
   """Runs the smoke variant of the config with the flags that the page gives.
 
   What is for larger machines is parsed only.
   """
   if "cifar10" in " ".join(arguments):
-    _run(sys.executable, "-m", "train.run", *arguments, "--only_check_args")
+    run(sys.executable, "-m", "train.run", *arguments, "--only_check_args")
     return
   if "mnist" in " ".join(arguments):
     request.getfixturevalue("tfds_data_dir")
   smoke = [re.sub(r"^(configs/\w+\.py)$", r"\1:smoke", a) for a in arguments]
   workdir = tmp_path / "workdir"
-  output = _run(sys.executable, "-m", "train.run", *smoke, "--workdir", str(workdir))
+  output = run(sys.executable, "-m", "train.run", *smoke, "--workdir", str(workdir))
   assert "test accuracy" in output.lower(), output
   assert list(workdir.rglob("*.png"))
 
 
-@_commands("python -m train.sweep")
+@documents.commands(COMMANDS, "python -m train.sweep")
 def test_sweep_commands_expand(arguments, tmp_path):
   status = [*arguments, "--status", "--workdir", str(tmp_path)]
-  assert "todo" in _run(sys.executable, "-m", "train.sweep", *status)
+  assert "todo" in run(sys.executable, "-m", "train.sweep", *status)
 
 
-@_commands("python -m train.report")
+@documents.commands(COMMANDS, "python -m train.report")
 def test_reports_are_of_sweeps_above(arguments):
   sweeps = [words[3:] for words in COMMANDS if words[2:3] == ["train.sweep"]]
   assert arguments[0] in [str(command.default_workdir(words)) for words in sweeps]
 
 
 @pytest.mark.slow
-@_commands("python -m train.preflight")
+@documents.commands(COMMANDS, "python -m train.preflight")
 def test_preflight_commands_run(arguments, tmp_path):
-  output = _run(
+  output = run(
     *(sys.executable, "-m", "train.preflight", *arguments, "--samples=2"),
     *("--config.model.depth=4", "--workdir", str(tmp_path)),
   )
@@ -205,7 +191,7 @@ def test_the_site_builds_without_warnings(tmp_path):
   for package in ("sphinx", "myst_nb", "furo", "sphinx_copybutton", "sphinx_design"):
     if importlib.util.find_spec(package) is None:
       pytest.skip(f"{package} is not installed: pip install -e '.[docs]'")
-  _run(sys.executable, "-m", "sphinx", "-W", "-q", "docs", str(tmp_path))
+  run(sys.executable, "-m", "sphinx", "-W", "-q", "docs", str(tmp_path))
   assert (tmp_path / "index.html").is_file()
   reference = "".join(p.read_text() for p in (tmp_path / "api").glob("*.html"))
   for name in REFERENCE:
