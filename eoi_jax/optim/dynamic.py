@@ -15,7 +15,14 @@ from eoi_jax import _checks as checks
 from eoi_jax import _keys
 from eoi_jax.layouts import Layouts, fill_tree, is_leaf, named_leaves
 from eoi_jax.optim._compact import LiveWeights
-from eoi_jax.optim.rules import Rule, Rules, change_masks, make_rules, masked_kernels
+from eoi_jax.optim.rules import (
+  Rule,
+  Rules,
+  change_masks,
+  density_of,
+  make_rules,
+  masked_kernels,
+)
 from eoi_jax.optim.static import (
   StaticSparsityState,
   as_transformation,
@@ -227,7 +234,7 @@ def gradual_pruning(
   density: Any,
   *,
   num_steps: int,
-  initial_density: float = 1.0,
+  initial_density: Any = 1.0,
   every: int = 100,
   begin: float = 0.0,
   until: float = 0.75,
@@ -250,7 +257,7 @@ def gradual_pruning(
       scope "global" of all together), or a tree like `masks` of floats or arrays
       `[layers]`, as `allocate` gives it.
     num_steps: length of the training.
-    initial_density: `d_0`, in `[density, 1]`.
+    initial_density: `d_0`, in `[density, 1]`, likewise.
     every: steps from one change of the masks to the next.
     begin: fraction of the training before which masks stay.
     until: fraction of the training after which masks stay.
@@ -271,19 +278,18 @@ def gradual_pruning(
     raise ValueError(f'`scope` must be "layer" or "global", got {scope!r}.')
   num_steps = checks.integer("num_steps", num_steps, 1)
   every = checks.integer("every", every, 1)
-  checks.density(initial_density)
   if not 0 <= checks.number("begin", begin) < checks.number("until", until) <= 1:
     raise ValueError(
       f"`begin` and `until` must be in [0, 1] and in order, got {begin} and {until}."
     )
-  if isinstance(density, int | float | np.number):
-    last = checks.density(density)
-  else:
-    given = named_leaves(density)
-    last = {n: np.asarray(d, np.float64) for n, d in given.items() if d is not None}
-    for name, values in last.items():
-      if not np.all((values > 0) & (values <= 1)):
-        raise ValueError(f"`density` must be in (0, 1], got {values} for {name!r}.")
+  first, last = (_read_densities(each) for each in (initial_density, density))
+  for name in last if isinstance(last, dict) else [""]:
+    low, high = (density_of(each, name) for each in (last, first))
+    if not np.all((low > 0) & (low <= high) & (high <= 1)):
+      raise ValueError(
+        "`density` must be in (0, 1] and at most `initial_density`, got "
+        f"{low} and {high}{name and f' for {name!r}'}."
+      )
   start, end = round(begin * num_steps), max(round(until * num_steps), 1)
 
   def schedule(count):
@@ -294,8 +300,16 @@ def gradual_pruning(
     return jnp.where(due & (count <= end), done, 0.0)
 
   rules = make_rules("magnitude", "magnitude", scope, True, layouts, has_key=False)
-  rules = rules._replace(grow=None, densities=(float(initial_density), last))
+  rules = rules._replace(grow=None, densities=(first, last))
   return _moving_masks(inner, masks, rules, schedule, 0.0, False, restore)
+
+
+def _read_densities(given: Any) -> Any:
+  """A density as a number, or densities of leaves by name."""
+  if isinstance(given, int | float | np.number):
+    return np.float64(given)
+  leaves = named_leaves(given).items()
+  return {name: np.asarray(d, np.float64) for name, d in leaves if d is not None}
 
 
 def _moving_masks(

@@ -56,8 +56,8 @@ class Rules(NamedTuple):
     scope: "layer", "global" or "unit", who competes with whom.
     regrow: whether a weight that was just dropped is a candidate.
     layouts: how leaves are read as layers; None = each leaf is one layer.
-    densities: of pruning without growth, its start and its end: floats, or a dict from
-      names to a float or an array `[layers]` for the end; None = counts are kept.
+    densities: of pruning without growth, its start and its end: floats, or dicts from
+      names to a float or an array `[layers]`; None = counts are kept.
   """
 
   drop: Rule
@@ -65,7 +65,7 @@ class Rules(NamedTuple):
   scope: str
   regrow: bool
   layouts: Layouts | None
-  densities: tuple[float, Any] | None = None
+  densities: tuple[Any, Any] | None = None
 
 
 def make_rules(
@@ -244,8 +244,7 @@ def _rows(rules: Rules, key, name, kernel, mask, weights, slopes, fraction) -> t
   if rules.scope != "unit":
     rows = [x.reshape(num_layers, -1) for x in (drop, grow, live)]
     if rules.densities is not None:
-      first, last = rules.densities
-      last = last.get(name, 1.0) if isinstance(last, dict) else last
+      first, last = (density_of(each, name) for each in rules.densities)
       sizes = np.full(num_layers, live[0].size)
       counts = _pruned(sizes, first, last, fraction)[:, None]
     return (*rows, counts)
@@ -258,7 +257,12 @@ def _rows(rules: Rules, key, name, kernel, mask, weights, slopes, fraction) -> t
   return (*rows, shares.reshape(-1, 1))
 
 
-def _pruned(sizes: np.ndarray, first: float, last: Any, fraction) -> jax.Array:
+def density_of(densities: Any, name: str) -> Any:
+  """The density of the leaf `name`, 1 where a dict does not tell."""
+  return densities.get(name, 1.0) if isinstance(densities, dict) else densities
+
+
+def _pruned(sizes: np.ndarray, first: Any, last: Any, fraction) -> jax.Array:
   """Counts after a part of the way between two densities; exact at its ends."""
   start, end = (np.rint(d * sizes).astype(np.int32) for d in (first, last))
   done = jnp.rint(fraction * (start - end).astype(np.float32)).astype(jnp.int32)
@@ -277,7 +281,7 @@ def _select_together(rules: Rules, rows: list[tuple], fraction) -> list[jax.Arra
       jnp.concatenate([row[k].reshape(-1) for row in rows])[None] for k in range(3)
     )
     target = jnp.stack([jnp.sum(row[3]) for row in rows]).sum().reshape(1, 1)
-    if rules.densities is not None and not isinstance(rules.densities[1], dict):
+    if rules.densities and not any(isinstance(d, dict) for d in rules.densities):
       target = _pruned(np.full((1, 1), live.size), *rules.densities, fraction)
     ends = np.cumsum([math.prod(size) for size in sizes])[:-1].tolist()
   else:

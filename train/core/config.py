@@ -13,7 +13,14 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict, FieldReference
 
 from train.core.console import UserError
-from train.core.optimizers import METHODS, OPTIMIZERS, SCHEDULES
+from train.core.optimizers import (
+  MAIN,
+  METHODS,
+  OPTIMIZERS,
+  SCHEDULES,
+  OptimizerSettings,
+  check_optimizer,
+)
 from train.data.datasets import DATASETS
 from train.models import ACTIVATIONS, DTYPES, MODELS
 
@@ -217,18 +224,53 @@ FIELDS = {
     25, _integer(2), "examples of each class that GraSP scores, in two halves"
   ),
   "sparsity.synflow_rounds": Field(100, _integer(1), "pruning rounds of SynFlow"),
-  "optimizer.name": Field("sgd", _one_of(*OPTIMIZERS), "the optimizer"),
+  "optimizer.name": Field(
+    "sgd",
+    Rule(
+      f"{', '.join(MAIN)} or another optimizer of optax",
+      lambda value: isinstance(value, str) and value in OPTIMIZERS,
+    ),
+    "the optimizer; muon takes kernels as matrices and leaves all else to adamw",
+  ),
+  "optimizer.options": Field(
+    "", _TEXT, "more arguments of it, as in Python: 'b2=0.95, eps=1e-6'"
+  ),
   "optimizer.learning_rate": Field(0.01, _number("[0, inf)"), "highest learning rate"),
-  "optimizer.momentum": Field(0.9, _number("[0, 1)"), "of sgd; b1 of adam and adamw"),
-  "optimizer.nesterov": Field(True, _BOOLEAN, "Nesterov momentum"),
+  "optimizer.momentum": Field(
+    0.9, _number("[0, 1)"), "of optimizers that have it; b1 of adam, beta of muon"
+  ),
+  "optimizer.nesterov": Field(
+    True, _BOOLEAN, "Nesterov momentum, of optimizers that have it"
+  ),
   "optimizer.weight_decay": Field(
-    1e-4, _number("[0, inf)"), "of all parameters; decoupled in adamw"
+    1e-4,
+    _number("[0, inf)"),
+    "of all parameters; through the gradient of optimizers without such an argument "
+    "(sgd, adam), else decoupled",
   ),
   "optimizer.schedule": Field(
-    "step", _one_of(*SCHEDULES), "step: a tenth at 1/2 and at 3/4"
+    "step",
+    _one_of(*SCHEDULES),
+    "of the learning rate, by optax but for step: a tenth at 1/2 and at 3/4",
+  ),
+  "optimizer.schedule_options": Field(
+    "", _TEXT, "more arguments of it; lengths are those of the training unless given"
   ),
   "optimizer.warmup": Field(
-    0.0, _number("[0, 1]"), "fraction of the training in which the rate rises"
+    0.0,
+    _number("[0, 1]"),
+    "fraction of the training in which the rate rises, with any schedule",
+  ),
+  "optimizer.accumulate": Field(
+    1,
+    _integer(1),
+    "micro-batches, one after another, that a batch is cut in to save memory",
+  ),
+  "optimizer.ema": Field(
+    0.0,
+    _number("[0, 1)"),
+    "decay of running means of parameters and batch statistics, which are evaluated "
+    "then; 0: none",
   ),
   "optimizer.label_smoothing": Field(
     0.0, _number("[0, 1)"), "probability spread evenly over all classes"
@@ -236,16 +278,31 @@ FIELDS = {
   "optimizer.clip_norm": Field(
     0.0, _number("[0, inf)"), "largest norm of the gradient; 0: no limit"
   ),
-  "dynamic.method": Field("static", _one_of(*METHODS), "whether and how masks change"),
+  "dynamic.method": Field(
+    "static",
+    _one_of(*METHODS),
+    "whether and how masks change; srigl: RigL with constant fan-in; gmp: gradual "
+    "magnitude pruning from `sparsity.density` to `dynamic.density`",
+  ),
   "dynamic.fraction": Field(
     0.3, _number("[0, 1]"), "live weights replaced at first; falls as a cosine"
   ),
   "dynamic.every": Field(100, _integer(1), "steps between two changes of the masks"),
+  "dynamic.begin": Field(
+    0.0, _number("[0, 1)"), "gmp: fraction of the training before which masks stay"
+  ),
   "dynamic.until": Field(
     0.75, _number("[0, 1]"), "fraction of the training after which masks stay"
   ),
+  "dynamic.density": Field(
+    0.1,
+    _number("(0, 1]"),
+    "gmp: density at the end, by `sparsity.distribution` or with scope global of all",
+  ),
   "dynamic.scope": Field(
-    "layer", _one_of("layer", "global"), "whose number of live weights is kept"
+    "layer",
+    _one_of("layer", "global"),
+    "whose number of live weights is kept, or prescribed by gmp; srigl: layer",
   ),
   "dynamic.mean_decay": Field(
     0.0, _number("[0, 1)"), "of the mean gradient that RigL ranks by; 0: no mean"
@@ -328,6 +385,8 @@ def validate(config: Any) -> None:
       raise UserError(f"config field `{name}` is missing.")
     if not field.rule.holds(flat[name]):
       raise UserError(f"`{name}` must be {field.rule.text}, got {flat[name]!r}.")
+  check_optimizer(OptimizerSettings(**config.optimizer.to_dict()))
+  _check_dynamic(config.dynamic)
   compared = config.compare.field
   if bool(compared) != bool(len(config.compare.choices)):
     raise UserError("`compare.field` and `compare.choices` must be given together.")
@@ -343,6 +402,18 @@ def validate(config: Any) -> None:
       f"`{compared}` is {(now[0] if len(now) == 1 else choice_name(now))!r}, but this "
       f"config compares {', '.join(map(choice_name, config.compare.choices))}; change "
       "`compare.choices` instead."
+    )
+
+
+def _check_dynamic(dynamic: Any) -> None:
+  if dynamic.method == "srigl" and dynamic.scope != "layer":
+    raise UserError(
+      f"`dynamic.scope` must be 'layer' for srigl, got {dynamic.scope!r}."
+    )
+  if dynamic.method == "gmp" and not dynamic.begin < dynamic.until:
+    raise UserError(
+      f"`dynamic.until` must be above `dynamic.begin` = {dynamic.begin} for gmp, got "
+      f"{dynamic.until}."
     )
 
 

@@ -19,7 +19,7 @@ from train.core import config as config_lib
 from train.core import figures, mesh, summaries
 from train.core.checkpoints import Checkpoints
 from train.core.console import Progress, UserError, logger
-from train.core.optimizers import count_grown, learning_rate
+from train.core.optimizers import count_moved, learning_rate
 from train.core.plan import Feed, Plan, like_start, make_plan, seeds_of, start_state
 from train.core.start import gains
 from train.core.state import Recipe, TrainState, take_seed
@@ -136,6 +136,9 @@ def train_and_evaluate(
       run = _Run(plan, Feed(plan, int(state.step)), metrics, checkpoints, name)
       state, seconds = _train(run, state)
       summary = at_start.summary | seconds | _test(run, state)
+      if plan.recipe.dynamic.method != "static":
+        first = take_seed(state, 0)
+        summary |= summaries.count_live(first.params, first.masks, plan.recipe.model)
     checkpoints.wait()
     curves = figures.Curves(metrics.records, summary, at_start.support)
     if mesh.is_primary():
@@ -258,7 +261,7 @@ def _chunk(
   grads, updates, params = jax.device_get(norms)  # waits for the device
   values = _means(sums)
   values |= {"grad_norm": grads, "update_norm": updates, "param_norm": params}
-  values |= jax.device_get(count_grown(state.opt_state))
+  values |= jax.device_get(count_moved(state))
   elapsed = time.perf_counter() - begin
   step += count
   record = run.record(
@@ -275,6 +278,8 @@ def _chunk(
 def _evaluation(run: _Run, state: TrainState, step: int) -> dict[str, Any]:
   """Returns the record of the held-out split; of the test set if none is held out."""
   live = check_weights(state) // len(seeds_of(run.plan.config))
+  if state.averages is not None:
+    check_weights(state.averaged)
   held_out = run.plan.dataset.validation is not None
   name, split = ("validation",) * 2 if held_out else ("monitor", "test")
   return run.record(step, name, _evaluate(run, state, split), live_weights=live)
@@ -284,22 +289,33 @@ def _test(run: _Run, state: TrainState) -> dict[str, Any]:
   """Writes the record of the test set; returns its part of the summary."""
   record = run.record(int(state.step), "test", _evaluate(run, state, "test"))
   run.metrics.write(record)
-  names = ("loss", "accuracy", "loss_std", "accuracy_std")
-  found = {f"test_{name}": record[name] for name in names if name in record}
+  found = {
+    f"test_{name}": value
+    for name, value in record.items()
+    if name.removeprefix("raw_").startswith(("loss", "accuracy"))
+  }
   seeds = record.get("seeds", {})
   return found | {f"test_{name}_seeds": values for name, values in seeds.items()}
 
 
 def _evaluate(run: _Run, state: TrainState, split: str) -> dict[str, Any]:
-  """Returns mean loss and accuracy over a split, of each seed."""
-  parts = [
-    evaluate(state, data, size, recipe=run.plan.recipe)
-    for data, size in run.feed.evaluated(split)
-  ]
-  totals: list[Any] = [
-    sum(column) for column in zip(*jax.device_get(parts), strict=True)
-  ]
-  return _means(Sums(*totals))
+  """Returns mean loss and accuracy over a split, of each seed.
+
+  With running means of the parameters they are those of the means; those of the
+  parameters themselves are `raw_loss` and `raw_accuracy`.
+  """
+  named = {"": state}
+  if state.averages is not None:
+    named = {"": state.averaged, "raw_": state}
+  parts: dict[str, list[Sums]] = {prefix: [] for prefix in named}
+  for data, size in run.feed.evaluated(split):
+    for prefix, one in named.items():
+      parts[prefix].append(evaluate(one, data, size, recipe=run.plan.recipe))
+  values = {}
+  for prefix, sums in parts.items():
+    totals: list[Any] = [sum(x) for x in zip(*jax.device_get(sums), strict=True)]
+    values |= {prefix + name: x for name, x in _means(Sums(*totals)).items()}
+  return values
 
 
 def _means(sums: Sums) -> dict[str, Any]:

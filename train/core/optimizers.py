@@ -1,15 +1,23 @@
-"""Optimizers by name under which dead weights stay zero, and masks that change."""
+"""Optimizers and schedules by name, under which dead weights stay zero."""
 
+import ast
 import functools
+import inspect
+import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+import optax.contrib
 
 import eoi_jax
+from eoi_jax.layouts import fill_tree
+from train.core.console import UserError
 
-METHODS = ("static", "set", "rigl")
+METHODS = ("static", "set", "rigl", "srigl", "gmp")
 
 
 class OptimizerSettings(NamedTuple):
@@ -24,6 +32,10 @@ class OptimizerSettings(NamedTuple):
   warmup: float = 0.0
   label_smoothing: float = 0.0
   clip_norm: float = 0.0
+  options: str = ""
+  schedule_options: str = ""
+  accumulate: int = 1
+  ema: float = 0.0
 
 
 class DynamicSettings(NamedTuple):
@@ -38,57 +50,150 @@ class DynamicSettings(NamedTuple):
   skip_step: bool = False
   isometry_steps: int = 0
   isometry_scale: float = 0.0
+  begin: float = 0.0
+  density: float = 0.1
+  pruning: "Pruning | None" = None
+
+
+class Pruning(NamedTuple):
+  """The densities between which gradual pruning goes, hashable.
+
+  Attributes:
+    start: of all kernels together; or of the layers of each, by name.
+    end: likewise.
+  """
+
+  start: Any
+  end: Any
 
 
 STATIC = DynamicSettings()
 
+MAIN = ("sgd", "adam", "adamw", "lion", "lamb", "muon")
 
-def _step(learning_rate, num_steps):
+
+def _find_optimizers() -> dict[str, Callable[..., Any]]:
+  """The functions of optax that make an optimizer of a learning rate, by name.
+
+  Not `schedule_free*`, whose weights for evaluation are others than those it trains,
+  and not `optimistic_gradient_descent`, whose `beta` is no momentum.
+  """
+  others = ("_", "scale_by_", "schedule_free", "optimistic_gradient")
+  found: dict[str, Callable[..., Any]] = dict.fromkeys(MAIN, optax.sgd)
+  for module in (optax.contrib, optax):
+    for name, function in inspect.getmembers(module, inspect.isfunction):
+      rates = "learning_rate" in inspect.signature(function).parameters
+      if rates and not name.startswith(others):
+        found[name] = function
+  return found
+
+
+def _step_schedule(init_value: float, decay_steps: int) -> optax.Schedule:
   """A tenth at one half, a hundredth at three quarters of the training."""
-  drops = {num_steps // 2: 0.1, (3 * num_steps) // 4: 0.1}
-  return optax.piecewise_constant_schedule(learning_rate, drops)
+  drops = {decay_steps // 2: 0.1, (3 * decay_steps) // 4: 0.1}
+  return optax.piecewise_constant_schedule(init_value, drops)
 
 
-def _sgd(settings, schedule):
-  return optax.chain(
-    optax.add_decayed_weights(settings.weight_decay),
-    optax.sgd(schedule, settings.momentum, settings.nesterov),
-  )
+def _find_schedules() -> dict[str, Callable[..., optax.Schedule]]:
+  """The schedules of optax by name, without "decay" and "schedule" at its end."""
+  return {"constant": optax.constant_schedule, "step": _step_schedule} | {
+    re.sub("(_decay)?(_schedule)?$", "", name): function
+    for name, function in inspect.getmembers(optax.schedules, inspect.isfunction)
+    if name.endswith(("_schedule", "_decay"))
+  }
 
 
-def _adam(settings, schedule):
-  return optax.chain(
-    optax.add_decayed_weights(settings.weight_decay),
-    optax.adam(schedule, b1=settings.momentum, nesterov=settings.nesterov),
-  )
+OPTIMIZERS, SCHEDULES = _find_optimizers(), _find_schedules()
 
-
-def _adamw(settings, schedule):
-  return optax.adamw(
-    schedule,
-    b1=settings.momentum,
-    weight_decay=settings.weight_decay,
-    nesterov=settings.nesterov,
-  )
-
-
-SCHEDULES = {
-  "constant": lambda learning_rate, _: optax.constant_schedule(learning_rate),
-  "step": _step,
-  "cosine": optax.cosine_decay_schedule,
+# What optax calls the fields of the config. An optimizer without such an argument has
+# no momentum; its weight decay acts through the gradient.
+_ARGUMENTS = {
+  "momentum": ("momentum", "b1", "beta"),  # the first of them
+  "nesterov": ("nesterov",),
+  "weight_decay": ("weight_decay", "weight_decay_rate", "adam_weight_decay"),
 }
-OPTIMIZERS = {"sgd": _sgd, "adam": _adam, "adamw": _adamw}
+
+
+def _arguments(
+  function: Callable[..., Any], field: str, text: str, fixed: dict, defaults: dict
+) -> dict[str, Any]:
+  """Joins the arguments of a function of optax: those written in a field, and ours.
+
+  Args:
+    function: the function.
+    field: the field of the config that holds `text`.
+    text: arguments as in a call in Python, "b2=0.95, eps=1e-6".
+    fixed: argument to its value and to the field that sets it; `text` must not.
+    defaults: argument to its value where `text` gives none.
+
+  Raises:
+    UserError: if `text` is not such a list, or names or misses an argument.
+  """
+  parameters = inspect.signature(function).parameters
+  fixed = {name: both for name, both in fixed.items() if name in parameters}
+  free = [name for name in parameters if name not in fixed]
+  try:
+    call: Any = ast.parse(f"f({text})", mode="eval").body
+    options = {item.arg: ast.literal_eval(item.value) for item in call.keywords}
+    if call.args or not isinstance(call.func, ast.Name):
+      raise SyntaxError
+  except (SyntaxError, ValueError, AttributeError):
+    options = {None: None}
+  for name in options:
+    if name in fixed:
+      raise UserError(
+        f"`{field}` must not give {name}, which `{fixed[name][1]}` sets, got {text!r}."
+      )
+    if name not in parameters:
+      raise UserError(
+        f"`{field}` must give arguments of {function.__name__} ({', '.join(free)}) as "
+        f"in 'a=1, b=2.5', got {text!r}."
+      )
+  defaults = {name: value for name, value in defaults.items() if name in parameters}
+  known = {name: value for name, (value, _) in fixed.items()} | defaults | options
+  for name, parameter in parameters.items():
+    if name not in known and parameter.default is inspect.Parameter.empty:
+      raise UserError(
+        f"`{field}` must give {name}, which {function.__name__} needs, got {text!r}."
+      )
+  return known
 
 
 def create_schedule(settings: OptimizerSettings, num_steps: int) -> optax.Schedule:
   """Returns the learning rate as a function of the step, over `num_steps` steps.
 
-  In the first `warmup * num_steps` steps it is the schedule's times a factor that rises
-  linearly to 1.
+  `learning_rate` is its highest value; lengths are those of the training unless
+  `schedule_options` says otherwise. In the first `warmup * num_steps` steps the rate
+  rises linearly: as the schedule does it, or else by a factor that rises to 1.
+
+  Raises:
+    UserError: if `schedule_options` does not fit the schedule.
   """
-  schedule = SCHEDULES[settings.schedule](settings.learning_rate, num_steps)
-  length = round(settings.warmup * num_steps)
-  if length < 2:
+  function = SCHEDULES[settings.schedule]
+  length = max(round(settings.warmup * num_steps), 1) if settings.warmup else 0
+  parameters = inspect.signature(function).parameters
+  names = ("peak_value", "init_value", "value")
+  rate = next((name for name in names if name in parameters), "")
+  fixed: dict[str, Any] = {rate: (settings.learning_rate, "optimizer.learning_rate")}
+  if length:
+    fixed["warmup_steps"] = (length, "optimizer.warmup")
+  defaults: dict[str, Any] = {"init_value": 0.0} if rate == "peak_value" else {}
+  defaults |= dict.fromkeys(("decay_steps", "transition_steps"), num_steps)
+  field, text = "optimizer.schedule_options", settings.schedule_options
+  arguments = _arguments(function, field, text, fixed, defaults)
+  try:
+    if "cosine_kwargs" in arguments:  # cycles, each with arguments of its own
+      cycle = {"init_value": 0.0, "warmup_steps": 0}
+      cycle["peak_value"] = settings.learning_rate
+      arguments["cosine_kwargs"] = [cycle | own for own in arguments["cosine_kwargs"]]
+    schedule = function(**arguments)
+    jax.eval_shape(schedule, jnp.int32(0))
+  except Exception as error:  # of many kinds, as the arguments are
+    raise UserError(
+      f"`optimizer.schedule` = {settings.schedule!r} over {num_steps} steps with "
+      f"`{field}` = {text!r}: {_one_line(error)}"
+    ) from error
+  if length < 2 or "warmup_steps" in parameters:
     return schedule
   factor = optax.linear_schedule(1 / length, 1.0, length - 1)
   return lambda step: schedule(step) * factor(step)
@@ -100,6 +205,83 @@ def learning_rate(settings: OptimizerSettings, num_steps: int, step: int) -> jax
   return jnp.asarray(create_schedule(settings, num_steps)(step), jnp.float32)
 
 
+def optimizer_arguments(settings: OptimizerSettings) -> dict[str, Any]:
+  """Returns what the optimizer's function of optax is called with, but for the rate.
+
+  Raises:
+    UserError: if `options` does not fit it.
+  """
+  fixed: dict[str, Any] = {"learning_rate": (None, "optimizer.learning_rate")}
+  fixed["key"] = None, "seed"
+  function = OPTIMIZERS[settings.name]
+  parameters = inspect.signature(function).parameters
+  for field, names in _ARGUMENTS.items():
+    known = [name for name in names if name in parameters]
+    known = known[:1] if field == "momentum" else known
+    fixed |= dict.fromkeys(known, (getattr(settings, field), f"optimizer.{field}"))
+  field, text = "optimizer.options", settings.options
+  arguments = _arguments(function, field, text, fixed, {})
+  del arguments["learning_rate"]
+  return arguments
+
+
+@functools.lru_cache(maxsize=64)
+def check_optimizer(settings: OptimizerSettings) -> None:
+  """Tries an optimizer and its schedule on shapes alone.
+
+  Raises:
+    UserError: if an option does not fit, or updates need more than gradients,
+      parameters and the loss.
+  """
+  settings = settings._replace(schedule="constant", schedule_options="", warmup=0.0)
+  params = {"kernel": jnp.zeros((8, 4)), "bias": jnp.zeros(4)}
+
+  def update():
+    masks, key = {"kernel": None, "bias": None}, jax.random.key(0)
+    tx = create_optimizer(settings, 1, masks, key=key)
+    return tx.update(params, tx.init(params), params, value=jnp.zeros(()))
+
+  try:
+    jax.eval_shape(update)
+  except UserError:
+    raise
+  except Exception as error:  # of many kinds, as optimizers are
+    raise UserError(
+      "`optimizer.name` must be an optimizer that takes a schedule, gradients, "
+      f"parameters and the loss, with `optimizer.options` = {settings.options!r}, got "
+      f"{settings.name!r}: {_one_line(error)}"
+    ) from error
+
+
+def _one_line(error: Exception) -> str:
+  return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _create_inner(
+  settings: OptimizerSettings, num_steps: int, masks: Any, key: Any, model: Any
+) -> optax.GradientTransformation:
+  """The optimizer itself, which knows nothing of masks but their tree."""
+  function, arguments = OPTIMIZERS[settings.name], optimizer_arguments(settings)
+  if settings.name == "muon" and model is not None:  # stacks, convolutions, attention
+    axes = {
+      name: optax.contrib.MuonDimensionNumbers(
+        layout.axes_of("w") + layout.axes_of("i"), layout.axes_of("o")
+      )
+      for name, layout in model.kernels.items()
+      if layout is not None and layout.groups == 1
+    }
+    arguments["muon_weight_dimension_numbers"] = fill_tree(masks, axes)
+  if "key" in arguments:  # of noise
+    arguments["key"] = key
+  tx = function(create_schedule(settings, num_steps), **arguments)
+  parts = [tx]
+  if not set(_ARGUMENTS["weight_decay"]) & set(arguments):
+    parts = [optax.add_decayed_weights(settings.weight_decay), tx]
+  if settings.clip_norm:
+    parts = [optax.clip_by_global_norm(settings.clip_norm), *parts]
+  return optax.chain(*parts)
+
+
 def create_optimizer(
   settings: OptimizerSettings,
   num_steps: int,
@@ -108,25 +290,26 @@ def create_optimizer(
   key: jax.Array | None = None,
   dynamic: DynamicSettings = STATIC,
   model: Any = None,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
   """Builds the optimizer under which dead weights stay exactly zero.
 
   Args:
-    settings: name, learning rate, ...; `momentum` is b1 for Adam. Weight decay acts
-      on all parameters: through the gradient for sgd and adam, decoupled for adamw.
+    settings: name, learning rate, ...; `momentum` is what optax calls momentum, b1 or
+      beta. Weight decay acts on all parameters: decoupled where the optimizer has an
+      argument for it (adamw, lion, lamb, muon), else through the gradient (sgd, adam).
       The gradient of all live weights together is clipped to `clip_norm`, before that.
     num_steps: length of the training, for the schedule.
     masks: tree like the parameters; bool leaves, True = trained, None = dense.
-    key: a PRNG key for masks that change at random; the state keeps it.
+    key: a PRNG key for noise and for masks that change at random; the state keeps it.
     dynamic: whether and how masks change.
-    model: the network whose kernels these are; masks that change need it.
+    model: the network whose kernels these are: masks that change need it, and muon
+      reads off it what is a matrix.
 
   Returns:
-    An optax transformation with the masks in its state.
+    An optax transformation with the masks in its state. `update` takes the loss as
+    `value`, for the optimizers that look at it.
   """
-  tx = OPTIMIZERS[settings.name](settings, create_schedule(settings, num_steps))
-  if settings.clip_norm:
-    tx = optax.chain(optax.clip_by_global_norm(settings.clip_norm), tx)
+  tx = _create_inner(settings, num_steps, masks, key, model)
   if dynamic.method == "static":
     return eoi_jax.static_sparsity(tx, masks)
   restore = None
@@ -137,31 +320,49 @@ def create_optimizer(
       scale=dynamic.isometry_scale or None,
       num_steps=dynamic.isometry_steps,
     )
-  names = ("fraction", "every", "until", "scope", "skip_step")
+  names = ("every", "until", "scope")
   options: dict[str, Any] = {name: getattr(dynamic, name) for name in names}
   options |= {"num_steps": num_steps, "restore": restore, "layouts": model.layouts}
+  if dynamic.method == "gmp":
+    assert dynamic.pruning is not None
+    start, end = (
+      fill_tree(masks, {name: np.array(x) for name, x in densities})
+      if isinstance(densities, tuple)
+      else densities
+      for densities in dynamic.pruning
+    )
+    options |= {"initial_density": start, "begin": dynamic.begin}
+    return eoi_jax.optim.gradual_pruning(tx, masks, end, **options)
+  options |= {"fraction": dynamic.fraction, "skip_step": dynamic.skip_step}
   if dynamic.method == "set":
     assert key is not None
     return eoi_jax.set_evolution(tx, masks, key=key, **options)
   options["mean_decay"] = dynamic.mean_decay
+  if dynamic.method == "srigl":  # constant fan-in
+    options["scope"] = "unit"
   return eoi_jax.rigl(tx, masks, **options)
 
 
-def count_grown(opt_state: Any) -> dict[str, jax.Array]:
-  """Counts the weights that were grown since the start.
+def count_moved(state: Any) -> dict[str, jax.Array]:
+  """Counts live weights, and those that were grown since the start.
 
   Args:
-    opt_state: of `create_optimizer`, of one seed or of several.
+    state: a state of the training, of one seed or of several.
 
   Returns:
-    `{"grown_weights": number}`, one for each seed; empty where masks stay.
+    `{"live_weights": number, "grown_weights": number}`, one for each seed; empty where
+    masks stay.
   """
-  if not isinstance(opt_state, eoi_jax.optim.DynamicSparsityState):
+  if not isinstance(state.opt_state, eoi_jax.optim.DynamicSparsityState):
     return {}
-  return {"grown_weights": _total(opt_state.num_grown)}
+  return _count_moved(state.opt_state, axis=state.key.ndim)
 
 
-@jax.jit
-def _total(num_grown: Any) -> jax.Array:
-  totals = [jnp.sum(counts, axis=-1) for counts in jax.tree.leaves(num_grown)]
-  return jnp.sum(jnp.stack(totals), axis=0)
+@functools.partial(jax.jit, static_argnames="axis")
+def _count_moved(opt_state: Any, axis: int) -> dict[str, jax.Array]:
+  def total(tree):
+    leaves = [leaf.reshape(*leaf.shape[:axis], -1) for leaf in jax.tree.leaves(tree)]
+    return sum(jnp.sum(leaf, axis=-1, dtype=jnp.int32) for leaf in leaves)
+
+  masks, grown = opt_state.masks, opt_state.num_grown
+  return {"live_weights": total(masks), "grown_weights": total(grown)}

@@ -11,11 +11,16 @@ import numpy as np
 from train.core import config as config_lib
 from train.core import mesh
 from train.core.console import UserError
-from train.core.optimizers import DynamicSettings, OptimizerSettings
+from train.core.optimizers import (
+  DynamicSettings,
+  OptimizerSettings,
+  create_schedule,
+)
 from train.core.start import (
   create_masks,
   create_train_state,
   gains,
+  pruning_of,
   sparsity_settings,
 )
 from train.core.state import Recipe, TrainState, map_seeds, stack_seeds
@@ -23,6 +28,8 @@ from train.data.datasets import DATASETS, STREAMED, Dataset, Split, Stream
 from train.data.load import load_dataset
 from train.data.streams import StreamOptions
 from train.models import create_model
+
+_MANY = 10**6  # steps, while their number is not known
 
 
 class Plan(NamedTuple):
@@ -68,10 +75,12 @@ def check_plan(config: Any) -> Recipe:
       f"`sparsity.distribution` must not score examples of {config.data.name!r}, which "
       f"are read as they are used, got {sparsity.distribution!r}."
     )
-  if config.batch_size % jax.device_count():
+  parts = config.optimizer.accumulate
+  if config.batch_size % (jax.device_count() * parts):
+    times = f" times `optimizer.accumulate` = {parts}" if parts > 1 else ""
     raise UserError(
-      f"`batch_size` must be a multiple of the {jax.device_count()} devices, got "
-      f"{config.batch_size}."
+      f"`batch_size` must be a multiple of the {jax.device_count()} devices{times}, "
+      f"got {config.batch_size}."
     )
   try:
     recipe = Recipe(
@@ -80,12 +89,15 @@ def check_plan(config: Any) -> Recipe:
       optimizer=OptimizerSettings(**config.optimizer.to_dict()),
       batch_size=config.batch_size,
       steps_per_epoch=0,
-      num_steps=1,
+      num_steps=_MANY,
       augment=config.data.augment,
       streamed=streamed,
       placement=mesh.create_placement(config.placement),
       dynamic=DynamicSettings(**config.dynamic.to_dict()),
     )
+    if recipe.dynamic.method == "gmp":
+      pruning = pruning_of(sparsity, recipe)
+      recipe = recipe._replace(dynamic=recipe.dynamic._replace(pruning=pruning))
     if not sparsity.needs_masks:
       jax.eval_shape(
         lambda: create_train_state(jax.random.key(0), sparsity=sparsity, recipe=recipe)
@@ -113,6 +125,7 @@ def make_plan(config: Any) -> Plan:
     )
   steps_per_epoch = size // config.batch_size
   num_steps = steps_per_epoch * config.num_epochs
+  create_schedule(recipe.optimizer, num_steps)  # its options fit that length
   recipe = recipe._replace(steps_per_epoch=steps_per_epoch, num_steps=num_steps)
   return Plan(config, dataset, recipe)
 

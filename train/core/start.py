@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import eoi_jax
-from eoi_jax.layouts import fill_tree, find_kernels
-from train.core.config import CRITICAL, SCORED
+from eoi_jax.layouts import fill_tree, find_kernels, named_leaves
+from train.core.config import CRITICAL, DENSE_STARTS, SCORED
 from train.core.console import UserError
-from train.core.state import Recipe, TrainState, named_key
+from train.core.optimizers import Pruning
+from train.core.state import Averages, Recipe, TrainState, named_key
 from train.data.datasets import Split
 from train.data.images import normalize
 from train.models import ACTIVATIONS
@@ -143,26 +144,37 @@ def create_train_state(
     params, batch_stats = _jit_init(key, recipe=recipe)
     wanted = densities(sparsity, params, model)
     params, masks = _sparsify(key, params, wanted, sparsity, model)
-    return _jit_first_state(key, params, masks, batch_stats, recipe=recipe)
+    return _jit_first_state(key, params, masks, wanted, batch_stats, recipe=recipe)
   params, batch_stats = dense_start(key, sparsity=sparsity, recipe=recipe)
   wanted = masks
   if sparsity.start == "eoi":  # keeps the densities of the layers, not the masks
     wanted = eoi_jax.masks.mask_densities(masks, layouts=model.layouts)
     wanted = densities(sparsity, params, model, rule=wanted)
   params, masks = _sparsify(key, params, wanted, sparsity, model)
-  return _first_state(key, params, masks, batch_stats, recipe)
+  return _first_state(key, params, masks, wanted, batch_stats, recipe)
 
 
 def _first_state(
-  key: jax.Array, params: Any, masks: Any, batch_stats: Any, recipe: Recipe
+  key: jax.Array, params: Any, masks: Any, wanted: Any, batch_stats: Any, recipe: Recipe
 ) -> TrainState:
+  if recipe.dynamic.method == "gmp":  # prunes what the start has left dense, too
+    masks = jax.tree.map(
+      lambda leaf, part, mask: (
+        jnp.ones(leaf.shape, bool) if mask is None and part is not None else mask
+      ),
+      *(params, wanted, masks),
+    )
   tx = recipe.create_tx(masks, named_key(key, "masks"))
+  averages = None
+  if recipe.optimizer.ema:  # in memory of their own: states are donated
+    averages = Averages(*jax.tree.map(jnp.copy, (params, batch_stats)))
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
     opt_state=tx.init(params),
     batch_stats=batch_stats,
     key=named_key(key, "train"),
+    averages=averages,
   )
 
 
@@ -195,7 +207,7 @@ def _state_by_shape(
   params, batch_stats = _init(key, recipe)
   wanted = densities(sparsity, params, recipe.model)
   params, masks = _sparsify(key, params, wanted, sparsity, recipe.model)
-  return _first_state(key, params, masks, batch_stats, recipe)
+  return _first_state(key, params, masks, wanted, batch_stats, recipe)
 
 
 @_compile_soon
@@ -269,6 +281,50 @@ def densities(
   floors = sparsity.floors if sparsity.start == "eoi" else "ignore"
   options = {"rule": rule, "floors": floors, "layouts": model.layouts}
   return eoi_jax.allocate(params, sparsity.density, **options)
+
+
+def pruning_of(sparsity: SparsitySettings, recipe: Recipe) -> Pruning:
+  """Returns where gradual pruning begins and ends, by the rule of the start.
+
+  Raises:
+    UserError: if a kernel would have to grow, or scores of the data give layers
+      densities that are not known before.
+  """
+  dynamic, model = recipe.dynamic, recipe.model
+  is_dense = sparsity.start in DENSE_STARTS
+  if sparsity.distribution in SCORED:
+    if dynamic.scope == "layer":
+      raise UserError(
+        "`dynamic.scope` must be 'global' for `dynamic.method` = 'gmp' from "
+        f"`sparsity.distribution` = {sparsity.distribution!r}, got 'layer'."
+      )
+    return Pruning(1.0 if is_dense else sparsity.density, dynamic.density)
+  params, _ = jax.eval_shape(lambda: _init(jax.random.key(0), recipe))
+  kernels = find_kernels(params, model.layouts)
+  first = sparsity._replace(distribution="dense") if is_dense else sparsity
+  last = sparsity._replace(start="base", density=dynamic.density)
+  if sparsity.distribution == "dense":
+    last = last._replace(distribution="uniform")
+  ends, counts = [], []
+  for settings in (first, last):
+    wanted = named_leaves(densities(settings, params, model))
+    end = {
+      name: np.broadcast_to(np.asarray(wanted[name], np.float64), kernel.num_layers)
+      for name, kernel in kernels.items()
+      if wanted[name] is not None
+    }
+    ends.append(tuple((name, tuple(each.tolist())) for name, each in end.items()))
+    counts.append({n: np.rint(d * kernels[n].layer_size) for n, d in end.items()})
+  grown = [name for name, many in counts[1].items() if (many > counts[0][name]).any()]
+  if grown:
+    raise UserError(
+      "`dynamic.density` must leave every kernel at most its weights at the start, got "
+      f"{dynamic.density} with more in {', '.join(grown)}."
+    )
+  if dynamic.scope == "global":
+    size = sum(kernels[n].layer_size * kernels[n].num_layers for n in counts[1])
+    ends = [float(sum(np.sum(count[n]) for n in counts[1]) / size) for count in counts]
+  return Pruning(*ends)
 
 
 def _skipped(params: Any, model: Any) -> list[str]:

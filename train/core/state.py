@@ -6,6 +6,8 @@ same for all seeds, so that what depends on them alone is computed once, and a
 `lax.cond` on them stays a branch.
 """
 
+from __future__ import annotations
+
 import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -64,6 +66,22 @@ class Recipe(NamedTuple):
     )
 
 
+class Averages(NamedTuple):
+  """Exponential running means over the steps; dead weights are exactly zero.
+
+  They start from the values at step 0 and are not divided by the sum of their weights,
+  as in DeiT's code. A weight that is dropped is forgotten at once.
+  """
+
+  params: Any
+  batch_stats: Any
+
+  def update(self, params: Any, batch_stats: Any, masks: Any, decay: float) -> Averages:
+    """Returns the means after a step that ends with these values and masks."""
+    new = optax.incremental_update(Averages(params, batch_stats), self, 1 - decay)
+    return new._replace(params=eoi_jax.apply_masks(new.params, masks))
+
+
 class TrainState(NamedTuple):
   """All that changes in a training run, and all that a checkpoint needs.
 
@@ -73,6 +91,7 @@ class TrainState(NamedTuple):
     opt_state: the optimizer's state, of `create_optimizer`: it holds the masks.
     batch_stats: running statistics of normalization layers, {} without any.
     key: the key of the training; keys of epochs and steps are folded into it.
+    averages: running means of parameters and statistics; None without.
   """
 
   step: jax.Array
@@ -80,11 +99,18 @@ class TrainState(NamedTuple):
   opt_state: Any
   batch_stats: Any
   key: jax.Array
+  averages: Averages | None = None
 
   @property
   def masks(self) -> Any:
     """Tree like `params`: bool leaves, True = trained, or None = dense leaf."""
     return eoi_jax.current_masks(self.opt_state)
+
+  @property
+  def averaged(self) -> TrainState:
+    """The state with the averages as its parameters and statistics."""
+    assert self.averages is not None
+    return self._replace(**self.averages._asdict())
 
 
 def named_key(key: jax.Array, name: str) -> jax.Array:

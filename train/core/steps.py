@@ -97,26 +97,66 @@ def train_step(
   inputs = normalize(images, recipe.spec)
   weights = jnp.ones(batch.labels.shape, jnp.float32)
 
-  def loss_fn(params):
-    variables = {"params": params, "batch_stats": state.batch_stats}
+  def loss_fn(params, batch_stats, examples):
+    inputs, labels, weights = examples
+    variables = {"params": params, "batch_stats": batch_stats}
     logits, changed = recipe.model.apply(
       variables, inputs, train=True, mutable=["batch_stats"]
     )
-    sums = _sums(logits, batch.labels, weights, recipe.optimizer.label_smoothing)
+    sums = _sums(logits, labels, weights, recipe.optimizer.label_smoothing)
     return sums.loss / recipe.batch_size, (sums, changed.get("batch_stats", {}))
 
-  grads, (sums, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
+  examples = inputs, batch.labels, weights
+  grads, sums, batch_stats = _gradient(loss_fn, state, examples, recipe)
   tx = recipe.create_tx(state.masks, state.key)
-  updates, opt_state = tx.update(grads, state.opt_state, state.params)
-  return (
-    state._replace(
-      step=state.step + 1,
-      params=optax.apply_updates(state.params, updates),
-      opt_state=opt_state,
-      batch_stats=batch_stats,
-    ),
-    StepResult(sums, grads, updates),
+  updates, opt_state = tx.update(
+    grads, state.opt_state, state.params, value=sums.loss / recipe.batch_size
   )
+  params = optax.apply_updates(state.params, updates)
+  new = state._replace(
+    step=state.step + 1, params=params, opt_state=opt_state, batch_stats=batch_stats
+  )
+  if state.averages is not None:
+    averages = state.averages.update(
+      params, batch_stats, new.masks, recipe.optimizer.ema
+    )
+    new = new._replace(averages=averages)
+  return new, StepResult(sums, grads, updates)
+
+
+def _gradient(
+  loss_fn: Callable[..., Any], state: TrainState, examples: Any, recipe: Recipe
+) -> tuple[Any, Sums, Any]:
+  """Returns the gradient of a batch, its sums, and batch statistics after it.
+
+  With `optimizer.accumulate = k` the batch is taken in k micro-batches, one after
+  another: gradients and sums add up, and statistics advance with each. Micro-batch j
+  has the examples j, j + k, ..., so that every device has its part of each.
+
+  Args:
+    loss_fn: `(params, batch_stats, examples) -> (loss, (sums, batch_stats))`, the sum
+      over the examples divided by the size of the whole batch.
+    state: the state before.
+    examples: tree of arrays `[batch, ...]`.
+    recipe: static settings.
+  """
+  gradient, count = jax.grad(loss_fn, has_aux=True), recipe.optimizer.accumulate
+  if count == 1:
+    grads, (sums, batch_stats) = gradient(state.params, state.batch_stats, examples)
+    return grads, sums, batch_stats
+
+  def add(carry, examples):
+    grads, sums, batch_stats = carry
+    examples = place_batch(examples, recipe.placement)
+    new, (part, batch_stats) = gradient(state.params, batch_stats, examples)
+    grads, sums = jax.tree.map(jnp.add, (grads, sums), (new, part))
+    return (place_state(grads, recipe.placement), sums, batch_stats), None
+
+  zeros = place_state(jax.tree.map(jnp.zeros_like, state.params), recipe.placement)
+  parts = jax.tree.map(
+    lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), examples
+  )
+  return jax.lax.scan(add, (zeros, zero_sums(), state.batch_stats), parts)[0]
 
 
 def _norms(masks: Any, step: StepResult) -> Norms:

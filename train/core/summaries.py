@@ -153,18 +153,12 @@ def describe_start(config: Any, state: Any, scale: float, model: Any) -> AtStart
   """
   params, masks = state.params, state.masks
   layers = list_layers(params, masks, scale, model)
-  total = sum(leaf.size for leaf in jax.tree.leaves(params))
-  kernels = sum(layer.count * int(np.prod(layer.shape)) for layer in layers)
-  live = sum(layer.live for layer in layers)
   taps = {layer.name: layer.taps for layer in layers if layer.taps}
   summary: dict[str, Any] = {
     "start": config.sparsity.start,
     "chance": 1 / DATASETS[config.data.name].num_classes,
-    "density": live / kernels,
-    "densities": {layer.name: layer.density for layer in layers},
     "orthogonality_error": max(layer.orthogonality_error for layer in layers),
-    "parameters_live": total - kernels + live,
-    "parameters_total": total,
+    **count_live(params, masks, model),
   }
   rows = [("kernel", "shape", "live weights", "density", "orthogonality error")]
   for layer in layers:
@@ -179,6 +173,23 @@ def describe_start(config: Any, state: Any, scale: float, model: Any) -> AtStart
       density = found.live / found.size
       summary[part] = {"density": density, "nonzeros": found.nonzeros}
   return AtStart(summary, text, _support(params, masks, layers))
+
+
+def count_live(params: Any, masks: Any, model: Any) -> dict[str, Any]:
+  """Returns the part of a summary that masks tell: densities and live parameters."""
+  kernels = {
+    name: (int(leaf.size if mask is None else np.sum(np.asarray(mask))), leaf.size)
+    for name, kernel in find_kernels(params, model.layouts).items()
+    for leaf, mask in [(kernel.leaf, named_leaves(masks)[name])]
+  }
+  live, size = np.sum(list(kernels.values()), axis=0).tolist()
+  total = sum(leaf.size for leaf in jax.tree.leaves(params))
+  return {
+    "density": live / size,
+    "densities": {name: part / whole for name, (part, whole) in kernels.items()},
+    "parameters_live": total - size + live,
+    "parameters_total": total,
+  }
 
 
 def _support(params: Any, masks: Any, layers: list[Layer]) -> Support:
