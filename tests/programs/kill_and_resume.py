@@ -4,7 +4,8 @@ python tests/programs/kill_and_resume.py KILLS [SEED]
 
 Runs the trainer on scikit-learn's digits, KILLS times until `kill -9` and then to its
 end, as many times as it takes; every number of the last checkpoint and every line of
-the metrics, times left out, must be those of a run that nobody disturbed.
+the metrics, times left out, must be those of a run that nobody disturbed. It has two
+seeds, accumulates gradients, averages parameters and prunes gradually.
 """
 
 import json
@@ -32,6 +33,11 @@ COMMAND = [
   "--config.steps_per_dispatch=2",
   "--config.checkpoint_every=1",
   "--config.seeds=(0, 1)",
+  "--config.optimizer.accumulate=2",
+  "--config.optimizer.ema=0.9",
+  "--config.dynamic.method=gmp",
+  "--config.dynamic.every=5",
+  "--config.dynamic.density=0.05",
   "--quiet",
 ]
 TIMES = ("seconds", "steps_per_second")

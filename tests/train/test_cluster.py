@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import pytest
 
+from eoi_jax import apply_masks
 from tests.train.small import small
 from train.core import mesh
 from train.core.checkpoints import Checkpoints
@@ -29,6 +31,7 @@ COMMAND = [
   "--config.model.width=128",  # large enough to be split
   "--config.num_epochs=3",
   "--config.steps_per_dispatch=1",
+  "--config.optimizer.ema=0.9",
   "--quiet",
 ]
 
@@ -61,11 +64,13 @@ def losses(workdir):
 
 def masks(workdir):
   """Masks of the last checkpoint, read on one device wherever it was written."""
-  fields = {"model.depth": 4, "model.width": 128, "optimizer.learning_rate": 0.01}
+  fields = {"model.depth": 4, "model.width": 128, "optimizer.ema": 0.9}
   like = start_state(make_plan(small(**fields)))
   with Checkpoints(workdir / "checkpoints", keep=9) as checkpoints:
     state = checkpoints.restore(like)
   assert int(state.step) == 60
+  averages = apply_masks(state.averages.params, state.masks)
+  chex.assert_trees_all_equal(averages, state.averages.params)  # dead ones are zero
   return [np.asarray(mask) for mask in jax.tree.leaves(state.masks)]
 
 
@@ -86,7 +91,8 @@ def assert_same(workdir, other):
 
 @pytest.mark.slow
 def test_eight_devices_with_parameters_in_parts(one_device, tmp_path):
-  (output,) = finish(start(tmp_path, 8, "--config.placement=sharded"))
+  flags = "--config.placement=sharded", "--config.optimizer.accumulate=2"
+  (output,) = finish(start(tmp_path, 8, *flags))
   assert "test accuracy" in output
   assert_same(tmp_path, one_device)
 

@@ -1,10 +1,13 @@
 """Masks that move in a training: recorded, resumed, the same for every seed."""
 
+import chex
 import jax
 import numpy as np
 import pytest
 
 from configs import cifar10_dynamic
+from eoi_jax import apply_masks
+from eoi_jax.layouts import named_leaves
 from tests.train.small import (
   assert_identical,
   interrupt,
@@ -15,12 +18,18 @@ from tests.train.small import (
 from train.core import config as config_lib
 from train.core.console import UserError
 from train.core.loop import train_and_evaluate
-from train.core.plan import make_plan, start_state
+from train.core.plan import check_plan, make_plan, start_state
 from train.core.state import take_seed
 
 pytestmark = [pytest.mark.usefixtures("module_promotion"), pytest.mark.slow]
 
-MOVING = {"dynamic.method": "set", "dynamic.every": 3, "dynamic.fraction": 0.5}
+MOVING = {
+  "dynamic.method": "set",
+  "dynamic.every": 3,
+  "dynamic.fraction": 0.5,
+  "optimizer.accumulate": 2,
+  "optimizer.ema": 0.8,
+}
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +64,18 @@ def test_records_count_the_grown_weights(result):
   assert len({r["live_weights"] for r in watched}) == 1
 
 
+def test_means_of_the_parameters_are_evaluated_and_forget_dropped_weights(result):
+  state = result.state
+  averages = state.averages.params
+  chex.assert_trees_all_equal(apply_masks(averages, state.masks), averages)
+  last = [r for r in result.curves.records if r["split"] == "validation"][-1]
+  assert last["loss"] != last["raw_loss"] and 0 < last["raw_accuracy"] <= 1
+  summary = result.summary
+  assert summary["test_raw_loss"] == pytest.approx(
+    np.mean(summary["test_raw_loss_seeds"])
+  )
+
+
 def test_a_stopped_run_ends_as_if_never_stopped(config, result, tmp_path, monkeypatch):
   with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
     stop_after(28, interrupt, patch)
@@ -87,6 +108,81 @@ def test_every_option_reaches_the_program(tmp_path):
   ]
   assert sum(moved) > 0
   assert result.curves.records[-1]["split"] == "test"
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_gradual_pruning_is_on_schedule_and_exact(tmp_path, scope):
+  fields = {
+    "steps_per_dispatch": 4,
+    "model.depth": 3,
+    "model.width": 32,
+    "sparsity.start": "fan_in_uniform" if scope == "layer" else "base",
+    "sparsity.density": 0.6,
+    "dynamic.method": "gmp",
+    "dynamic.scope": scope,
+    "dynamic.begin": 0.2,
+    "dynamic.until": 0.8,
+    "dynamic.every": 8,
+    "dynamic.density": 0.07,
+  }
+  result = train_and_evaluate(small(**fields), tmp_path)
+  layers = [64 * 32, 32 * 32, 320]
+  ends = [(n, round(0.07 * n)) for n in layers]
+  if scope == "global":
+    begin = sum(round(0.6 * n) for n in layers)
+    ends = [(begin, round(0.07 * sum(layers)))]
+
+  def live(step):
+    last = 48 if step >= 48 else 12 + 8 * ((step - 12) // 8)  # change of masks
+    left = 1.0 if step < 12 else (1 - (last - 12) / 36) ** 3
+    return sum(start - round((start - end) * (1 - left)) for start, end in ends)
+
+  records = [r for r in result.curves.records if r["split"] == "train"]
+  assert len(records) == 15 and len({r["live_weights"] for r in records}) > 5
+  for record in records:
+    assert record["live_weights"] == live(record["step"]), record["step"]
+    assert record["density"] == pytest.approx(record["live_weights"] / sum(layers))
+  assert result.summary["density"] == live(60) / sum(layers)
+
+
+@pytest.mark.parametrize("start", ["eoi", "sao"])
+def test_constant_fan_in_is_equal_to_the_weight(tmp_path, start):
+  fields = {
+    "dynamic.method": "srigl",
+    "dynamic.every": 4,
+    "num_epochs": 1,
+    "model.depth": 4,
+    "model.width": 32,
+    "sparsity.start": start,
+    "sparsity.distribution": "erk",
+    "sparsity.density": 0.11,
+    "sparsity.floors": "lift",
+  }
+  config = small(**fields)
+  result = train_and_evaluate(config, tmp_path)
+  before = named_leaves(start_state(make_plan(config)).masks)
+  for name, mask in named_leaves(result.state.masks).items():
+    if mask is not None:
+      fan_in = np.asarray(mask).sum(-2)
+      assert (fan_in == fan_in[..., :1]).all() and fan_in.min() > 0, name
+      assert fan_in.sum() == before[name].sum() and (mask != before[name]).any()
+
+
+@pytest.mark.parametrize(
+  ("fields", "words"),
+  [
+    ({"method": "srigl", "scope": "global"}, "dynamic.scope.*'layer' for srigl"),
+    ({"method": "gmp", "begin": 0.8}, "dynamic.until.*above.*got 0.75"),
+    (
+      {"method": "gmp", "density": 0.5},
+      "dynamic.density.*no more weights.*hidden/dense/k",
+    ),
+  ],
+)
+def test_methods_that_cannot_be(fields, words):
+  config = small(**{f"dynamic.{name}": value for name, value in fields.items()})
+  with pytest.raises(UserError, match=words):
+    check_plan(config)
 
 
 def test_the_comparison_of_appendix_i():

@@ -1,13 +1,26 @@
 """Schedules, optimizers and the loss, against their definitions."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from train.core.optimizers import OptimizerSettings, create_optimizer, create_schedule
-from train.core.steps import cross_entropy
+from tests.train.small import small
+from train.core.console import UserError
+from train.core.optimizers import (
+  OPTIMIZERS,
+  SCHEDULES,
+  OptimizerSettings,
+  check_optimizer,
+  create_optimizer,
+  create_schedule,
+  describe_optimizer,
+)
+from train.core.plan import check_plan
+from train.core.state import Averages, TrainState
+from train.core.steps import Sums, _gradient, cross_entropy
 
 SGD = OptimizerSettings("sgd", 0.1, 0.9, True, 0.0, "constant")
 pytestmark = pytest.mark.usefixtures("standard_promotion")  # optax's schedules
@@ -25,6 +38,53 @@ def test_a_warm_up_rises_linearly_to_the_schedule(name):
   factors = [(step + 1) / 10 for step in range(10)] + [1.0] * 90
   np.testing.assert_allclose(warm, np.multiply(whole, factors), rtol=1e-5)
   assert rates(range(100), schedule=name, warmup=0.01) == whole  # a single step
+
+
+SCHEDULE_OPTIONS = {
+  "linear": "end_value=0.01",
+  "exponential": "decay_rate=0.1",
+  "piecewise_constant": "boundaries_and_scales={40: 0.1}",
+  "piecewise_interpolate": "interpolate_type='linear', boundaries_and_scales={40: 0.1}",
+  "polynomial": "end_value=0.01, power=2",
+  "warmup_exponential": "decay_rate=0.1",
+  "sgdr": "cosine_kwargs=[{'decay_steps': 50}, {'decay_steps': 50}]",
+}
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+def test_schedules_by_name_have_the_rate_as_their_highest(name):
+  options = {"schedule": name, "schedule_options": SCHEDULE_OPTIONS.get(name, "")}
+  if name.startswith("warmup"):
+    options["warmup"] = 0.1
+  found = rates(range(100), **options)
+  np.testing.assert_allclose(max(found), 0.1, rtol=1e-5)
+  assert min(found) >= 0 and (name == "constant") == (len(set(found)) == 1)
+
+
+def test_a_schedule_that_warms_up_itself_gets_the_length():
+  found = rates(range(100), schedule="warmup_cosine", warmup=0.1)
+  schedule = optax.warmup_cosine_decay_schedule(0.0, 0.1, 10, 100)
+  np.testing.assert_allclose(
+    found, [float(jnp.asarray(schedule(n))) for n in range(100)], rtol=1e-6
+  )
+
+
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    ({"schedule": "linear"}, "must give end_value, which linear_schedule needs"),
+    ({"schedule": "warmup_cosine"}, "must give warmup_steps"),
+    ({"schedule": "cosine", "schedule_options": "alpha"}, "decay_steps, alpha, expon"),
+    ({"schedule": "cosine", "schedule_options": "alpha=x"}, "got 'alpha=x'"),
+    ({"schedule": "cosine", "schedule_options": "beta=1"}, "arguments of cosine_decay"),
+    ({"schedule": "cosine", "schedule_options": "init_value=1"}, "r.learning_rate` se"),
+    ({"schedule": "cosine", "schedule_options": "decay_steps=-1"}, "over 100 steps wi"),
+  ],
+)
+def test_options_that_do_not_fit_a_schedule(changes, words):
+  with pytest.raises(UserError, match=words) as error:
+    rates([0], **changes)
+  assert "\n" not in str(error.value)
 
 
 PARAMS = {"w": jnp.array([[1.0, -2.0], [3.0, 0.0]]), "b": jnp.array([0.5])}
@@ -86,3 +146,114 @@ def test_label_smoothing_is_cross_entropy_with_smoothed_labels():
   targets = optax.smooth_labels(jax.nn.one_hot(labels, 5), 0.1)
   expected = optax.softmax_cross_entropy(logits, targets)
   np.testing.assert_allclose(cross_entropy(logits, labels, 0.1), expected, rtol=1e-5)
+
+
+# Those that gradients, parameters, the loss and a schedule do not suffice for.
+REFUSED = ("dpsgd", "lbfgs", "optimistic_adam", "rprop", "sm3", "sophia")
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_every_optimizer_of_optax_works_or_says_what_it_misses(name):
+  settings = SGD._replace(name=name)
+  if name in REFUSED:
+    with pytest.raises(UserError, match=rf"optimizer\.(name|options).*{name}"):
+      check_optimizer(settings)
+  else:
+    check_optimizer(settings)
+
+
+@pytest.mark.parametrize(
+  ("options", "words"),
+  [
+    ("b1=0.8", "must not give b1, which `optimizer.momentum` sets"),
+    ("weight_decay=0", "which `optimizer.weight_decay` sets"),
+    ("b3=0.8", r"arguments of lion \(b2, mu_dtype, mask\)"),
+    ("0.8", "got '0.8'"),
+    ("b2=", "got 'b2='"),
+    ("b2='high'", "optimizer.options` = .*got 'lion'"),
+  ],
+)
+def test_options_that_do_not_fit_an_optimizer(options, words):
+  with pytest.raises(UserError, match=words) as error:
+    check_optimizer(SGD._replace(name="lion", options=options))
+  assert "\n" not in str(error.value)
+
+
+def test_options_reach_optax():
+  settings = SGD._replace(name="lion", weight_decay=0.1, options="b2=0.5")
+  live = {"w": jnp.where(MASKS["w"], GRADS["w"], 0), "b": GRADS["b"]}
+  tx = optax.lion(0.1, b1=0.9, b2=0.5, weight_decay=0.1)
+  params, state = PARAMS, tx.init(PARAMS)
+  for _ in range(2):
+    updates, state = tx.update(live, state, params)
+    params = optax.apply_updates(params, updates)
+  chex.assert_trees_all_close(two_updates(settings)[0], params, rtol=1e-6)
+  words = "lion(constant 0.1, b1=0.9, weight_decay=0.1, b2=0.5)"
+  assert describe_optimizer(settings) == words
+
+
+@pytest.mark.parametrize("name", ["muon", "lamb"])
+def test_layers_of_a_stack_are_layers(name):
+  """Muon orthogonalizes each, LAMB has a ratio for each: as if they were apart."""
+  model = check_plan(small()).model
+  shapes = {"hidden": {"dense": {"kernel": (3, 8, 4), "bias": (3, 4)}}}
+  shapes |= {end: {"kernel": (8, 4), "bias": (4,)} for end in ("input", "output")}
+  is_shape = lambda node: isinstance(node, tuple)  # noqa: E731
+  params, grads = (
+    jax.tree.map(
+      lambda shape: jax.random.normal(jax.random.key(seed), shape),  # noqa: B023
+      shapes,
+      is_leaf=is_shape,
+    )
+    for seed in range(2)
+  )
+  masks = jax.tree.map(lambda _: None, shapes, is_leaf=is_shape)
+  settings = SGD._replace(name=name, weight_decay=0.1)
+  tx = create_optimizer(settings, 10, masks, model=model)
+  together = jax.jit(tx.update)(grads, tx.init(params), params)[0]
+  apart = lambda tree, n: jax.tree.map(lambda leaf: leaf[n], tree["hidden"])  # noqa: E731
+  for n in range(3):
+    alone, own = apart(params, n), jax.tree.map(lambda _: None, apart(params, n))
+    tx = create_optimizer(settings, 10, own)
+    updates = jax.jit(tx.update)(apart(grads, n), tx.init(alone), alone)[0]
+    chex.assert_trees_all_close(apart(together, n), updates, atol=1e-5)
+
+
+def test_micro_batches_add_up_and_statistics_advance_with_each():
+  x = jax.random.normal(jax.random.key(0), (8, 3))
+
+  def loss_fn(params, stats, examples):
+    (x,) = examples
+    losses = jnp.square(x @ params).sum(-1)
+    sums = Sums(losses.sum(), jnp.int32(0), jnp.int32(len(x)))
+    return sums.loss / 8, (sums, 0.5 * stats + x.mean(0))
+
+  params, stats = jax.random.normal(jax.random.key(1), (3, 4)), jnp.ones(3)
+  recipe = check_plan(small())
+  found = {}
+  for count in (1, 4):
+    optimizer = recipe.optimizer._replace(accumulate=count)
+    state = TrainState(jnp.int32(0), params, None, stats, jax.random.key(0))
+    of_count = recipe._replace(optimizer=optimizer)
+    found[count] = jax.jit(
+      lambda state, x: _gradient(loss_fn, state, (x,), of_count)  # noqa: B023
+    )(state, x)
+  chex.assert_trees_all_close(found[4][:2], found[1][:2], rtol=1e-5)
+  for n in range(4):  # examples 0 and 4, then 1 and 5, ...
+    stats = 0.5 * stats + x[n::4].mean(0)
+  np.testing.assert_allclose(found[4][2], stats, rtol=1e-5)
+
+
+def test_running_means_are_not_debiased_and_dead_weights_are_zero_in_them():
+  start = Averages(PARAMS, {"mean": jnp.ones(2)})
+  new = start.update(
+    {"w": PARAMS["w"] + 1, "b": -PARAMS["b"]}, {"mean": 3 * jnp.ones(2)}, MASKS, 0.75
+  )
+  np.testing.assert_allclose(new.params["w"], [[1.25, -1.75], [3.25, 0]])
+  np.testing.assert_allclose(new.params["b"], [0.25])
+  np.testing.assert_allclose(new.batch_stats["mean"], [1.5, 1.5])
+
+
+def test_a_batch_that_micro_batches_do_not_divide():
+  with pytest.raises(UserError, match=r"batch_size.*accumulate` = 3, got 64"):
+    check_plan(small(**{"optimizer.accumulate": 3}))

@@ -48,7 +48,11 @@ MALFORMED = [
   ("optimizer.momentum", 1.0),
   ("optimizer.nesterov", 1),
   ("optimizer.weight_decay", INF),
-  ("optimizer.schedule", "linear"),
+  ("optimizer.schedule", "lineal"),
+  ("optimizer.accumulate", 0),
+  ("optimizer.ema", 1.0),
+  ("dynamic.density", 0.0),
+  ("dynamic.begin", 1.0),
   ("compare.choices", ("eoi", "eoi")),
   ("compare.choices", "eoi"),
 ]

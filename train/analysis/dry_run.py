@@ -13,6 +13,7 @@ from eoi_jax.layouts import Kernel, find_kernels, named_leaves
 from train.core import config as config_lib
 from train.core import mesh
 from train.core.console import UserError, table
+from train.core.optimizers import describe_optimizer
 from train.core.plan import Feed, Plan, like_start, make_plan, seeds_of
 from train.core.start import SparsitySettings, densities, sparsity_settings
 from train.core.state import TrainState
@@ -241,13 +242,16 @@ def _rows(plan: Plan, cost: Cost, num_runs: int) -> list[tuple[str, ...]]:
   config, recipe = plan.config, plan.recipe
   seeds, devices = len(seeds_of(config)), jax.device_count()
   total = cost.step_seconds * recipe.num_steps
+  count = recipe.optimizer.accumulate
+  parts = f", in {count} micro-batches" if count > 1 else ""
   kind = jax.devices()[0].device_kind
   rows = [
     ("devices", f"{devices} x {kind}, {jax.process_count()} processes"),
     ("runs, one after another", f"{num_runs}"),
     ("seeds in each, at once", f"{seeds}"),
     ("steps of each", f"{recipe.num_steps:,}, {recipe.steps_per_epoch:,} an epoch"),
-    ("batch", f"{recipe.batch_size}, {recipe.batch_size // devices} a device"),
+    ("batch", f"{recipe.batch_size}, {recipe.batch_size // devices} a device{parts}"),
+    ("optimizer", describe_optimizer(recipe.optimizer)),
     ("state", _megabytes(cost.state_bytes)),
     ("examples", _megabytes(cost.data_bytes)),
     ("activations and the like", _megabytes(cost.temporary_bytes)),

@@ -386,7 +386,7 @@ def validate(config: Any) -> None:
     if not field.rule.holds(flat[name]):
       raise UserError(f"`{name}` must be {field.rule.text}, got {flat[name]!r}.")
   check_optimizer(OptimizerSettings(**config.optimizer.to_dict()))
-  _check_dynamic(config.dynamic)
+  _check_dynamic(config.dynamic, config.sparsity)
   compared = config.compare.field
   if bool(compared) != bool(len(config.compare.choices)):
     raise UserError("`compare.field` and `compare.choices` must be given together.")
@@ -405,7 +405,13 @@ def validate(config: Any) -> None:
     )
 
 
-def _check_dynamic(dynamic: Any) -> None:
+def _check_dynamic(dynamic: Any, sparsity: Any) -> None:
+  scored = sparsity.distribution in SCORED and sparsity.start != "eoi"
+  if dynamic.method == "srigl" and scored:
+    raise UserError(
+      "`sparsity.distribution` must not be by scores for srigl, whose units have equal "
+      f"counts, got {sparsity.distribution!r}."
+    )
   if dynamic.method == "srigl" and dynamic.scope != "layer":
     raise UserError(
       f"`dynamic.scope` must be 'layer' for srigl, got {dynamic.scope!r}."

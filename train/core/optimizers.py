@@ -14,7 +14,7 @@ import optax
 import optax.contrib
 
 import eoi_jax
-from eoi_jax.layouts import fill_tree
+from eoi_jax.layouts import fill_tree, named_leaves
 from train.core.console import UserError
 
 METHODS = ("static", "set", "rigl", "srigl", "gmp")
@@ -134,11 +134,11 @@ def _arguments(
   free = [name for name in parameters if name not in fixed]
   try:
     call: Any = ast.parse(f"f({text})", mode="eval").body
-    options = {item.arg: ast.literal_eval(item.value) for item in call.keywords}
+    options: Any = {item.arg: ast.literal_eval(item.value) for item in call.keywords}
     if call.args or not isinstance(call.func, ast.Name):
       raise SyntaxError
-  except (SyntaxError, ValueError, AttributeError):
-    options = {None: None}
+  except (SyntaxError, ValueError, TypeError, AttributeError):
+    options = {"": None}
   for name in options:
     if name in fixed:
       raise UserError(
@@ -225,6 +225,13 @@ def optimizer_arguments(settings: OptimizerSettings) -> dict[str, Any]:
   return arguments
 
 
+def describe_optimizer(settings: OptimizerSettings) -> str:
+  """Returns the call of optax that the settings stand for, in one line."""
+  arguments = [f"{n}={x!r}" for n, x in optimizer_arguments(settings).items() if x]
+  rate = f"{settings.schedule} {settings.learning_rate:g}"
+  return f"{settings.name}({', '.join([rate, *arguments])})"
+
+
 @functools.lru_cache(maxsize=64)
 def check_optimizer(settings: OptimizerSettings) -> None:
   """Tries an optimizer and its schedule on shapes alone.
@@ -273,13 +280,56 @@ def _create_inner(
     arguments["muon_weight_dimension_numbers"] = fill_tree(masks, axes)
   if "key" in arguments:  # of noise
     arguments["key"] = key
-  tx = function(create_schedule(settings, num_steps), **arguments)
+  schedule = create_schedule(settings, num_steps)
+  if settings.name == "lamb" and model is not None:
+    moments: Any = {"eps": 1e-6} | arguments
+    tx = _lamb(schedule, stacked=_stacked(masks, model), **moments)
+  else:
+    tx = function(schedule, **arguments)
   parts = [tx]
   if not set(_ARGUMENTS["weight_decay"]) & set(arguments):
     parts = [optax.add_decayed_weights(settings.weight_decay), tx]
   if settings.clip_norm:
     parts = [optax.clip_by_global_norm(settings.clip_norm), *parts]
   return optax.chain(*parts)
+
+
+def _lamb(
+  learning_rate: optax.Schedule,
+  *,
+  stacked: Any,
+  weight_decay: float,
+  mask: Any = None,
+  **moments: Any,
+) -> optax.GradientTransformation:
+  """`optax.lamb` with a trust ratio for each layer of a stack, as published."""
+  ratio = optax.scale_by_trust_ratio()
+
+  def scale(update, leaf, is_stack):
+    def alone(update, leaf):
+      return ratio.update(update, ratio.init(leaf), leaf)[0]
+
+    return (jax.vmap(alone) if is_stack else alone)(update, leaf)
+
+  return optax.chain(
+    optax.scale_by_adam(**moments),
+    optax.add_decayed_weights(weight_decay, mask),
+    optax.stateless(
+      lambda updates, params: jax.tree.map(scale, updates, params, stacked)
+    ),
+    optax.scale_by_learning_rate(learning_rate),
+  )
+
+
+def _stacked(masks: Any, model: Any) -> Any:
+  """Whether each leaf is a stack of layers: all kernels of its module are stacks."""
+  modules: dict[str, bool] = {}
+  for name, layout in model.kernels.items():
+    if layout is not None:
+      module = name.partition("/")[0]
+      modules[module] = modules.get(module, True) and layout.axes.startswith("s")
+  names = named_leaves(masks)
+  return fill_tree(masks, {n: modules.get(n.partition("/")[0], False) for n in names})
 
 
 def create_optimizer(
@@ -344,14 +394,14 @@ def create_optimizer(
 
 
 def count_moved(state: Any) -> dict[str, jax.Array]:
-  """Counts live weights, and those that were grown since the start.
+  """Counts live weights, and those that were grown since the start, where masks move.
 
   Args:
     state: a state of the training, of one seed or of several.
 
   Returns:
-    `{"live_weights": number, "grown_weights": number}`, one for each seed; empty where
-    masks stay.
+    live_weights, density (of all masked kernels) and grown_weights, one for each seed;
+    empty where masks stay.
   """
   if not isinstance(state.opt_state, eoi_jax.optim.DynamicSparsityState):
     return {}
@@ -360,9 +410,14 @@ def count_moved(state: Any) -> dict[str, jax.Array]:
 
 @functools.partial(jax.jit, static_argnames="axis")
 def _count_moved(opt_state: Any, axis: int) -> dict[str, jax.Array]:
-  def total(tree):
+  def joined(tree):
     leaves = [leaf.reshape(*leaf.shape[:axis], -1) for leaf in jax.tree.leaves(tree)]
-    return sum(jnp.sum(leaf, axis=-1, dtype=jnp.int32) for leaf in leaves)
+    return jnp.concatenate(leaves, axis=-1)
 
-  masks, grown = opt_state.masks, opt_state.num_grown
-  return {"live_weights": total(masks), "grown_weights": total(grown)}
+  masks = joined(opt_state.masks)
+  live = jnp.sum(masks, axis=-1, dtype=jnp.int32)
+  return {
+    "live_weights": live,
+    "density": live.astype(jnp.float32) / masks.shape[-1],
+    "grown_weights": jnp.sum(joined(opt_state.num_grown), axis=-1),
+  }

@@ -88,6 +88,7 @@ class SparsitySettings(NamedTuple):
   center: str
   taps: str
   relu: bool
+  constant_fan_in: bool
 
   @property
   def options(self) -> dict[str, Any]:
@@ -115,6 +116,7 @@ def sparsity_settings(config: Any) -> SparsitySettings:
   """Returns the sparsity part of a config as a hashable value."""
   values = config.sparsity.to_dict() | gains(config)._asdict()
   values["relu"] = config.model.activation == "relu"
+  values["constant_fan_in"] = config.dynamic.method == "srigl"
   return SparsitySettings(**{name: values[name] for name in SparsitySettings._fields})
 
 
@@ -264,6 +266,8 @@ def densities(
 ) -> Any:
   """Returns densities whose weights add up exactly; EOI's keep the layers' floors.
 
+  With a constant fan-in they are rounded to whole weights of each unit, at least one.
+
   Args:
     sparsity: distribution, density and floors.
     params: the parameters, or their shapes.
@@ -277,10 +281,19 @@ def densities(
   if isinstance(rule, str) and rule in ("dense", "uniform", "uniform_skip"):
     density = 1.0 if rule == "dense" else sparsity.density
     dense = _skipped(params, model) if rule == "uniform_skip" else ()
-    return eoi_jax.uniform(params, density, dense=dense, layouts=model.layouts)
-  floors = sparsity.floors if sparsity.start == "eoi" else "ignore"
-  options = {"rule": rule, "floors": floors, "layouts": model.layouts}
-  return eoi_jax.allocate(params, sparsity.density, **options)
+    found = eoi_jax.uniform(params, density, dense=dense, layouts=model.layouts)
+  else:
+    floors = sparsity.floors if sparsity.start == "eoi" else "ignore"
+    options = {"rule": rule, "floors": floors, "layouts": model.layouts}
+    found = eoi_jax.allocate(params, sparsity.density, **options)
+  if not sparsity.constant_fan_in:
+    return found
+  for name, kernel in find_kernels(params, model.layouts).items():
+    if (density := named_leaves(found)[name]) is not None:
+      fan_in = kernel.layer_size // kernel.layer_shape[-1]
+      whole = np.maximum(np.rint(np.asarray(density) * fan_in), 1) / fan_in
+      found = fill_tree(found, {name: whole}, keep=True)
+  return found
 
 
 def pruning_of(sparsity: SparsitySettings, recipe: Recipe) -> Pruning:
@@ -315,15 +328,17 @@ def pruning_of(sparsity: SparsitySettings, recipe: Recipe) -> Pruning:
     }
     ends.append(tuple((name, tuple(each.tolist())) for name, each in end.items()))
     counts.append({n: np.rint(d * kernels[n].layer_size) for n, d in end.items()})
-  grown = [name for name, many in counts[1].items() if (many > counts[0][name]).any()]
+  before, after = counts
+  grown = [name for name, many in after.items() if (many > before[name]).any()]
+  if dynamic.scope == "global":
+    size = sum(kernels[name].num_layers * kernels[name].layer_size for name in after)
+    ends = [float(sum(before[n].sum() for n in after)) / size, dynamic.density]
+    grown = ["all kernels"] if ends[0] < ends[1] else []
   if grown:
     raise UserError(
-      "`dynamic.density` must leave every kernel at most its weights at the start, got "
+      "`dynamic.density` must leave no more weights than the start has, got "
       f"{dynamic.density} with more in {', '.join(grown)}."
     )
-  if dynamic.scope == "global":
-    size = sum(kernels[n].layer_size * kernels[n].num_layers for n in counts[1])
-    ends = [float(sum(np.sum(count[n]) for n in counts[1]) / size) for count in counts]
   return Pruning(*ends)
 
 

@@ -54,7 +54,9 @@ class Recipe(NamedTuple):
   placement: Placement | None = None
   dynamic: DynamicSettings = STATIC
 
-  def create_tx(self, masks: Any, key: jax.Array) -> optax.GradientTransformation:
+  def create_tx(
+    self, masks: Any, key: jax.Array
+  ) -> optax.GradientTransformationExtraArgs:
     """Returns the optimizer; masks and key are those of the start."""
     return create_optimizer(
       self.optimizer,
@@ -78,7 +80,7 @@ class Averages(NamedTuple):
 
   def update(self, params: Any, batch_stats: Any, masks: Any, decay: float) -> Averages:
     """Returns the means after a step that ends with these values and masks."""
-    new = optax.incremental_update(Averages(params, batch_stats), self, 1 - decay)
+    new: Any = optax.incremental_update(Averages(params, batch_stats), self, 1 - decay)
     return new._replace(params=eoi_jax.apply_masks(new.params, masks))
 
 
