@@ -12,6 +12,8 @@ Variants: `:smoke` trains for 2 epochs of 1024 images. `:cpu` trains for 3 epoch
 batch 32 (4218 steps); its rate starts at .05 and falls by a cosine, so that what grows
 late can still be trained. `:isometry` compares RigL from EOI without and with ten steps
 towards isometry after each move, `:cpu_isometry` likewise at the length of `:cpu`.
+`:methods` compares RigL, RigL with constant fan-in (SRigL) and, from a dense start,
+gradual magnitude pruning to the same density; `:cpu_methods` likewise.
 
 Cost of `:cpu`: 12 minutes of a CPU core for each of the six (.16 s a step, measured).
 
@@ -37,10 +39,19 @@ ISOMETRY = {
   "compare.field": "dynamic.isometry_steps",
   "compare.choices": (0, 10),
 }
+MORE = {
+  "dynamic.method": "rigl",
+  "sparsity.start": "base",
+  "dynamic.density": 0.1,
+  "compare.field": "dynamic.method+sparsity.start+sparsity.density",
+  "compare.choices": ("rigl+base+0.1", "srigl+base+0.1", "gmp+base+1.0"),
+}
 VARIANTS = {
   "cpu": CPU,
   "isometry": ISOMETRY,
   "cpu_isometry": CPU | ISOMETRY,
+  "methods": MORE,
+  "cpu_methods": CPU | MORE,
   "smoke": {
     "num_epochs": 2,
     "batch_size": 64,

@@ -8,7 +8,14 @@ import optax
 import pytest
 from flax import nnx
 
-from eoi_jax import current_masks, random_masks, rigl, set_evolution, static_sparsity
+from eoi_jax import (
+  apply_masks,
+  current_masks,
+  random_masks,
+  rigl,
+  set_evolution,
+  static_sparsity,
+)
 from eoi_jax.optim import evolve_masks, gradual_pruning
 
 # optax's Adam promotes float with int itself.
@@ -83,13 +90,26 @@ def test_multi_steps_within_and_around():
   for inner in (static_sparsity, KINDS["rigl"]):
     tx = inner(optax.MultiSteps(optax.adam(0.1), 2), MASKS)
     tx.update(UPDATES, tx.init(PARAMS), PARAMS)
-  tx = optax.MultiSteps(KINDS["rigl"](optax.adam(0.1), MASKS), 2)
-  state, update = tx.init(PARAMS), jax.jit(tx.update)
-  for _ in range(5):
-    _, state = update(UPDATES, state, PARAMS)
-  assert int(state.inner_opt_state.num_updates) == 2
-  assert current_masks(state)["a"]["kernel"].dtype == jnp.bool_
-  chex.assert_tree_all_finite(state.inner_opt_state.inner_state)
+  alone = KINDS["rigl"](optax.adam(0.1), MASKS)
+  params, state = PARAMS, alone.init(PARAMS)
+  tx = optax.MultiSteps(alone, 2)
+  params2, state2 = PARAMS, tx.init(PARAMS)
+  for n in range(3):  # twice 2 g and 0 is once g
+    halves = UPDATES, jax.tree.map(jnp.zeros_like, UPDATES)
+    grads = jax.tree.map(lambda g: 0.5 * (-1) ** n * g, UPDATES)  # noqa: B023
+    moves, state = jax.jit(alone.update)(grads, state, params)
+    params = optax.apply_updates(params, moves)
+    for half in halves:
+      half = jax.tree.map(lambda g: (-1) ** n * g, half)  # noqa: B023
+      moves, state2 = jax.jit(tx.update)(half, state2, params2)
+      params2 = optax.apply_updates(params2, moves)
+      masks = current_masks(state2)
+      assert masks["a"]["kernel"].dtype == jnp.bool_
+      chex.assert_trees_all_equal(apply_masks(params2, masks), params2)
+    assert int(state2.inner_opt_state.num_updates) == n + 1
+    chex.assert_trees_all_equal(masks, state.masks)
+  assert (masks["a"]["kernel"] != MASKS["a"]["kernel"]).any()
+  chex.assert_trees_all_close((params2, state2.inner_opt_state), (params, state))
 
 
 def test_parameters_for_evaluation_come_from_the_inner_state():

@@ -26,7 +26,10 @@ ROWS = {
   "EOI, all taps": EOI | {"sparsity.taps": "all"},
 }
 CUT = {
-  "ResNet-20": {"model.depth": 20, "data.limit": 35_556},  # 1000 steps, a tenth held out
+  "ResNet-20": {
+    "model.depth": 20,
+    "data.limit": 35_556,
+  },  # 1000 steps, a tenth held out
   "VGG-16": {"model.name": "vgg16_c", "data.limit": 5_690},  # 160 steps
 }
 SMOKE = ("EOI, more", "EOI, all taps")

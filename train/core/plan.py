@@ -29,8 +29,6 @@ from train.data.load import load_dataset
 from train.data.streams import StreamOptions
 from train.models import create_model
 
-_MANY = 10**6  # steps, while their number is not known
-
 
 class Plan(NamedTuple):
   """A checked config with its data, ready to train.
@@ -89,7 +87,7 @@ def check_plan(config: Any) -> Recipe:
       optimizer=OptimizerSettings(**config.optimizer.to_dict()),
       batch_size=config.batch_size,
       steps_per_epoch=0,
-      num_steps=_MANY,
+      num_steps=1,
       augment=config.data.augment,
       streamed=streamed,
       placement=mesh.create_placement(config.placement),
@@ -99,8 +97,11 @@ def check_plan(config: Any) -> Recipe:
       pruning = pruning_of(sparsity, recipe)
       recipe = recipe._replace(dynamic=recipe.dynamic._replace(pruning=pruning))
     if not sparsity.needs_masks:
+      # A schedule has to fit the length of the training, which is not known yet.
+      constant = {"schedule": "constant", "schedule_options": "", "warmup": 0.0}
+      trial = recipe._replace(optimizer=recipe.optimizer._replace(**constant))
       jax.eval_shape(
-        lambda: create_train_state(jax.random.key(0), sparsity=sparsity, recipe=recipe)
+        lambda: create_train_state(jax.random.key(0), sparsity=sparsity, recipe=trial)
       )
   except ValueError as error:
     raise UserError(str(error)) from error
@@ -125,7 +126,7 @@ def make_plan(config: Any) -> Plan:
     )
   steps_per_epoch = size // config.batch_size
   num_steps = steps_per_epoch * config.num_epochs
-  create_schedule(recipe.optimizer, num_steps)  # its options fit that length
+  create_schedule(recipe.optimizer, num_steps)  # raises where options do not fit
   recipe = recipe._replace(steps_per_epoch=steps_per_epoch, num_steps=num_steps)
   return Plan(config, dataset, recipe)
 
