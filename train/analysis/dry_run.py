@@ -13,13 +13,12 @@ from eoi_jax.layouts import Kernel, find_kernels, named_leaves
 from train.core import config as config_lib
 from train.core import mesh
 from train.core.console import UserError, table
-from train.core.plan import Feed, Plan, like_start, make_plan, seeds_of
+from train.core.plan import Feed, Plan, data_spec, like_start, make_plan, seeds_of
 from train.core.start import SparsitySettings, densities, sparsity_settings
 from train.core.state import TrainState
 from train.core.steps import train_chunk
 from train.core.summaries import Taps, taps_table
-from train.data.datasets import DATASETS
-from train.models import MODELS, create_model
+from train.models import create_model, title_and_fields
 
 
 class Row(NamedTuple):
@@ -69,11 +68,10 @@ def list_kernels(config: Any) -> Layers:
     UserError: if a field is wrong or the network does not exist in that form.
   """
   config_lib.validate(config)
-  spec = DATASETS[config.data.name]
-  sparsity = sparsity_settings(config)
+  spec, sparsity = data_spec(config), sparsity_settings(config)
   scored = sparsity.distribution in config_lib.SCORED
   try:
-    model = create_model(config, spec.num_classes, bias_std=sparsity.bias_std)
+    model = create_model(config, spec, bias_std=sparsity.bias_std)
     inputs = jax.ShapeDtypeStruct((1, *spec.shape), jnp.float32)
     params = jax.eval_shape(model.init, jax.random.key(0), inputs)["params"]
     uniform = sparsity._replace(distribution="uniform") if scored else sparsity
@@ -174,10 +172,10 @@ def layers_table(layers: Layers) -> str:
 def layers_text(config: Any) -> str:
   """Returns what `train.inspect` prints of a config."""
   layers = list_kernels(config)
-  spec = DATASETS[config.data.name]
+  spec = data_spec(config)
   size = " x ".join(map(str, spec.shape))
   lines = [
-    f"{MODELS[config.model.name].title} for {config.data.name}: {size} pixels, "
+    f"{title_and_fields(config.model.name)[0]} for {config.data.name}: {size} pixels, "
     f"{spec.num_classes} classes; {config.sparsity.distribution} density "
     f"{config.sparsity.density:g}, {config.sparsity.start} start",
     layers_table(layers),

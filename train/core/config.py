@@ -14,7 +14,9 @@ from ml_collections import ConfigDict, FieldReference
 
 from train.core.console import UserError
 from train.core.optimizers import METHODS, OPTIMIZERS, SCHEDULES
-from train.data.datasets import DATASETS
+from train.core.own import is_own
+from train.data.datasets import DATASETS, TFDS
+from train.data.own import is_own_data
 from train.models import ACTIVATIONS, DTYPES, MODELS
 
 CRITICAL = "critical"
@@ -76,6 +78,14 @@ def _one_of(*known: str) -> Rule:
   )
 
 
+def _one_of_or(known: Any, own: str, is_own: Callable[[str], bool]) -> Rule:
+  """A known name, or one of your own code."""
+  return Rule(
+    f"one of {', '.join(known)}, or {own}",
+    lambda value: isinstance(value, str) and (value in known or is_own(value)),
+  )
+
+
 def _different(items: Any) -> bool:
   return isinstance(items, list | tuple) and len(set(map(repr, items))) == len(items)
 
@@ -110,13 +120,41 @@ _CHOICES = Rule(
   lambda value: _different(value) and all(map(_is_choice, value)),
 )
 
+_CHANNELS = Rule(
+  "a tuple of numbers, one for each channel, or ()",
+  lambda value: isinstance(value, list | tuple) and all(map(_is_number, value)),
+)
+
+
+def _is_plain(value: Any) -> bool:
+  if isinstance(value, list | tuple):
+    return all(map(_is_plain, value))
+  return value is None or isinstance(value, str | bool) or _is_number(value)
+
+
+_OPTIONS = Rule(
+  "a dictionary of numbers, strings, booleans, None and tuples of these",
+  lambda value: (
+    isinstance(value, ConfigDict | dict) and all(map(_is_plain, dict(value).values()))
+  ),
+)
+
 
 class Field(NamedTuple):
-  """One field: its default, its rule, its meaning."""
+  """One field of a config.
+
+  Attributes:
+    default: its default.
+    rule: what it may hold.
+    meaning: what it does.
+    is_local: whether it says how and where to run rather than what: a run may go on
+      with another value, and gives the same numbers.
+  """
 
   default: Any
   rule: Rule
   meaning: str
+  is_local: bool = False
 
 
 FIELDS = {
@@ -140,13 +178,35 @@ FIELDS = {
   "dry_run": Field(
     False, _BOOLEAN, "print layers, steps, time and memory after one step, and stop"
   ),
-  "data.name": Field("mnist", _one_of(*DATASETS), "the data set"),
+  "data.name": Field(
+    "mnist",
+    _one_of_or(
+      DATASETS,
+      f"{TFDS}NAME of a prepared data set, or MODULE:FUNCTION of your own",
+      is_own_data,
+    ),
+    "the data set",
+  ),
+  "data.mean": Field(
+    (), _CHANNELS, "of the pixels divided by 255, subtracted; (): known, or measured"
+  ),
+  "data.std": Field((), _CHANNELS, "of the same, divided by; given together with mean"),
   "data.augment": Field(False, _BOOLEAN, "reflect-pad by 4, random crop, random flip"),
   "data.validation": Field(
-    0.1, _number("[0, 1)"), "fraction of the training set to hold out"
+    0.1,
+    _number("[0, 1)"),
+    "fraction of the training set to hold out; a data set of your own that has a "
+    "validation split keeps it",
   ),
   "data.limit": Field(0, _integer(0), "examples of each split to keep; 0: all"),
-  "model.name": Field("mlp", _one_of(*MODELS), "the network"),
+  "model.name": Field(
+    "mlp",
+    _one_of_or(MODELS, "MODULE:NAME of a Linen module of your own", is_own),
+    "the network",
+  ),
+  "model.options": Field(
+    {}, _OPTIONS, "further arguments of a network of your own, by name"
+  ),
   "model.depth": Field(
     7, _integer(2, 10**5), "layers of mlp, cnn, cifar_resnet, first and last included"
   ),
@@ -278,9 +338,11 @@ def default_config() -> ConfigDict:
     section, _, leaf = name.rpartition(".")
     if section and section not in config:
       config[section] = ConfigDict()
-    # A scale may be a number or a word, and flags go by the type of the default.
-    either = FieldReference(field.default, field_type=object)
-    value = either if field.rule is _SCALE else field.default
+    value = field.default
+    if field.rule is _SCALE:  # a number or a word; flags go by the type of the default
+      value = FieldReference(value, field_type=object)
+    elif field.rule is _OPTIONS:
+      value = ConfigDict(value)
     (config[section] if section else config)[leaf] = value
   return config
 
@@ -322,12 +384,22 @@ def validate(config: Any) -> None:
     UserError: for the first field that is unknown, missing or out of its range.
   """
   flat = flatten(config)
+  for name in (n for n, field in FIELDS.items() if field.rule is _OPTIONS):
+    inner = [n for n in flat if n.startswith(f"{name}.")]
+    options = {n.removeprefix(f"{name}."): flat.pop(n) for n in inner}
+    flat.setdefault(name, options)
   check_names(flat, FIELDS)
   for name, field in FIELDS.items():
     if name not in flat:
       raise UserError(f"config field `{name}` is missing.")
     if not field.rule.holds(flat[name]):
       raise UserError(f"`{name}` must be {field.rule.text}, got {flat[name]!r}.")
+  mean, std = config.data.mean, config.data.std
+  if len(mean) != len(std) or any(number <= 0 for number in std):
+    raise UserError(
+      "`data.std` must hold as many numbers as `data.mean`, each above 0, got "
+      f"{mean!r} and {std!r}."
+    )
   compared = config.compare.field
   if bool(compared) != bool(len(config.compare.choices)):
     raise UserError("`compare.field` and `compare.choices` must be given together.")
@@ -428,11 +500,11 @@ def to_json(config: Any) -> str:
 
 
 def differences(ours: Any, theirs: dict[str, Any]) -> list[str]:
-  """Lists the fields in which a config and a saved config differ."""
+  """Lists the fields in which a config and a saved config differ, local ones aside."""
   left, right = flatten(json.loads(to_json(ours))), flatten(theirs)
-  absent = "(absent)"
+  absent, local = "(absent)", {name for name, field in FIELDS.items() if field.is_local}
   return [
     f"{name}: {right.get(name, absent)!r} there, {left.get(name, absent)!r} here"
-    for name in sorted(left.keys() | right.keys())
+    for name in sorted((left.keys() | right.keys()) - local)
     if left.get(name, absent) != right.get(name, absent)
   ]

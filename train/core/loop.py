@@ -161,7 +161,7 @@ def _restore_or_start(
     first = start_state(plan)
     mesh.check_equal_masks(named_leaves(first.masks))
     at_start = summaries.describe_start(
-      plan.config, take_seed(first, 0), gains(plan.config).scale, plan.recipe.model
+      plan.config, take_seed(first, 0), gains(plan.config).scale, plan.recipe
     )
     if mesh.is_primary():
       replace_text(path, summaries.start_json(at_start))

@@ -19,7 +19,14 @@ from train.core.start import (
   sparsity_settings,
 )
 from train.core.state import Recipe, TrainState, map_seeds, stack_seeds
-from train.data.datasets import DATASETS, STREAMED, Dataset, Split, Stream
+from train.data.datasets import (
+  DATASETS,
+  STREAMED,
+  Dataset,
+  DatasetSpec,
+  Split,
+  Stream,
+)
 from train.data.load import load_dataset
 from train.data.streams import StreamOptions
 from train.models import create_model
@@ -44,8 +51,25 @@ def seeds_of(config: Any) -> tuple[int, ...]:
   return tuple(config.seeds) or (config.seed,)
 
 
+def data_spec(config: Any) -> DatasetSpec:
+  """Returns what is known of a config's data set; one of your own is read for it.
+
+  Raises:
+    UserError: if `data.mean` and `data.std` are not one number for each channel.
+  """
+  spec = DATASETS.get(config.data.name) or _dataset(config).spec
+  if not len(config.data.mean):
+    return spec
+  if len(config.data.mean) != spec.shape[-1]:
+    raise UserError(
+      f"`data.mean` must hold one number for each of the {spec.shape[-1]} channels, "
+      f"got {config.data.mean!r}."
+    )
+  return spec._replace(mean=tuple(config.data.mean), std=tuple(config.data.std))
+
+
 def check_plan(config: Any) -> Recipe:
-  """Checks a config and its network, without reading data or compiling.
+  """Checks a config and its network, without compiling, or reading data of the table.
 
   Returns:
     The recipe; its numbers of steps are set by `make_plan`, which reads the data.
@@ -55,7 +79,6 @@ def check_plan(config: Any) -> Recipe:
       kernel cannot have its density.
   """
   config_lib.validate(config)
-  spec = DATASETS[config.data.name]
   sparsity = sparsity_settings(config)
   streamed = config.data.name in STREAMED
   if streamed and config.seeds:
@@ -73,9 +96,10 @@ def check_plan(config: Any) -> Recipe:
       f"`batch_size` must be a multiple of the {jax.device_count()} devices, got "
       f"{config.batch_size}."
     )
+  spec = data_spec(config)
   try:
     recipe = Recipe(
-      model=create_model(config, spec.num_classes, bias_std=gains(config).bias_std),
+      model=create_model(config, spec, bias_std=gains(config).bias_std),
       spec=spec,
       optimizer=OptimizerSettings(**config.optimizer.to_dict()),
       batch_size=config.batch_size,
