@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
 
 def _run() -> str:
   name = _DATASET.value
-  if name not in _NAMES and not (name or "").startswith(TFDS):
+  if name is None or (name not in _NAMES and not name.startswith(TFDS)):
     known = f"{', '.join(_NAMES)}, {TFDS}NAME"
     raise UserError(f"--dataset must be one of {known}, got {name}.")
   return prepare(name, _DATA_DIR.value, _MANUAL_DIR.value, partial=_PARTIAL.value)

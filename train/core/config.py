@@ -125,6 +125,15 @@ _CHANNELS = Rule(
   lambda value: isinstance(value, list | tuple) and all(map(_is_number, value)),
 )
 
+_STEPS = Rule(
+  "(), or the first and the last step, such as (101, 110)",
+  lambda value: (
+    isinstance(value, list | tuple)
+    and (not value or (len(value) == 2 and all(map(_is_integer, value))))
+    and (not value or 1 <= value[0] <= value[1])
+  ),
+)
+
 
 def _is_plain(value: Any) -> bool:
   if isinstance(value, list | tuple):
@@ -169,14 +178,42 @@ FIELDS = {
   "checkpoint_every": Field(
     1, _integer(1), "epochs between two checkpoints; the last state is always saved"
   ),
-  "keep_checkpoints": Field(2, _integer(1), "newest checkpoints to keep"),
-  "keep_best": Field(1, _integer(0), "best checkpoints by held-out accuracy to keep"),
-  "placement": Field(
-    "replicated", _one_of(*PARAMETERS), "parameters on several devices"
+  "keep_checkpoints": Field(
+    2, _integer(1), "newest checkpoints to keep", is_local=True
   ),
-  "tensorboard": Field(False, _BOOLEAN, "also write event files; needs tensorboardX"),
+  "keep_best": Field(
+    1, _integer(0), "best checkpoints by held-out accuracy to keep", is_local=True
+  ),
+  "placement": Field(
+    "replicated", _one_of(*PARAMETERS), "parameters on several devices", is_local=True
+  ),
+  "tensorboard": Field(
+    False, _BOOLEAN, "also write event files; needs tensorboardX", is_local=True
+  ),
+  "wandb": Field(
+    False,
+    _BOOLEAN,
+    "also log to Weights & Biases; needs wandb; WANDB_MODE=offline needs no network",
+    is_local=True,
+  ),
   "dry_run": Field(
-    False, _BOOLEAN, "print layers, steps, time and memory after one step, and stop"
+    False,
+    _BOOLEAN,
+    "print layers, steps, time and memory after one step, and stop",
+    is_local=True,
+  ),
+  "eval_only": Field(
+    False,
+    _BOOLEAN,
+    "evaluate a checkpoint of the workdir, which --checkpoint names, and stop",
+    is_local=True,
+  ),
+  "profile": Field(
+    (),
+    _STEPS,
+    "write a trace of jax.profiler of these steps, and of the others of their "
+    "dispatches, into profile/",
+    is_local=True,
   ),
   "data.name": Field(
     "mnist",
@@ -497,6 +534,20 @@ def expand(config: Any) -> dict[str, Any]:
 def to_json(config: Any) -> str:
   """Returns the config as JSON text, fields in their order."""
   return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def from_json(text: str) -> Any:
+  """Returns the config of `to_json`; a field that it lacks has its default."""
+
+  def plain(value):
+    if isinstance(value, dict):
+      return {name: plain(inner) for name, inner in value.items()}
+    return tuple(map(plain, value)) if isinstance(value, list) else value
+
+  config: Any = default_config()
+  with config.ignore_type():  # a scale may be a number or a word
+    config.update(plain(json.loads(text)))
+  return config
 
 
 def differences(ours: Any, theirs: dict[str, Any]) -> list[str]:

@@ -37,12 +37,12 @@ class Plan(NamedTuple):
 
   Attributes:
     config: the config.
-    dataset: the splits, in host memory or streamed.
+    dataset: the splits, in host memory or streamed; None where shapes are enough.
     recipe: the static part of the compiled program.
   """
 
   config: Any
-  dataset: Dataset
+  dataset: Any
   recipe: Recipe
 
 
@@ -225,8 +225,8 @@ class Feed:
   of each chunk; every process brings its own part.
   """
 
-  def __init__(self, plan: Plan, step: int):
-    """Opens the splits; training begins with the batch of `step`."""
+  def __init__(self, plan: Plan, step: int | None):
+    """Opens the splits; training begins with the batch of `step`, if there is any."""
     self._placement = plan.recipe.placement
     self._evaluated = {
       name: split
@@ -237,6 +237,8 @@ class Feed:
     self._length = plan.config.steps_per_dispatch
     self._batches: Iterator[Split] | None = None
     train = plan.dataset.train
+    if step is None:
+      return
     if isinstance(train, Stream):
       self._batches = train.batches(step)
       shape = (plan.config.batch_size // jax.process_count(), *plan.recipe.spec.shape)
@@ -259,6 +261,11 @@ class Feed:
     batches = batches + [self._empty] * (self._length - len(batches))
     stacked = Split(*(np.stack(parts) for parts in zip(*batches, strict=True)))
     return mesh.put_parts(stacked, self._placement, axis=1)
+
+  @property
+  def splits(self) -> list[str]:
+    """What may be evaluated: validation, if examples are held out, and test."""
+    return list(self._evaluated)
 
   def evaluated(self, name: str) -> Iterator[tuple[Split, jax.Array]]:
     """Yields the split `name`, whole or in batches, and how many examples it has."""
