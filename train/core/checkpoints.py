@@ -55,10 +55,10 @@ class Checkpoints:
   def _manager(self) -> Any:
     ocp, policy = _orbax()
     if self._read_only:
-      options = ocp.CheckpointManagerOptions(read_only=True, create=False)
       level = logging.get_verbosity()
       logging.set_verbosity(logging.ERROR)  # Orbax warns that it is read-only
       try:
+        options = ocp.CheckpointManagerOptions(read_only=True)
         return ocp.CheckpointManager(self._directory, options=options)
       finally:
         logging.set_verbosity(level)

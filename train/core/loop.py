@@ -307,6 +307,9 @@ class _Trace:
     return self
 
   def __exit__(self, *args) -> None:
+    self._stop()
+
+  def _stop(self) -> None:
     if self._running:
       self._running = False
       jax.profiler.stop_trace()
@@ -321,7 +324,7 @@ class _Trace:
   def after(self, step: int) -> None:
     """Ends it if `step` was the last, or one after it."""
     if step >= self._last:
-      self.__exit__()
+      self._stop()
 
 
 def _count(run: _Run, step: int) -> int:

@@ -118,9 +118,9 @@ def _check(
       raise UserError(f"{name} needs the argument {key!r}: set `model.options.{key}`.")
   sparsity = config.sparsity
   for key, needed, field in (
-    ("bias_init", bias_std, f"a deviation of the biases, {bias_std:.3g},"),
     ("activation", sparsity.scale == "critical", "`sparsity.scale` = 'critical'"),
     ("activation", sparsity.start == "sao", "`sparsity.start` = 'sao'"),
+    ("bias_init", bias_std, f"`sparsity.bias_std` = {bias_std:.3g}"),
   ):
     if needed and key not in declared:
       raise UserError(f"{field} needs a network with the argument {key!r}: {name}.")
@@ -149,10 +149,14 @@ def _check_call(model: OwnNetwork, name: str, spec: DatasetSpec) -> None:
   """Traces the network; reads its layouts, too: what is in doubt is an error."""
   images = jax.ShapeDtypeStruct((2, *spec.shape), jnp.float32)
   with blamed(FIELD, name):
-    logits, variables = jax.eval_shape(
-      model.init_with_output, jax.random.key(0), images
-    )
-    assert model.kernels is not None
+    key = jax.random.key(0)
+    logits, variables = jax.eval_shape(model.init_with_output, key, images)
+    try:
+      _ = model.kernels
+    except ValueError as error:
+      raise ValueError(
+        f"{error} Write such a table as `others` of the class."
+      ) from error
   if logits.shape != (2, spec.num_classes):
     raise UserError(
       f"`{FIELD}` = {name!r} must map images [2, {', '.join(map(str, spec.shape))}] to "
