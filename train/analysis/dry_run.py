@@ -12,7 +12,7 @@ from eoi_jax.initializers.eoi import kernel_budget
 from eoi_jax.layouts import Kernel, find_kernels, named_leaves
 from train.core import config as config_lib
 from train.core import mesh
-from train.core.console import UserError, table
+from train.core.console import UserError, duration, table
 from train.core.plan import Feed, Plan, data_spec, like_start, make_plan, seeds_of
 from train.core.start import SparsitySettings, densities, sparsity_settings
 from train.core.state import TrainState
@@ -251,7 +251,10 @@ def _rows(plan: Plan, cost: Cost, num_runs: int) -> list[tuple[str, ...]]:
     ("activations and the like", _megabytes(cost.temporary_bytes)),
     ("compile time", f"{cost.compile_seconds:.1f} s"),
     ("time of a step", f"{cost.step_seconds:.4f} s"),
-    ("training time of all runs", _duration(num_runs * total)),
+    (
+      "training time of all runs",
+      f"{duration(num_runs * total)} (h:min:s), evaluation left out",
+    ),
   ]
   return rows
 
@@ -311,9 +314,3 @@ def _bytes(tree: Any) -> int:
 
 def _megabytes(count: int | None) -> str:
   return "unknown" if count is None else f"{count / 2**20:,.1f} MiB a device"
-
-
-def _duration(seconds: float) -> str:
-  minutes, rest = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  return f"{hours}:{minutes:02}:{rest:02} (h:min:s), evaluation left out"

@@ -135,20 +135,6 @@ _STEPS = Rule(
 )
 
 
-def _is_plain(value: Any) -> bool:
-  if isinstance(value, list | tuple):
-    return all(map(_is_plain, value))
-  return value is None or isinstance(value, str | bool) or _is_number(value)
-
-
-_OPTIONS = Rule(
-  "a dictionary of numbers, strings, booleans, None and tuples of these",
-  lambda value: (
-    isinstance(value, ConfigDict | dict) and all(map(_is_plain, dict(value).values()))
-  ),
-)
-
-
 class Field(NamedTuple):
   """One field of a config.
 
@@ -242,7 +228,7 @@ FIELDS = {
     "the network",
   ),
   "model.options": Field(
-    {}, _OPTIONS, "further arguments of a network of your own, by name"
+    "", _TEXT, "more arguments of a network of your own, as in Python: 'heads=8'"
   ),
   "model.depth": Field(
     7, _integer(2, 10**5), "layers of mlp, cnn, cifar_resnet, first and last included"
@@ -375,11 +361,9 @@ def default_config() -> ConfigDict:
     section, _, leaf = name.rpartition(".")
     if section and section not in config:
       config[section] = ConfigDict()
-    value = field.default
-    if field.rule is _SCALE:  # a number or a word; flags go by the type of the default
-      value = FieldReference(value, field_type=object)
-    elif field.rule is _OPTIONS:
-      value = ConfigDict(value)
+    # A scale may be a number or a word, and flags go by the type of the default.
+    either = FieldReference(field.default, field_type=object)
+    value = either if field.rule is _SCALE else field.default
     (config[section] if section else config)[leaf] = value
   return config
 
@@ -421,10 +405,6 @@ def validate(config: Any) -> None:
     UserError: for the first field that is unknown, missing or out of its range.
   """
   flat = flatten(config)
-  for name in (n for n, field in FIELDS.items() if field.rule is _OPTIONS):
-    inner = [n for n in flat if n.startswith(f"{name}.")]
-    options = {n.removeprefix(f"{name}."): flat.pop(n) for n in inner}
-    flat.setdefault(name, options)
   check_names(flat, FIELDS)
   for name, field in FIELDS.items():
     if name not in flat:

@@ -7,6 +7,7 @@ them; nothing that it does changes a number of the training.
 import functools
 import json
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from eoi_jax.layouts import named_leaves
 from train.core import config as config_lib
 from train.core import figures, mesh, summaries
 from train.core.checkpoints import Checkpoints
-from train.core.console import Progress, UserError, logger, table
+from train.core.console import Progress, UserError, logger, paint, table
 from train.core.metrics import (
   MetricsWriter,
   append_record,
@@ -87,7 +88,9 @@ def train_or_compare(config: Any, workdir: str | Path) -> dict[str, dict[str, An
         replace_text(workdir / "summary.json", text)
         figures.plot_runs(workdir / "figure.png", curves, summaries.title(config))
   if mesh.is_primary():
-    print(f"\n{summaries.summary_table(by_name)}\n\n  figure: {workdir / 'figure.png'}")
+    head, _, rest = summaries.summary_table(by_name).partition("\n")
+    print(f"\n{paint(head, 'bold', sys.stdout)}\n{rest}")
+    print(f"\n  figure: {workdir / 'figure.png'}")
   return by_name
 
 
@@ -211,7 +214,7 @@ def _restore_or_start(
       replace_text(path, summaries.start_json(at_start))
     if state is None:
       state = mesh.put_state(first, placement)
-  logger.info("%s:\n%s", name, at_start.table)
+  logger.info("%s:\n%s", paint(name, "bold", sys.stderr), at_start.table)
   if checkpoints.newest is not None:
     logger.info("continuing from the checkpoint of step %d", checkpoints.newest)
   assert state is not None

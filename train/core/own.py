@@ -1,5 +1,6 @@
 """Code of your own that a config names, as MODULE:NAME."""
 
+import ast
 import contextlib
 import importlib
 import inspect
@@ -48,6 +49,27 @@ def arguments(field: str, name: str) -> dict[str, inspect.Parameter]:
   """Returns the arguments that may be given by name, those of Linen itself left out."""
   parameters = inspect.signature(find(field, name)).parameters
   return {n: p for n, p in parameters.items() if n not in ("parent", "name")}
+
+
+def written_arguments(field: str, text: str) -> dict[str, Any]:
+  """Returns the arguments that a field holds as text: "heads=8, widths=(64, 128)".
+
+  Raises:
+    UserError: if it is not such a list.
+  """
+  try:
+    call: Any = ast.parse(f"f({text})", mode="eval").body
+    if call.args or not isinstance(call.func, ast.Name):
+      raise SyntaxError
+    return {item.arg: _hashable(ast.literal_eval(item.value)) for item in call.keywords}
+  except (SyntaxError, ValueError, AttributeError) as error:
+    raise UserError(
+      f"`{field}` must be arguments as in Python, 'a=1, b=2.5', got {text!r}."
+    ) from error
+
+
+def _hashable(value: Any) -> Any:
+  return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
 @contextlib.contextmanager

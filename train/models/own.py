@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from train.core.console import UserError
-from train.core.own import arguments, blamed, find
+from train.core.own import arguments, blamed, find, written_arguments
 from train.data.datasets import DatasetSpec
 from train.models.network import Network
 
@@ -81,7 +81,7 @@ def create(
       Linen module that maps images to logits.
   """
   name, declared = config.model.name, arguments(FIELD, config.model.name)
-  options = {key: _frozen(value) for key, value in config.model.options.items()}
+  options = written_arguments("model.options", config.model.options)
   _check(config, declared, options, bias_std)
   offered = {**config.model, **given, **options}
   settings = {
@@ -99,10 +99,6 @@ def _is_required(parameter: inspect.Parameter) -> bool:
   return parameter.default is parameter.empty and parameter.kind not in variadic
 
 
-def _frozen(value: Any) -> Any:
-  return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
-
-
 def _check(
   config: Any, declared: dict[str, Any], options: dict[str, Any], bias_std: float
 ) -> None:
@@ -110,12 +106,12 @@ def _check(
   anything = any(p.kind is p.VAR_KEYWORD for p in declared.values())
   if unknown := [key for key in options if key not in declared and not anything]:
     raise UserError(
-      f"`model.options.{unknown[0]}` must be an argument of {name}, which are: {takes}."
+      f"`model.options` must give arguments of {name} ({takes}), got {unknown[0]!r}."
     )
   given = ("num_classes", "kernel_init", "bias_init", *config.model, *options)
   for key, parameter in declared.items():
     if _is_required(parameter) and key not in given:
-      raise UserError(f"{name} needs the argument {key!r}: set `model.options.{key}`.")
+      raise UserError(f"`model.options` must give {key!r}, which {name} needs.")
   sparsity = config.sparsity
   for key, needed, field in (
     ("activation", sparsity.scale == "critical", "`sparsity.scale` = 'critical'"),
