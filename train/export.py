@@ -104,7 +104,8 @@ def export(
 def _content(plan: Plan, state: TrainState, seed: int) -> tuple[dict, dict]:
   """Returns trees of arrays, and what is to be known of them."""
   layouts = {n: x for n, x in plan.recipe.model.layouts.items() if x is not None}
-  trees = {"params": evaluated_params(state), "batch_stats": state.batch_stats}
+  shown = evaluated(state)
+  trees = {"params": shown.params, "batch_stats": shown.batch_stats}
   masks = {n: x for n, x in named_leaves(state.masks).items() if x is not None}
   trees["masks"] = traverse_util.unflatten_dict(masks, sep="/")
   metadata = {
@@ -117,9 +118,9 @@ def _content(plan: Plan, state: TrainState, seed: int) -> tuple[dict, dict]:
   return jax.tree.map(np.asarray, trees), metadata
 
 
-def evaluated_params(state: TrainState) -> Any:
-  """Returns the parameters that evaluations use."""
-  return state.params
+def evaluated(state: TrainState) -> TrainState:
+  """Returns the state whose parameters and statistics evaluations use."""
+  return state
 
 
 def load(path: str | Path) -> Exported:
