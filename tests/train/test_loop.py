@@ -141,6 +141,7 @@ def test_a_workdir_of_another_config_is_refused(finished):
     ),
     ({"batch_size": 1296}, "`batch_size` must be at most the 1295 training examples"),
     ({"data.validation": 0.9999}, "at most the 1 training examples"),
+    ({"profile": (60, 61)}, r"`profile` must name steps in \[1, 60\], got \(60, 61\)"),
   ],
 )
 def test_impossible_plans_are_refused_without_compiling(fields, words, monkeypatch):

@@ -137,6 +137,10 @@ def make_plan(config: Any) -> Plan:
     )
   steps_per_epoch = size // config.batch_size
   num_steps = steps_per_epoch * config.num_epochs
+  if config.profile and config.profile[1] > num_steps:
+    raise UserError(
+      f"`profile` must name steps in [1, {num_steps}], got {tuple(config.profile)}."
+    )
   recipe = recipe._replace(steps_per_epoch=steps_per_epoch, num_steps=num_steps)
   return Plan(config, dataset, recipe)
 

@@ -83,7 +83,8 @@ def create(
   name, declared = config.model.name, arguments(FIELD, config.model.name)
   options = written_arguments("model.options", config.model.options)
   _check(config, declared, options, bias_std)
-  offered = {**config.model, **given, **options}
+  fields = {key: value for key, value in config.model.items() if key != "options"}
+  offered = fields | given | options
   settings = {
     key: offered[key]
     for key, parameter in declared.items()
@@ -108,9 +109,9 @@ def _check(
     raise UserError(
       f"`model.options` must give arguments of {name} ({takes}), got {unknown[0]!r}."
     )
-  given = ("num_classes", "kernel_init", "bias_init", *config.model, *options)
+  known = {"num_classes", "kernel_init", "bias_init", *config.model, *options}
   for key, parameter in declared.items():
-    if _is_required(parameter) and key not in given:
+    if _is_required(parameter) and key not in known - {"options"}:
       raise UserError(f"`model.options` must give {key!r}, which {name} needs.")
   sparsity = config.sparsity
   for key, needed, field in (
