@@ -12,7 +12,7 @@ import pytest
 from documents import run
 
 import eoi_jax
-from train import paper
+from train import export, paper
 from train.core import command
 
 ROOT = documents.ROOT
@@ -31,6 +31,7 @@ KNOWN = (
   "make",
   "pip install",
   "python -m pytest",
+  "python -m train.export",
   "python -m train.paper",
   "python -m train.preflight",
   "python -m train.prepare",
@@ -168,6 +169,11 @@ def test_sweep_commands_expand(arguments, tmp_path):
 def test_reports_are_of_sweeps_above(arguments):
   sweeps = [words[3:] for words in COMMANDS if words[2:3] == ["train.sweep"]]
   assert arguments[0] in [str(command.default_workdir(words)) for words in sweeps]
+
+
+@documents.commands(COMMANDS, "python -m train.export")
+def test_export_takes_these_flags(arguments):
+  assert export.parse(["export", *arguments]).checkpoint == "best"
 
 
 @pytest.mark.slow

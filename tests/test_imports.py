@@ -11,8 +11,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 LIBRARY = {"chex", "jax", "numpy", "optax", "scipy"}
 # Slow to import or optional: at the place of use, not at start-up.
 LAZY = {
-  *("PIL", "grain", "matplotlib", "orbax", "scipy", "sklearn"),
-  *("tensorboardX", "tensorflow_datasets"),
+  *("PIL", "grain", "matplotlib", "orbax", "safetensors", "scipy", "sklearn"),
+  *("tensorboardX", "tensorflow_datasets", "wandb"),
 }
 # Modules that derive from a class of such a package: themselves imported where used.
 LATE = {"train.data.tiny_imagenet", "eoi_jax.blocks.linen", "eoi_jax.blocks.nnx"}

@@ -4,18 +4,21 @@ python -m train.prepare --dataset=mnist [--data_dir=DIR]
 python -m train.prepare --dataset=tiny_imagenet --manual_dir=DIR [--data_dir=DIR]
 python -m train.prepare --dataset=imagenet --manual_dir=DIR [--data_dir=DIR]
 
-ImageNet takes some hours, and twice the size of its archives on the disk: examples are
-shuffled into a fixed order.
+`--dataset=tfds:NAME` is any other data set of tensorflow-datasets; builders that need
+TensorFlow need it here, too. ImageNet takes some hours, and twice the size of its
+archives on the disk: examples are shuffled into a fixed order.
 """
 
 from absl import app, flags
 
 from train.core.console import UserError, run_main
-from train.data.datasets import DATASETS, MANUAL
+from train.data.datasets import DATASETS, MANUAL, TFDS
 from train.data.prepare import prepare
 
 _NAMES = [name for name in DATASETS if name != "digits"]
-_DATASET = flags.DEFINE_enum("dataset", None, _NAMES, "which data set")
+_DATASET = flags.DEFINE_string(
+  "dataset", None, f"which data set: {', '.join(_NAMES)}, or {TFDS}NAME"
+)
 _DATA_DIR = flags.DEFINE_string(
   "data_dir", None, "where to; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets"
 )
@@ -37,8 +40,9 @@ def main(argv: list[str]) -> None:
 
 def _run() -> str:
   name = _DATASET.value
-  if name is None:
-    raise UserError(f"--dataset is missing; known: {', '.join(_NAMES)}")
+  if name is None or (name not in _NAMES and not name.startswith(TFDS)):
+    known = f"{', '.join(_NAMES)}, {TFDS}NAME"
+    raise UserError(f"--dataset must be one of {known}, got {name}.")
   return prepare(name, _DATA_DIR.value, _MANUAL_DIR.value, partial=_PARTIAL.value)
 
 

@@ -9,6 +9,8 @@ A config is a small file of fields; --fields prints what each means, and
   --config.seeds="(0, 1, 2)"  several seeds in one program
   --config.dry_run            print what would be done, its time and memory, and stop
   --config.placement=sharded  split the parameters over the devices
+  --config.eval_only          evaluate the last checkpoint of the workdir, or the one
+                              that --checkpoint=best or a step names
 
 Run the same command again after an interruption, and it continues. On several machines
 run it on all of them: with --distributed on a TPU pod slice or under Slurm, elsewhere
@@ -26,9 +28,12 @@ from absl import app, flags
 from train.core import mesh
 from train.core.command import CONFIG, WORKDIR, default_workdir, parse
 from train.core.console import log_to_stderr, logger, run_main
-from train.core.loop import train_or_compare
+from train.core.loop import evaluate_saved, train_or_compare
 
 _QUIET = flags.DEFINE_bool("quiet", False, "Show warnings and the result only.")
+_CHECKPOINT = flags.DEFINE_string(
+  "checkpoint", "last", "last, best or a step: what --config.eval_only evaluates."
+)
 _DISTRIBUTED = flags.DEFINE_bool(
   "distributed", False, "Find the other processes by the environment (TPU, Slurm, MPI)."
 )
@@ -62,8 +67,12 @@ def _run() -> None:
     from train.analysis.dry_run import dry_run
 
     print(dry_run(config))
+    return
+  workdir = WORKDIR.value or default_workdir(sys.argv[1:])
+  if config.get("eval_only"):
+    evaluate_saved(config, workdir, _CHECKPOINT.value)
   else:
-    train_or_compare(config, WORKDIR.value or default_workdir(sys.argv[1:]))
+    train_or_compare(config, workdir)
 
 
 if __name__ == "__main__":

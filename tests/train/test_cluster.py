@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -98,7 +99,7 @@ def test_eight_devices_with_parameters_in_parts(one_device, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_of_two_devices(one_device, tmp_path):
+def test_two_processes_of_two_devices_and_one_of_eight_goes_on(one_device, tmp_path):
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
@@ -108,6 +109,12 @@ def test_two_processes_of_two_devices(one_device, tmp_path):
   assert "test accuracy" in first and "test accuracy" not in second
   environment = json.loads((tmp_path / "environment.jsonl").read_text())
   assert environment["processes"] == "2" and environment["device"].startswith("4 x")
+  assert_same(tmp_path, one_device)
+  # As if all had been stopped after step 40: another slice takes the run over.
+  shutil.rmtree(tmp_path / "checkpoints" / "60")
+  finish(start(tmp_path, 8, "--config.placement=sharded"))
+  environments = (tmp_path / "environment.jsonl").read_text().splitlines()
+  assert [json.loads(x)["device"][:3] for x in environments] == ["4 x", "8 x"]
   assert_same(tmp_path, one_device)
 
 

@@ -87,7 +87,7 @@ def test_a_run_counts_the_taps_that_were_expected():
   config = cnn(sparsity__center="more", batch_size=8)
   recipe, sparsity = check_plan(config), sparsity_settings(config)
   state = create_train_state(jax.random.key(0), sparsity=sparsity, recipe=recipe)
-  found = summaries.describe_start(config, state, 1.0, recipe.model)
+  found = summaries.describe_start(config, state, 1.0, recipe)
   rows = [row.taps for row in dry_run.list_kernels(config).rows if row.taps]
   for part, index in (("center_tap", 0), ("other_taps", 1)):
     sums = np.sum([taps[index] for taps in rows], axis=0)

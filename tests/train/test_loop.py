@@ -15,6 +15,7 @@ from tests.train.small import (
   small,
   stop_after,
 )
+from train.core import config as config_lib
 from train.core.console import UserError
 from train.core.loop import train_and_evaluate
 from train.core.optimizers import OptimizerSettings, create_schedule
@@ -112,10 +113,21 @@ def test_the_dispatch_changes_no_number(finished, tmp_path):
   assert_identical(result.state, finished[0].state)
 
 
+def test_a_trace_of_some_steps_changes_no_number(finished, tmp_path):
+  result = train_and_evaluate(small(profile=(10, 18)), tmp_path)
+  assert_identical(result.state, finished[0].state)
+  assert numbers(result.curves.records) == numbers(finished[0].curves.records)
+  (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
+  # Steps 9 to 20 lie in two chunks, and are traced with the evaluation after them.
+  assert trace.read_bytes().count(b"train_chunk") > 0
+
+
 def test_a_workdir_of_another_config_is_refused(finished):
   _, workdir = finished
   with pytest.raises(UserError, match=r"seed: 0 there, 1 here.*--workdir"):
     train_and_evaluate(small(seed=1), workdir)
+  local = small(tensorboard=True, keep_best=3, placement="sharded")
+  assert not config_lib.differences(local, json.loads(config_lib.to_json(small())))
   with pytest.raises(UserError, match="cannot write to workdir"):
     train_and_evaluate(small(), workdir / "config.json" / "below")
 
@@ -129,6 +141,7 @@ def test_a_workdir_of_another_config_is_refused(finished):
     ),
     ({"batch_size": 1296}, "`batch_size` must be at most the 1295 training examples"),
     ({"data.validation": 0.9999}, "at most the 1 training examples"),
+    ({"profile": (60, 61)}, r"`profile` must name steps in \[1, 60\], got \(60, 61\)"),
   ],
 )
 def test_impossible_plans_are_refused_without_compiling(fields, words, monkeypatch):

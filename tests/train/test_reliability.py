@@ -1,6 +1,8 @@
 """A run never loses what it had computed, and says what stopped it."""
 
+import functools
 import gc
+import itertools
 import logging
 import math
 import os
@@ -27,9 +29,10 @@ from train.core import loop
 from train.core.checkpoints import Checkpoints
 from train.core.console import UserError
 from train.core.loop import train_and_evaluate
+from train.core.metrics import MetricsWriter, open_mirrors, with_spread
 from train.core.plan import make_plan
 from train.core.state import TrainState
-from train.core.workdir import MetricsWriter, claim_workdir, is_claimed, with_spread
+from train.core.workdir import claim_workdir, is_claimed
 
 pytestmark = pytest.mark.usefixtures("module_promotion")
 
@@ -130,14 +133,21 @@ def state_of(step):
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):
-  with Checkpoints(tmp_path / "all", keep=2, keep_best=1) as checkpoints:
-    for step, accuracy in enumerate((0.1, 0.9, 0.2, 0.3, 0.4), 1):
-      checkpoints.save(state_of(step), accuracy)
+  accuracies = enumerate((0.1, 0.9, 0.2, 0.3, 0.4), 1)
+  for part in (3, 2):  # interrupted after step 3: the best stays known
+    with Checkpoints(tmp_path / "all", keep=2, keep_best=1) as checkpoints:
+      for step, accuracy in itertools.islice(accuracies, part):
+        checkpoints.save(state_of(step), accuracy)
   assert sorted(os.listdir(tmp_path / "all")) == ["2", "4", "5"]
   with Checkpoints(tmp_path / "all", keep=2) as checkpoints:
     found = checkpoints.restore(state_of(0))
   assert int(found.step) == 5 and found.params["w"].dtype == jnp.bfloat16
   assert jnp.issubdtype(found.key.dtype, jax.dtypes.prng_key)
+  with Checkpoints(tmp_path / "all", read_only=True) as checkpoints:
+    for which, step in (("best", 2), ("last", 5), ("4", 4)):
+      assert int(checkpoints.restore_one(which, state_of(0)).step) == step
+    with pytest.raises(UserError, match="one of last, best, 2, 4, 5, got '3'"):
+      checkpoints.restore_one("3", state_of(0))
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path):
@@ -257,7 +267,9 @@ def test_norms_and_rates_are_logged(finished):
 
 def test_event_files_hold_the_metrics(tmp_path):
   pytest.importorskip("tensorboardX", reason="tensorboardX is not installed")
-  with MetricsWriter(tmp_path / "metrics.jsonl", None, tensorboard=True) as metrics:
+  config = small(tensorboard=True)
+  mirrors = functools.partial(open_mirrors, config, tmp_path)
+  with MetricsWriter(tmp_path / "metrics.jsonl", None, mirrors=mirrors) as metrics:
     values = with_spread({"loss": [1.0, 3.0]}, several=True)
     assert values["loss"] == 2 and values["loss_std"] == pytest.approx(math.sqrt(2))
     metrics.write({"step": 5, "split": "train", **values})

@@ -2,11 +2,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from configs import mnist_mlp7, quickstart
-from train.core import loop
+from train.core import console, loop
 from train.core.command import parse
 
 ROOT = Path(__file__).parents[2]
@@ -60,6 +61,25 @@ def test_mistakes_in_flags_are_one_line(arguments, words, capsys):
   assert stop.value.code == 2
   (line,) = capsys.readouterr().err.splitlines()
   assert line.startswith("error: ") and words in line
+
+
+def test_colours_are_for_terminals(monkeypatch):
+  monkeypatch.setenv("TERM", "xterm")
+  monkeypatch.delenv("NO_COLOR", raising=False)
+  terminal, file = (SimpleNamespace(isatty=lambda x=x: x) for x in (True, False))
+  assert console.paint("text", "bold", terminal) == "\033[1mtext\033[0m"
+  assert console.paint("text", "bold", file) == "text"
+  monkeypatch.setenv("NO_COLOR", "1")
+  assert console.paint("text", "bold", terminal) == "text"
+
+
+def test_lines_of_progress_say_how_long_it_will_take(monkeypatch, caplog):
+  now = iter((0.0, 100.0))
+  monkeypatch.setattr(console.time, "monotonic", lambda: next(now))
+  record = {"step": 60, "epoch": 3.0, "split": "train", "loss": 1, "accuracy": 0.5}
+  with caplog.at_level("INFO", "train"):
+    console.Progress("run", 20, 1060, 53).update(record | {"steps_per_second": 9})
+  assert "step   60/1060" in caplog.text and "0:41:40 left" in caplog.text
 
 
 @pytest.mark.slow

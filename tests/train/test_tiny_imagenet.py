@@ -95,6 +95,21 @@ def test_the_archive_is_read_back_as_splits(small_set, monkeypatch):
   assert builder.info.features["label"].names == sorted(WNIDS)
 
 
+def test_any_prepared_set_is_read_by_its_name(small_set, monkeypatch):
+  monkeypatch.setenv("TFDS_DATA_DIR", small_set)
+  ours = load_dataset("tiny_imagenet", validation=0.2)
+  found = load_dataset("tfds:tiny_imagenet", validation=0.2)
+  for split in ("train", "validation", "test"):
+    for a, b in zip(getattr(ours, split), getattr(found, split), strict=True):
+      np.testing.assert_array_equal(a, b)
+  assert found.spec[:3] == ours.spec[:3]
+  pixels = load_dataset("tfds:tiny_imagenet", validation=0.0).train.images / 255
+  np.testing.assert_allclose(found.spec.mean, pixels.mean((0, 1, 2)), rtol=1e-5)
+  np.testing.assert_allclose(found.spec.std, pixels.std((0, 1, 2)), rtol=1e-5)
+  with pytest.raises(UserError, match=r"'tfds:kmnist' is not in .*=tfds:kmnist"):
+    load_dataset("tfds:kmnist")
+
+
 def broken(change):
   files = official_files()
   change(files)

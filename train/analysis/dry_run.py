@@ -12,15 +12,14 @@ from eoi_jax.initializers.eoi import kernel_budget
 from eoi_jax.layouts import Kernel, find_kernels, named_leaves
 from train.core import config as config_lib
 from train.core import mesh
-from train.core.console import UserError, table
+from train.core.console import UserError, duration, table
 from train.core.optimizers import describe_optimizer
-from train.core.plan import Feed, Plan, like_start, make_plan, seeds_of
+from train.core.plan import Feed, Plan, data_spec, like_start, make_plan, seeds_of
 from train.core.start import SparsitySettings, densities, sparsity_settings
 from train.core.state import TrainState
 from train.core.steps import train_chunk
 from train.core.summaries import Taps, taps_table
-from train.data.datasets import DATASETS
-from train.models import MODELS, create_model
+from train.models import create_model, title_and_fields
 
 
 class Row(NamedTuple):
@@ -70,11 +69,10 @@ def list_kernels(config: Any) -> Layers:
     UserError: if a field is wrong or the network does not exist in that form.
   """
   config_lib.validate(config)
-  spec = DATASETS[config.data.name]
-  sparsity = sparsity_settings(config)
+  spec, sparsity = data_spec(config), sparsity_settings(config)
   scored = sparsity.distribution in config_lib.SCORED
   try:
-    model = create_model(config, spec.num_classes, bias_std=sparsity.bias_std)
+    model = create_model(config, spec, bias_std=sparsity.bias_std)
     inputs = jax.ShapeDtypeStruct((1, *spec.shape), jnp.float32)
     params = jax.eval_shape(model.init, jax.random.key(0), inputs)["params"]
     uniform = sparsity._replace(distribution="uniform") if scored else sparsity
@@ -175,10 +173,10 @@ def layers_table(layers: Layers) -> str:
 def layers_text(config: Any) -> str:
   """Returns what `train.inspect` prints of a config."""
   layers = list_kernels(config)
-  spec = DATASETS[config.data.name]
+  spec = data_spec(config)
   size = " x ".join(map(str, spec.shape))
   lines = [
-    f"{MODELS[config.model.name].title} for {config.data.name}: {size} pixels, "
+    f"{title_and_fields(config.model.name)[0]} for {config.data.name}: {size} pixels, "
     f"{spec.num_classes} classes; {config.sparsity.distribution} density "
     f"{config.sparsity.density:g}, {config.sparsity.start} start",
     layers_table(layers),
@@ -257,7 +255,10 @@ def _rows(plan: Plan, cost: Cost, num_runs: int) -> list[tuple[str, ...]]:
     ("activations and the like", _megabytes(cost.temporary_bytes)),
     ("compile time", f"{cost.compile_seconds:.1f} s"),
     ("time of a step", f"{cost.step_seconds:.4f} s"),
-    ("training time of all runs", _duration(num_runs * total)),
+    (
+      "training time of all runs",
+      f"{duration(num_runs * total)} (h:min:s), evaluation left out",
+    ),
   ]
   return rows
 
@@ -317,9 +318,3 @@ def _bytes(tree: Any) -> int:
 
 def _megabytes(count: int | None) -> str:
   return "unknown" if count is None else f"{count / 2**20:,.1f} MiB a device"
-
-
-def _duration(seconds: float) -> str:
-  minutes, rest = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  return f"{hours}:{minutes:02}:{rest:02} (h:min:s), evaluation left out"

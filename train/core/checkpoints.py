@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from train.core.console import UserError, logger
 from train.core.mesh import agree, is_primary
@@ -29,27 +30,44 @@ class Checkpoints:
     newest: step of the newest checkpoint that was restored or saved, None before.
   """
 
-  def __init__(self, directory: Path, *, keep: int, keep_best: int = 0):
+  def __init__(
+    self,
+    directory: Path,
+    *,
+    keep: int = 1,
+    keep_best: int = 0,
+    read_only: bool = False,
+  ):
     """Opens a directory, which may be new.
 
     Args:
       directory: of the checkpoints alone.
       keep: how many of the newest to keep, at least 1.
       keep_best: how many of the highest accuracy to keep besides.
+      read_only: whether nothing is saved or removed, while another process may do so.
     """
     self._directory, self._keep = directory.resolve(), (keep, keep_best)
+    self._read_only = read_only
     self.newest: int | None = None
     threading.Thread(target=_orbax, daemon=True).start()
 
   @functools.cached_property
   def _manager(self) -> Any:
     ocp, policy = _orbax()
+    if self._read_only:
+      level = logging.get_verbosity()
+      logging.set_verbosity(logging.ERROR)  # Orbax warns that it is read-only
+      try:
+        options = ocp.CheckpointManagerOptions(read_only=True)
+        return ocp.CheckpointManager(self._directory, options=options)
+      finally:
+        logging.set_verbosity(level)
     rules: list[Any] = [policy.LatestN(self._keep[0])]
     if self._keep[1]:
-      best = policy.BestN(get_metric_fn=lambda m: m["accuracy"], n=self._keep[1])
-      rules.append(best)
+      rules.append(policy.BestN(get_metric_fn=_accuracy, n=self._keep[1]))
     options = ocp.CheckpointManagerOptions(
       preservation_policy=policy.AnyPreservationPolicy(rules),
+      best_fn=_accuracy,  # without it no metrics are written
       create=True,
       cleanup_tmp_directories=True,
     )
@@ -129,6 +147,33 @@ class Checkpoints:
       self._remove(step)
     return None
 
+  def restore_one(self, which: str, like: Any) -> Any:
+    """Returns the state of one checkpoint.
+
+    Args:
+      which: "last", "best", by held-out accuracy, or a step.
+      like: a state, or shapes, types and shardings of one.
+
+    Raises:
+      UserError: if there is no such checkpoint, or it is damaged.
+    """
+    steps = sorted(self._manager.all_steps()) if self.found() else []
+    if not steps:
+      raise UserError(f"there is no checkpoint in {self._directory}.")
+    best = max(steps, key=lambda step: (_accuracy(self._manager.metrics(step)), step))
+    known = {"last": steps[-1], "best": best} | {str(step): step for step in steps}
+    if which not in known:
+      shown = ", ".join(known)
+      raise UserError(f"--checkpoint must be one of {shown}, got {which!r}.")
+    state = self._try(step := known[which], _plain_like(like))
+    if not agree(state is not None):
+      raise UserError(
+        f"the checkpoint of step {step} in {self._directory} is damaged, or of another "
+        f"config; there are: {', '.join(map(str, steps))}."
+      )
+    self.newest = step
+    return jax.tree.map(_wrap, like, state)
+
   def _try(self, step: int, like: Any) -> Any | None:
     ocp, _ = _orbax()
     args = ocp.args.Composite(
@@ -148,6 +193,10 @@ class Checkpoints:
       shutil.rmtree(self._directory / str(step), ignore_errors=True)
     agree(True)  # nobody looks before it is gone
     self._manager.reload()
+
+
+def _accuracy(metrics: Any) -> float:
+  return metrics["accuracy"] if metrics else -1.0
 
 
 @functools.cache

@@ -158,7 +158,12 @@ def default_workdir(arguments: list[str]) -> Path:
   """
   config, overrides = scan(arguments)
   path, _, variant = (config or "").partition(":")
-  changes = [f"{field}={value}" for field, value in sorted(overrides.items())]
+  fields = config_lib.FIELDS
+  changes = [
+    f"{field}={value}"
+    for field, value in sorted(overrides.items())
+    if field not in fields or not fields[field].is_local
+  ]
   name = "-".join(filter(None, [Path(path).stem, variant, *changes]))
   return Path("workdirs") / re.sub(r"[^\w.,=+-]", "_", name)[:200]
 

@@ -21,7 +21,9 @@ from train.core.optimizers import (
   OptimizerSettings,
   check_optimizer,
 )
-from train.data.datasets import DATASETS
+from train.core.own import is_own
+from train.data.datasets import DATASETS, TFDS
+from train.data.own import is_own_data
 from train.models import ACTIVATIONS, DTYPES, MODELS
 
 CRITICAL = "critical"
@@ -83,6 +85,14 @@ def _one_of(*known: str) -> Rule:
   )
 
 
+def _one_of_or(known: Any, own: str, is_own: Callable[[str], bool]) -> Rule:
+  """A known name, or one of your own code."""
+  return Rule(
+    f"one of {', '.join(known)}, or {own}",
+    lambda value: isinstance(value, str) and (value in known or is_own(value)),
+  )
+
+
 def _different(items: Any) -> bool:
   return isinstance(items, list | tuple) and len(set(map(repr, items))) == len(items)
 
@@ -117,13 +127,36 @@ _CHOICES = Rule(
   lambda value: _different(value) and all(map(_is_choice, value)),
 )
 
+_CHANNELS = Rule(
+  "a tuple of numbers, one for each channel, or ()",
+  lambda value: isinstance(value, list | tuple) and all(map(_is_number, value)),
+)
+
+_STEPS = Rule(
+  "(), or the first and the last step, such as (101, 110)",
+  lambda value: (
+    isinstance(value, list | tuple)
+    and (not value or (len(value) == 2 and all(map(_is_integer, value))))
+    and (not value or 1 <= value[0] <= value[1])
+  ),
+)
+
 
 class Field(NamedTuple):
-  """One field: its default, its rule, its meaning."""
+  """One field of a config.
+
+  Attributes:
+    default: its default.
+    rule: what it may hold.
+    meaning: what it does.
+    is_local: whether it says how and where to run rather than what: a run may go on
+      with another value, and gives the same numbers.
+  """
 
   default: Any
   rule: Rule
   meaning: str
+  is_local: bool = False
 
 
 FIELDS = {
@@ -138,22 +171,72 @@ FIELDS = {
   "checkpoint_every": Field(
     1, _integer(1), "epochs between two checkpoints; the last state is always saved"
   ),
-  "keep_checkpoints": Field(2, _integer(1), "newest checkpoints to keep"),
-  "keep_best": Field(1, _integer(0), "best checkpoints by held-out accuracy to keep"),
+  "keep_checkpoints": Field(
+    2, _integer(1), "newest checkpoints to keep", is_local=True
+  ),
+  "keep_best": Field(
+    1, _integer(0), "best checkpoints by held-out accuracy to keep", is_local=True
+  ),
   "placement": Field(
-    "replicated", _one_of(*PARAMETERS), "parameters on several devices"
+    "replicated", _one_of(*PARAMETERS), "parameters on several devices", is_local=True
   ),
-  "tensorboard": Field(False, _BOOLEAN, "also write event files; needs tensorboardX"),
+  "tensorboard": Field(
+    False, _BOOLEAN, "also write event files; needs tensorboardX", is_local=True
+  ),
+  "wandb": Field(
+    False,
+    _BOOLEAN,
+    "also log to Weights & Biases; needs wandb; WANDB_MODE=offline needs no network",
+    is_local=True,
+  ),
   "dry_run": Field(
-    False, _BOOLEAN, "print layers, steps, time and memory after one step, and stop"
+    False,
+    _BOOLEAN,
+    "print layers, steps, time and memory after one step, and stop",
+    is_local=True,
   ),
-  "data.name": Field("mnist", _one_of(*DATASETS), "the data set"),
+  "eval_only": Field(
+    False,
+    _BOOLEAN,
+    "evaluate a checkpoint of the workdir, which --checkpoint names, and stop",
+    is_local=True,
+  ),
+  "profile": Field(
+    (),
+    _STEPS,
+    "write a trace of jax.profiler of these steps, and of the others of their "
+    "dispatches, into profile/",
+    is_local=True,
+  ),
+  "data.name": Field(
+    "mnist",
+    _one_of_or(
+      DATASETS,
+      f"{TFDS}NAME of a prepared data set, or MODULE:FUNCTION of your own",
+      is_own_data,
+    ),
+    "the data set",
+  ),
+  "data.mean": Field(
+    (), _CHANNELS, "of the pixels divided by 255, subtracted; (): known, or measured"
+  ),
+  "data.std": Field((), _CHANNELS, "of the same, divided by; given together with mean"),
   "data.augment": Field(False, _BOOLEAN, "reflect-pad by 4, random crop, random flip"),
   "data.validation": Field(
-    0.1, _number("[0, 1)"), "fraction of the training set to hold out"
+    0.1,
+    _number("[0, 1)"),
+    "fraction of the training set to hold out; a data set of your own that has a "
+    "validation split keeps it",
   ),
   "data.limit": Field(0, _integer(0), "examples of each split to keep; 0: all"),
-  "model.name": Field("mlp", _one_of(*MODELS), "the network"),
+  "model.name": Field(
+    "mlp",
+    _one_of_or(MODELS, "MODULE:NAME of a Linen module of your own", is_own),
+    "the network",
+  ),
+  "model.options": Field(
+    "", _TEXT, "more arguments of a network of your own, as in Python: 'heads=8'"
+  ),
   "model.depth": Field(
     7, _integer(2, 10**5), "layers of mlp, cnn, cifar_resnet, first and last included"
   ),
@@ -387,6 +470,12 @@ def validate(config: Any) -> None:
       raise UserError(f"`{name}` must be {field.rule.text}, got {flat[name]!r}.")
   check_optimizer(OptimizerSettings(**config.optimizer.to_dict()))
   _check_dynamic(config.dynamic, config.sparsity)
+  mean, std = config.data.mean, config.data.std
+  if len(mean) != len(std) or any(number <= 0 for number in std):
+    raise UserError(
+      "`data.std` must hold as many numbers as `data.mean`, each above 0, got "
+      f"{mean!r} and {std!r}."
+    )
   compared = config.compare.field
   if bool(compared) != bool(len(config.compare.choices)):
     raise UserError("`compare.field` and `compare.choices` must be given together.")
@@ -504,12 +593,26 @@ def to_json(config: Any) -> str:
   return json.dumps(config.to_dict(), indent=2) + "\n"
 
 
+def from_json(text: str) -> Any:
+  """Returns the config of `to_json`; a field that it lacks has its default."""
+
+  def plain(value):
+    if isinstance(value, dict):
+      return {name: plain(inner) for name, inner in value.items()}
+    return tuple(map(plain, value)) if isinstance(value, list) else value
+
+  config: Any = default_config()
+  with config.ignore_type():  # a scale may be a number or a word
+    config.update(plain(json.loads(text)))
+  return config
+
+
 def differences(ours: Any, theirs: dict[str, Any]) -> list[str]:
-  """Lists the fields in which a config and a saved config differ."""
+  """Lists the fields in which a config and a saved config differ, local ones aside."""
   left, right = flatten(json.loads(to_json(ours))), flatten(theirs)
-  absent = "(absent)"
+  absent, local = "(absent)", {name for name, field in FIELDS.items() if field.is_local}
   return [
     f"{name}: {right.get(name, absent)!r} there, {left.get(name, absent)!r} here"
-    for name in sorted(left.keys() | right.keys())
+    for name in sorted((left.keys() | right.keys()) - local)
     if left.get(name, absent) != right.get(name, absent)
   ]

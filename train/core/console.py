@@ -22,8 +22,37 @@ class UserError(ValueError):
 
 def exit_with(error: Exception) -> NoReturn:
   """Ends the program with one line on the standard error, and status 2."""
-  print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+  text = " ".join(str(error).split())
+  print(f"{paint('error:', 'red', sys.stderr)} {text}", file=sys.stderr)
   sys.exit(2)
+
+
+_STYLES = {"bold": 1, "red": 31, "yellow": 33}
+
+
+def paint(text: str, style: str, stream: Any) -> str:
+  """Returns text in a style, if `stream` is a terminal and NO_COLOR is not set."""
+  plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+  if plain or not stream.isatty():
+    return text
+  return f"\033[{_STYLES[style]}m{text}\033[0m"
+
+
+def duration(seconds: float) -> str:
+  """Returns a time as hours, minutes and seconds: "1:02:03"."""
+  minutes, rest = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours}:{minutes:02}:{rest:02}"
+
+
+class _Lines(logging.Formatter):
+  """The message alone; that of a warning is coloured on a terminal."""
+
+  def format(self, record: logging.LogRecord) -> str:
+    text = super().format(record)
+    if record.levelno < logging.WARNING:
+      return text
+    return paint(text, "yellow", sys.stderr)
 
 
 def run_main(function: Callable[[], Any]) -> Any:
@@ -45,7 +74,7 @@ def log_to_stderr(*, quiet: bool = False) -> None:
   """
   warnings_only()
   handler = logging.StreamHandler(sys.stderr)
-  handler.setFormatter(logging.Formatter("%(message)s"))
+  handler.setFormatter(_Lines("%(message)s"))
   logger.addHandler(handler)
   logger.setLevel(logging.WARNING if quiet else logging.INFO)
   logger.propagate = False
@@ -80,7 +109,8 @@ class Progress:
 
   def __init__(self, name: str, step: int, num_steps: int, num_epochs: int):
     self._name, self._num_steps, self._num_epochs = name, num_steps, num_epochs
-    self._bar, self._last_line, self._evaluation = None, time.monotonic(), ""
+    self._first, self._begin = step, time.monotonic()
+    self._bar, self._last_line, self._evaluation = None, self._begin, ""
     if sys.stderr.isatty() and logger.isEnabledFor(logging.INFO):
       from tqdm import tqdm
 
@@ -110,7 +140,7 @@ class Progress:
   def update(self, record: dict[str, Any]) -> None:
     """Shows a record of `metrics.jsonl`."""
     if record["split"] != "train":
-      self._evaluation = f", {record['split']} {record['accuracy']:.1%}"
+      self._evaluation = f", {record['split']} {record['accuracy']:6.1%}"
     elif self._bar is not None:
       text = f"loss {record['loss']:.3f}, accuracy {record['accuracy']:.1%}"
       self._bar.set_postfix_str(text + self._evaluation, refresh=False)
@@ -119,15 +149,20 @@ class Progress:
       now, last = time.monotonic(), record["step"] == self._num_steps
       if last or now - self._last_line >= SECONDS_BETWEEN_LINES:
         self._last_line = now
+        step, width = record["step"], len(str(self._num_steps))
+        rate = (now - self._begin) / max(step - self._first, 1)
         logger.info(
-          "%s: epoch %.1f/%d, step %d/%d, loss %.4f, accuracy %.1f%%%s, %.0f steps/s",
+          "%s: epoch %.1f/%d, step %*d/%d, loss %.4f, accuracy %5.1f%%%s, "
+          "%.0f steps/s, %s left",
           self._name,
           record["epoch"],
           self._num_epochs,
-          record["step"],
+          width,
+          step,
           self._num_steps,
           record["loss"],
           100 * record["accuracy"],
           self._evaluation,
           record["steps_per_second"],
+          duration(rate * (self._num_steps - step)),
         )

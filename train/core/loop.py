@@ -4,8 +4,10 @@ The host sees a run as chunks of compiled steps. It logs, evaluates and saves be
 them; nothing that it does changes a number of the training.
 """
 
+import functools
 import json
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,19 +20,21 @@ from eoi_jax.layouts import named_leaves
 from train.core import config as config_lib
 from train.core import figures, mesh, summaries
 from train.core.checkpoints import Checkpoints
-from train.core.console import Progress, UserError, logger
+from train.core.console import Progress, UserError, logger, paint, table
+from train.core.metrics import (
+  MetricsWriter,
+  append_record,
+  check_mirrors,
+  open_mirrors,
+  with_spread,
+)
 from train.core.optimizers import count_moved, learning_rate
 from train.core.plan import Feed, Plan, like_start, make_plan, seeds_of, start_state
+from train.core.saved import restore_saved, saved_config
 from train.core.start import gains
 from train.core.state import Recipe, TrainState, take_seed
 from train.core.steps import Sums, count_weights, evaluate, train_chunk
-from train.core.workdir import (
-  MetricsWriter,
-  check_tensorboard,
-  claim_workdir,
-  replace_text,
-  with_spread,
-)
+from train.core.workdir import claim_workdir, replace_text
 
 
 class Result(NamedTuple):
@@ -84,7 +88,9 @@ def train_or_compare(config: Any, workdir: str | Path) -> dict[str, dict[str, An
         replace_text(workdir / "summary.json", text)
         figures.plot_runs(workdir / "figure.png", curves, summaries.title(config))
   if mesh.is_primary():
-    print(f"\n{summaries.summary_table(by_name)}\n\n  figure: {workdir / 'figure.png'}")
+    head, _, rest = summaries.summary_table(by_name).partition("\n")
+    print(f"\n{paint(head, 'bold', sys.stdout)}\n{rest}")
+    print(f"\n  figure: {workdir / 'figure.png'}")
   return by_name
 
 
@@ -118,8 +124,7 @@ def train_and_evaluate(
   """
   workdir, name = Path(workdir), name or f"{config.sparsity.start} start"
   plan = plan or make_plan(config)
-  if config.tensorboard:
-    check_tensorboard()
+  check_mirrors(config)
   with (
     mesh.primary_context(claim_workdir, workdir, config),
     Checkpoints(
@@ -131,7 +136,7 @@ def train_and_evaluate(
       workdir / "metrics.jsonl",
       checkpoints.newest,
       primary=mesh.is_primary(),
-      tensorboard=config.tensorboard,
+      mirrors=functools.partial(open_mirrors, config, workdir),
     ) as metrics:
       run = _Run(plan, Feed(plan, int(state.step)), metrics, checkpoints, name)
       state, seconds = _train(run, state)
@@ -146,6 +151,48 @@ def train_and_evaluate(
       title = summaries.title(config)
       figures.plot_runs(workdir / "figure.png", {name: curves}, title)
   return Result(state, summary, curves)
+
+
+def evaluate_saved(
+  config: Any, workdir: str | Path, which: str
+) -> list[dict[str, Any]]:
+  """Evaluates a checkpoint, of a finished run or of one that is being trained.
+
+  Nothing is trained, and no file of the run changes: the records are appended to
+  `evaluations.jsonl` of each run, and printed.
+
+  Args:
+    config: the config of the run; fields that an evaluation does not depend on may
+      differ. If it compares runs, all of them are evaluated.
+    workdir: the directory of the run.
+    which: "last", "best" or a step.
+
+  Returns:
+    One record for each run and split, validation before test.
+
+  Raises:
+    UserError: if there is no such run or checkpoint, or the run is of another config.
+  """
+  config_lib.validate(config)
+  records, rows = [], [("", "step", "split", "loss", "accuracy")]
+  for value, one in config_lib.expand(config).items():
+    place, name = Path(workdir), f"{value} start"
+    if config.compare.field:
+      place, name = place / value, config_lib.label(config.compare.field, value)
+    plan = make_plan(saved_config(place, one))
+    state, feed = restore_saved(plan, place, which), Feed(plan, None)
+    for split in feed.splits:
+      values = _evaluate(plan, feed, state, split)
+      record = {"step": int(state.step), "split": split, "checkpoint": which}
+      record |= with_spread(values, several=bool(plan.config.seeds))
+      shown = (f"{record['loss']:.4f}", f"{record['accuracy']:.2%}")
+      rows.append((name, f"{record['step']:,}", split, *shown))
+      records.append(record)
+      if mesh.is_primary():
+        append_record(place / "evaluations.jsonl", record)
+  if mesh.is_primary():
+    print(table(rows))
+  return records
 
 
 def _restore_or_start(
@@ -164,13 +211,13 @@ def _restore_or_start(
     first = start_state(plan)
     mesh.check_equal_masks(named_leaves(first.masks))
     at_start = summaries.describe_start(
-      plan.config, take_seed(first, 0), gains(plan.config).scale, plan.recipe.model
+      plan.config, take_seed(first, 0), gains(plan.config).scale, plan.recipe
     )
     if mesh.is_primary():
       replace_text(path, summaries.start_json(at_start))
     if state is None:
       state = mesh.put_state(first, placement)
-  logger.info("%s:\n%s", name, at_start.table)
+  logger.info("%s:\n%s", paint(name, "bold", sys.stderr), at_start.table)
   if checkpoints.newest is not None:
     logger.info("continuing from the checkpoint of step %d", checkpoints.newest)
   assert state is not None
@@ -216,9 +263,13 @@ def _train(run: _Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
   if not run.metrics.records:
     run.metrics.write(_evaluation(run, state, step))
   progress = Progress(run.name, step, recipe.num_steps, config.num_epochs)
-  with progress, mesh.Preemption() as preemption:
+  trace = _Trace(config.profile, run.metrics.path.with_name("profile"))
+  with progress, trace, mesh.Preemption() as preemption:
     while step < recipe.num_steps:
-      state, record = _chunk(run, state, step)
+      count = _count(run, step)
+      trace.before(step, count)
+      state, record = _chunk(run, state, step, count)
+      trace.after(step + count)
       check_finite(record, state, config, run.checkpoints.newest)
       run.metrics.write(record)
       step = record["step"]
@@ -248,13 +299,51 @@ def _due(every: int, step: int, recipe: Recipe) -> bool:
   return step == recipe.num_steps or (rest == 0 and epoch % every == 0)
 
 
+class _Trace:
+  """Profiles the chunks that hold some steps; where chunks end does not change.
+
+  Use as a context manager around the training.
+  """
+
+  def __init__(self, steps: tuple[int, ...], directory: Path):
+    self._first, self._last = steps or (math.inf, 0)
+    self._directory, self._running = directory, False
+
+  def __enter__(self) -> "_Trace":
+    return self
+
+  def __exit__(self, *args) -> None:
+    self._stop()
+
+  def _stop(self) -> None:
+    if self._running:
+      self._running = False
+      jax.profiler.stop_trace()
+      logger.info("wrote a trace to %s", self._directory)
+
+  def before(self, step: int, count: int) -> None:
+    """Begins the trace if a step in `(step, step + count]` is to be profiled."""
+    if not self._running and step < self._last and step + count >= self._first:
+      jax.profiler.start_trace(self._directory)
+      self._running = True
+
+  def after(self, step: int) -> None:
+    """Ends it if `step` was the last, or one after it."""
+    if step >= self._last:
+      self._stop()
+
+
+def _count(run: _Run, step: int) -> int:
+  """Returns the number of steps of the chunk after `step`."""
+  length = run.plan.recipe.steps_per_epoch
+  return min(run.plan.config.steps_per_dispatch, length - step % length)
+
+
 def _chunk(
-  run: _Run, state: TrainState, step: int
+  run: _Run, state: TrainState, step: int, count: int
 ) -> tuple[TrainState, dict[str, Any]]:
   """Dispatches one chunk, up to the end of the epoch; returns state and record."""
   recipe = run.plan.recipe
-  left = recipe.steps_per_epoch - step % recipe.steps_per_epoch
-  count = min(run.plan.config.steps_per_dispatch, left)
   begin = time.perf_counter()
   data, number = run.feed.next(count), jax.device_put(np.int32(count))
   state, sums, norms = train_chunk(state, data, number, recipe=recipe)
@@ -282,12 +371,16 @@ def _evaluation(run: _Run, state: TrainState, step: int) -> dict[str, Any]:
     check_weights(state.averaged)
   held_out = run.plan.dataset.validation is not None
   name, split = ("validation",) * 2 if held_out else ("monitor", "test")
-  return run.record(step, name, _evaluate(run, state, split), live_weights=live)
+  return run.record(
+    step, name, _evaluate(run.plan, run.feed, state, split), live_weights=live
+  )
 
 
 def _test(run: _Run, state: TrainState) -> dict[str, Any]:
   """Writes the record of the test set; returns its part of the summary."""
-  record = run.record(int(state.step), "test", _evaluate(run, state, "test"))
+  record = run.record(
+    int(state.step), "test", _evaluate(run.plan, run.feed, state, "test")
+  )
   run.metrics.write(record)
   found = {
     f"test_{name}": value
@@ -298,7 +391,7 @@ def _test(run: _Run, state: TrainState) -> dict[str, Any]:
   return found | {f"test_{name}_seeds": values for name, values in seeds.items()}
 
 
-def _evaluate(run: _Run, state: TrainState, split: str) -> dict[str, Any]:
+def _evaluate(plan: Plan, feed: Feed, state: TrainState, split: str) -> dict[str, Any]:
   """Returns mean loss and accuracy over a split, of each seed.
 
   With running means of the parameters they are those of the means; those of the
@@ -308,9 +401,9 @@ def _evaluate(run: _Run, state: TrainState, split: str) -> dict[str, Any]:
   if state.averages is not None:
     named = {"": state.averaged, "raw_": state}
   parts: dict[str, list[Sums]] = {prefix: [] for prefix in named}
-  for data, size in run.feed.evaluated(split):
+  for data, size in feed.evaluated(split):
     for prefix, one in named.items():
-      parts[prefix].append(evaluate(one, data, size, recipe=run.plan.recipe))
+      parts[prefix].append(evaluate(one, data, size, recipe=plan.recipe))
   values = {}
   for prefix, sums in parts.items():
     totals: list[Any] = [sum(x) for x in zip(*jax.device_get(sums), strict=True)]

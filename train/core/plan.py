@@ -24,7 +24,14 @@ from train.core.start import (
   sparsity_settings,
 )
 from train.core.state import Recipe, TrainState, map_seeds, stack_seeds
-from train.data.datasets import DATASETS, STREAMED, Dataset, Split, Stream
+from train.data.datasets import (
+  DATASETS,
+  STREAMED,
+  Dataset,
+  DatasetSpec,
+  Split,
+  Stream,
+)
 from train.data.load import load_dataset
 from train.data.streams import StreamOptions
 from train.models import create_model
@@ -35,12 +42,12 @@ class Plan(NamedTuple):
 
   Attributes:
     config: the config.
-    dataset: the splits, in host memory or streamed.
+    dataset: the splits, in host memory or streamed; None where shapes are enough.
     recipe: the static part of the compiled program.
   """
 
   config: Any
-  dataset: Dataset
+  dataset: Any
   recipe: Recipe
 
 
@@ -49,8 +56,25 @@ def seeds_of(config: Any) -> tuple[int, ...]:
   return tuple(config.seeds) or (config.seed,)
 
 
+def data_spec(config: Any) -> DatasetSpec:
+  """Returns what is known of a config's data set; one of your own is read for it.
+
+  Raises:
+    UserError: if `data.mean` and `data.std` are not one number for each channel.
+  """
+  spec = DATASETS.get(config.data.name) or _dataset(config).spec
+  if not len(config.data.mean):
+    return spec
+  if len(config.data.mean) != spec.shape[-1]:
+    raise UserError(
+      f"`data.mean` must hold one number for each of the {spec.shape[-1]} channels, "
+      f"got {config.data.mean!r}."
+    )
+  return spec._replace(mean=tuple(config.data.mean), std=tuple(config.data.std))
+
+
 def check_plan(config: Any) -> Recipe:
-  """Checks a config and its network, without reading data or compiling.
+  """Checks a config and its network, without compiling, or reading data of the table.
 
   Returns:
     The recipe; its numbers of steps are set by `make_plan`, which reads the data.
@@ -60,7 +84,6 @@ def check_plan(config: Any) -> Recipe:
       kernel cannot have its density.
   """
   config_lib.validate(config)
-  spec = DATASETS[config.data.name]
   sparsity = sparsity_settings(config)
   streamed = config.data.name in STREAMED
   if streamed and config.seeds:
@@ -80,9 +103,10 @@ def check_plan(config: Any) -> Recipe:
       f"`batch_size` must be a multiple of the {jax.device_count()} devices{times}, "
       f"got {config.batch_size}."
     )
+  spec = data_spec(config)
   try:
     recipe = Recipe(
-      model=create_model(config, spec.num_classes, bias_std=gains(config).bias_std),
+      model=create_model(config, spec, bias_std=gains(config).bias_std),
       spec=spec,
       optimizer=OptimizerSettings(**config.optimizer.to_dict()),
       batch_size=config.batch_size,
@@ -127,6 +151,10 @@ def make_plan(config: Any) -> Plan:
   steps_per_epoch = size // config.batch_size
   num_steps = steps_per_epoch * config.num_epochs
   create_schedule(recipe.optimizer, num_steps)  # raises where options do not fit
+  if config.profile and config.profile[1] > num_steps:
+    raise UserError(
+      f"`profile` must name steps in [1, {num_steps}], got {tuple(config.profile)}."
+    )
   recipe = recipe._replace(steps_per_epoch=steps_per_epoch, num_steps=num_steps)
   return Plan(config, dataset, recipe)
 
@@ -215,8 +243,8 @@ class Feed:
   of each chunk; every process brings its own part.
   """
 
-  def __init__(self, plan: Plan, step: int):
-    """Opens the splits; training begins with the batch of `step`."""
+  def __init__(self, plan: Plan, step: int | None):
+    """Opens the splits; training begins with the batch of `step`, if there is any."""
     self._placement = plan.recipe.placement
     self._evaluated = {
       name: split
@@ -227,6 +255,8 @@ class Feed:
     self._length = plan.config.steps_per_dispatch
     self._batches: Iterator[Split] | None = None
     train = plan.dataset.train
+    if step is None:
+      return
     if isinstance(train, Stream):
       self._batches = train.batches(step)
       shape = (plan.config.batch_size // jax.process_count(), *plan.recipe.spec.shape)
@@ -249,6 +279,11 @@ class Feed:
     batches = batches + [self._empty] * (self._length - len(batches))
     stacked = Split(*(np.stack(parts) for parts in zip(*batches, strict=True)))
     return mesh.put_parts(stacked, self._placement, axis=1)
+
+  @property
+  def splits(self) -> list[str]:
+    """What may be evaluated: validation, if examples are held out, and test."""
+    return list(self._evaluated)
 
   def evaluated(self, name: str) -> Iterator[tuple[Split, jax.Array]]:
     """Yields the split `name`, whole or in batches, and how many examples it has."""

@@ -93,15 +93,16 @@ def train_step(
   """
   images = batch.images
   if recipe.augment:
-    images = crop_and_flip(augmentation_key(state), images)
+    images = crop_and_flip(step_key(state, "augment"), images)
   inputs = normalize(images, recipe.spec)
   weights = jnp.ones(batch.labels.shape, jnp.float32)
 
   def loss_fn(params, batch_stats, examples):
     inputs, labels, weights = examples
     variables = {"params": params, "batch_stats": batch_stats}
+    rngs = {"dropout": step_key(state, "dropout")}
     logits, changed = recipe.model.apply(
-      variables, inputs, train=True, mutable=["batch_stats"]
+      variables, inputs, train=True, mutable=["batch_stats"], rngs=rngs
     )
     sums = _sums(logits, labels, weights, recipe.optimizer.label_smoothing)
     return sums.loss / recipe.batch_size, (sums, changed.get("batch_stats", {}))
@@ -165,9 +166,9 @@ def _norms(masks: Any, step: StepResult) -> Norms:
   return Norms(grads, optax.tree.norm(step.updates), jnp.zeros(()))
 
 
-def augmentation_key(state: TrainState) -> jax.Array:
-  """Returns the key of the images of the next step."""
-  return jax.random.fold_in(named_key(state.key, "augment"), state.step)
+def step_key(state: TrainState, name: str) -> jax.Array:
+  """Returns the key of the next step for the purpose `name`."""
+  return jax.random.fold_in(named_key(state.key, name), state.step)
 
 
 def epoch_order(state: TrainState, size: int, *, recipe: Recipe) -> jax.Array:

@@ -13,8 +13,7 @@ from eoi_jax.initializers.eoi import center_tap
 from eoi_jax.layouts import find_kernels, named_leaves
 from train.core.config import flatten
 from train.core.console import table
-from train.data.datasets import DATASETS
-from train.models import MODELS
+from train.models import title_and_fields
 
 SHOWN = 128  # rows and columns of a kernel in a figure
 
@@ -142,23 +141,23 @@ class AtStart(NamedTuple):
   support: Support
 
 
-def describe_start(config: Any, state: Any, scale: float, model: Any) -> AtStart:
+def describe_start(config: Any, state: Any, scale: float, recipe: Any) -> AtStart:
   """Returns what is known of a run from its state at step 0.
 
   Args:
     config: the config.
     state: of the first seed.
     scale: gain of the kernels.
-    model: the network.
+    recipe: network and data set.
   """
   params, masks = state.params, state.masks
-  layers = list_layers(params, masks, scale, model)
+  layers = list_layers(params, masks, scale, recipe.model)
   taps = {layer.name: layer.taps for layer in layers if layer.taps}
   summary: dict[str, Any] = {
     "start": config.sparsity.start,
-    "chance": 1 / DATASETS[config.data.name].num_classes,
+    "chance": 1 / recipe.spec.num_classes,
     "orthogonality_error": max(layer.orthogonality_error for layer in layers),
-    **count_live(params, masks, model),
+    **count_live(params, masks, recipe.model),
   }
   rows = [("kernel", "shape", "live weights", "density", "orthogonality error")]
   for layer in layers:
@@ -242,13 +241,13 @@ def title(config: Any) -> str:
     "sparsity.density": "density {},",
     "sparsity.start": "{} start",
   }
-  model = MODELS[config.model.name]
-  fields = {f"model.{field}" for field in model.fields}
+  network, fields = title_and_fields(config.model.name)
+  fields = {f"model.{field}" for field in fields}
   flat = {
     field: value
     for field, value in flatten(config).items()
     if field in fields or not field.startswith("model.")
-  } | {"model.name": model.title}
+  } | {"model.name": network}
   words = [
     text.format(flat[field])
     for field, text in parts.items()

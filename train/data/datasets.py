@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from train.core.console import UserError
 
 
@@ -13,7 +15,7 @@ class Split(NamedTuple):
   """Examples, on the host (numpy) or on the device.
 
   Attributes:
-    images: uint8 `[n, height, width, channels]`.
+    images: uint8 `[n, height, width, channels]`; float32 of a data set of your own.
     labels: int32 `[n]`.
   """
 
@@ -44,7 +46,7 @@ class DatasetSpec(NamedTuple):
   Attributes:
     shape: `(height, width, channels)` of an image.
     num_classes: number of labels.
-    white: the largest pixel value.
+    white: the largest pixel value; 1 of float images, whatever their range.
     mean: per channel, of pixels divided by `white`.
     std: per channel, likewise.
   """
@@ -89,6 +91,7 @@ DATASETS = {
   ),
 }
 STREAMED = ("imagenet",)  # read as they are used; the others are held in memory
+TFDS = "tfds:"  # before the name of any other data set of tensorflow-datasets
 TFDS_NAMES = {"imagenet": "imagenet2012"}  # where tensorflow-datasets has another name
 
 
@@ -107,6 +110,11 @@ MANUAL = {
 }
 
 
+def tfds_name(name: str) -> str:
+  """Returns what tensorflow-datasets calls a data set."""
+  return TFDS_NAMES.get(name, name.removeprefix(TFDS))
+
+
 def prepare_hint(name: str) -> str:
   """Returns what a person without the data set `name` has to run."""
   command = f"python -m train.prepare --dataset={name}"
@@ -122,7 +130,7 @@ def prepared(name: str) -> Iterator[Any]:
   """Opens a prepared data set, to read inside of the `with` statement.
 
   Args:
-    name: a key of `DATASETS` that tensorflow-datasets reads.
+    name: a key of `DATASETS` that tensorflow-datasets reads, or `tfds:NAME`.
 
   Yields:
     Its builder.
@@ -144,7 +152,7 @@ def prepared(name: str) -> Iterator[Any]:
   place = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
   builder: Any = None
   try:
-    builder = tfds.builder(TFDS_NAMES.get(name, name), data_dir=place)
+    builder = tfds.builder(tfds_name(name), data_dir=place)
     if not os.path.isdir(builder.data_dir):
       raise tfds.core.DatasetNotFoundError
     yield builder
@@ -162,3 +170,18 @@ def prepared(name: str) -> Iterator[Any]:
     raise UserError(f"data set {name!r} cannot be read: {error}") from error
   finally:
     logging.set_verbosity(level)
+
+
+_BLOCK = 10_000  # examples decoded at once: a list of arrays takes more than one
+
+
+def read_split(builder: Any, split: str) -> Split:
+  """Reads a split of an open builder into host memory."""
+  source, image = builder.as_data_source(split), builder.info.features["image"]
+  images = np.empty((len(source), *image.shape), image.np_dtype)
+  labels = np.empty(len(source), np.int32)
+  for begin in range(0, len(source), _BLOCK):
+    rows = range(begin, min(begin + _BLOCK, len(source)))
+    for row, example in zip(rows, source.__getitems__(rows), strict=True):
+      images[row], labels[row] = example["image"], example["label"]
+  return Split(images, labels)

@@ -5,11 +5,18 @@ from typing import Any
 import numpy as np
 
 from train.core.console import UserError
-from train.data.datasets import DATASETS, STREAMED, Dataset, Split, prepared
+from train.data import own
+from train.data.datasets import (
+  DATASETS,
+  STREAMED,
+  Dataset,
+  Split,
+  prepared,
+  read_split,
+)
 from train.data.imagenet import open_imagenet
 from train.data.streams import StreamOptions
 
-_BLOCK = 10_000  # examples decoded at once: a list of arrays takes more than one
 # What serves as the test set where the labels of the real one are not public.
 _TEST_SPLITS = {"tiny_imagenet": "validation"}
 
@@ -41,8 +48,9 @@ def load_dataset(
   """Reads a data set into host memory, or opens the streams of a larger one.
 
   Args:
-    name: a key of `DATASETS`.
-    validation: fraction of the training set to hold out, in `[0, 1)`.
+    name: a key of `DATASETS`, or as in `train.data.own.load`.
+    validation: fraction of the training set to hold out, in `[0, 1)`; a data set of
+      your own that has a validation split keeps it.
     stream: what the batches of a data set in `STREAMED` are a function of; other data
       sets are whole, without it.
 
@@ -55,18 +63,21 @@ def load_dataset(
     UserError: if the data set is unknown or not on this machine.
     ValueError: if `stream` is missing or of no use.
   """
-  if name not in DATASETS:
+  if name not in DATASETS and not own.is_own_data(name):
     raise UserError(f"`data.name` must be one of {', '.join(DATASETS)}, got {name!r}.")
   if (name in STREAMED) != (stream is not None):
     rule = "is needed for" if stream is None else "must be None for"
     raise ValueError(f"`stream` {rule} data set {name!r}, got {stream}.")
   if stream is not None:
     return open_imagenet(stream, validation=validation)
-  train, test = _digits() if name == "digits" else _tfds(name)
-  held_out = None
-  if validation:
+  if name not in DATASETS:
+    spec, train, held_out, test = own.load(name)
+  else:
+    spec, held_out = DATASETS[name], None
+    train, test = _digits() if name == "digits" else _tfds(name)
+  if validation and held_out is None:
     train, held_out = hold_out(train, validation)
-  return Dataset(DATASETS[name], train, held_out, test)
+  return Dataset(spec, train, held_out, test)
 
 
 def _digits() -> tuple[Split, Split]:
@@ -85,16 +96,4 @@ def _digits() -> tuple[Split, Split]:
 def _tfds(name: str) -> tuple[Split, Split]:
   with prepared(name) as builder:
     test = _TEST_SPLITS.get(name, "test")
-    return _read(builder, "train"), _read(builder, test)
-
-
-def _read(builder, split: str) -> Split:
-  source = builder.as_data_source(split)
-  shape = builder.info.features["image"].shape
-  images = np.empty((len(source), *shape), np.uint8)
-  labels = np.empty(len(source), np.int32)
-  for begin in range(0, len(source), _BLOCK):
-    rows = range(begin, min(begin + _BLOCK, len(source)))
-    for row, example in zip(rows, source.__getitems__(rows), strict=True):
-      images[row], labels[row] = example["image"], example["label"]
-  return Split(images, labels)
+    return read_split(builder, "train"), read_split(builder, test)

@@ -10,7 +10,7 @@ from typing import Any
 from unittest import mock
 
 from train.core.console import UserError
-from train.data.datasets import MANUAL, TFDS_NAMES, prepare_hint
+from train.data.datasets import MANUAL, prepare_hint, tfds_name
 from train.data.imagenet import OFFICIAL, check_archives
 
 
@@ -25,7 +25,7 @@ def prepare(
   """Runs the builder of a data set; needs the network unless it is a manual one.
 
   Args:
-    name: a key of `DATASETS` other than "digits".
+    name: a key of `DATASETS` other than "digits", or `tfds:NAME`.
     data_dir: where to; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets.
     manual_dir: the directory of the archives, of a data set in `MANUAL`.
     partial: whether archives of ImageNet may hold a part of the official images.
@@ -58,7 +58,7 @@ def prepare(
 
     builder: Any = TinyImagenet(**options)
   else:
-    builder = tfds.builder(TFDS_NAMES.get(name, name), **options)
+    builder = tfds.builder(tfds_name(name), **options)
   with without_tensorflow():
     builder.download_and_prepare(**settings)
   return str(builder.data_dir)

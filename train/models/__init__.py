@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 from jax.nn.initializers import Initializer
 
+from train.core.own import is_own
+from train.data.datasets import DatasetSpec
+from train.models import own
 from train.models.activations import ACTIVATIONS
 from train.models.cnn import CNN
 from train.models.efficientnet import EfficientNet
@@ -31,6 +34,7 @@ __all__ = [
   "cifar_resnet",
   "create_model",
   "resnet50",
+  "title_and_fields",
 ]
 
 DTYPES = ("float32", "bfloat16")
@@ -77,7 +81,14 @@ def bias_initializer(std: float) -> Initializer:
   return nn.initializers.normal(std) if std else nn.initializers.zeros_init()
 
 
-def create_model(config: Any, num_classes: int, *, bias_std: float) -> Network:
+def title_and_fields(name: str) -> tuple[str, tuple[str, ...]]:
+  """Returns what to call a network, and the fields of `config.model` that it takes."""
+  if is_own(name):
+    return name.rpartition(":")[2], own.model_fields(name)
+  return MODELS[name].title, MODELS[name].fields
+
+
+def create_model(config: Any, spec: DatasetSpec, *, bias_std: float) -> Network:
   """Builds the network of `config.model`.
 
   Models compare equal when their settings do, so that two runs which differ in
@@ -85,7 +96,7 @@ def create_model(config: Any, num_classes: int, *, bias_std: float) -> Network:
 
   Args:
     config: a validated config.
-    num_classes: number of logits.
+    spec: of the data set.
     bias_std: deviation of the initial biases.
 
   Returns:
@@ -95,11 +106,12 @@ def create_model(config: Any, num_classes: int, *, bias_std: float) -> Network:
   Raises:
     ValueError: if the network does not exist in that depth.
   """
+  given = {
+    "num_classes": spec.num_classes,
+    "kernel_init": bias_initializer(0.0),  # every such kernel gets its start later
+    "bias_init": bias_initializer(float(bias_std)),
+  }
+  if is_own(config.model.name):
+    return own.create(config, spec, given, bias_std=bias_std)
   entry = MODELS[config.model.name]
-  settings = {field: config.model[field] for field in entry.fields}
-  return entry.make(
-    num_classes=num_classes,
-    kernel_init=bias_initializer(0.0),  # every such kernel gets its start later
-    bias_init=bias_initializer(float(bias_std)),
-    **settings,
-  )
+  return entry.make(**given, **{field: config.model[field] for field in entry.fields})

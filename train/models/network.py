@@ -16,9 +16,12 @@ class Network(nn.Module):
 
   Attributes:
     others: table of `eoi_jax.kernel_layouts` for parameters that are no layer's.
+    image_shape: of the images by which the layers are read; what axes mean does not
+      depend on it, as a rule.
   """
 
   others: ClassVar[Mapping[str, Any]] = {}
+  image_shape = (32, 32, 3)
 
   @staticmethod
   def may_be_sparse(name: str) -> bool:
@@ -41,6 +44,5 @@ class Network(nn.Module):
 
 @functools.lru_cache(maxsize=64)
 def _layouts(model: Network) -> eoi_jax.Layouts:
-  # What axes mean does not depend on the size of the images.
-  images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+  images = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
   return eoi_jax.linen_layouts(model, images, table=model.others)

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from train.core import config as config_lib
 from train.core.command import load_config, run_file
 from train.core.console import UserError, table
-from train.core.workdir import is_claimed, read_metrics, replace_text
+from train.core.metrics import read_metrics
+from train.core.workdir import is_claimed, replace_text
 
 SWEEP, _FAILURE = "sweep.json", "failed.json"
 Axes = dict[str, dict[str, dict[str, Any]]]  # axis to label to changed fields

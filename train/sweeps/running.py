@@ -21,8 +21,9 @@ import jax
 
 from train.core.console import UserError, logger
 from train.core.loop import train_and_evaluate
+from train.core.own import find, is_own
 from train.core.workdir import is_claimed, refuse_another_config, replace_text
-from train.data.datasets import prepared
+from train.data.datasets import TFDS, prepared
 from train.sweeps.grid import (
   SWEEP,
   Cell,
@@ -54,6 +55,9 @@ def prepare(sweep: Sweep, workdir: Path) -> None:
 def check_data(cells: Sequence[Cell]) -> None:
   """Raises a UserError, which says how to get it, if data of a sweep is missing."""
   for name in sorted({cell.config.data.name for cell in cells} - {"digits"}):
+    if is_own(name) and not name.startswith(TFDS):
+      find("data.name", name)
+      continue
     with prepared(name):
       pass
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from train.core.config import flatten
 from train.core.console import UserError
-from train.core.workdir import read_metrics
+from train.core.metrics import read_metrics
 from train.sweeps.grid import SWEEP, read_status
 
 SEEDS = ("seed", "seeds")  # fields in which repetitions of a run differ

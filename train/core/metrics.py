@@ -1,0 +1,245 @@
+"""The records of a run: `metrics.jsonl`, and what else shows them."""
+
+import importlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from train.core.console import UserError
+from train.core.workdir import replace_text
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+  """Reads the records of a run; a line cut short by a crash ends the list."""
+  records = []
+  if path.exists():
+    for line in path.read_text(encoding="utf-8").splitlines():
+      try:
+        records.append(json.loads(line))
+      except ValueError:
+        break
+  return records
+
+
+def append_record(path: Path, record: dict[str, Any]) -> None:
+  """Adds a record to a file of them.
+
+  Raises:
+    UserError: if the file cannot be written.
+  """
+  try:
+    with open(path, "a", encoding="utf-8") as file:
+      file.write(json.dumps(record) + "\n")
+  except OSError as error:
+    raise UserError(f"cannot write {path}: {error.strerror}.") from error
+
+
+def with_spread(values: dict[str, Any], *, several: bool) -> dict[str, Any]:
+  """Returns numbers of one seed as they are, those of several with their spread.
+
+  Args:
+    values: name to a number, or to an array of one number for each seed.
+    several: whether the run names its seeds.
+
+  Returns:
+    Name to the mean over seeds. If `several`, also `NAME_std`, the standard deviation
+    over seeds (of n - 1 degrees of freedom, 0 for a single one), and `seeds`: name to
+    the list of all.
+  """
+  arrays = {k: np.atleast_1d(np.asarray(v, np.float64)) for k, v in values.items()}
+  record: dict[str, Any] = {k: float(array.mean()) for k, array in arrays.items()}
+  if several:
+    for name, array in arrays.items():
+      record[f"{name}_std"] = float(array.std(ddof=1)) if len(array) > 1 else 0.0
+    record["seeds"] = {k: array.tolist() for k, array in arrays.items()}
+  return record
+
+
+class MetricsWriter:
+  """Appends records to `metrics.jsonl` and keeps them in memory.
+
+  Attributes:
+    path: the file.
+    records: all records, oldest first: dictionaries with `step`, `epoch`, `split`
+      (train, validation, monitor, test), `loss`, `accuracy`. Those of train also have
+      `learning_rate`, `steps_per_second`, `seconds` (the training time so far without
+      compilation), and of the last step `grad_norm`, `update_norm` and `param_norm`;
+      where masks move, `grown_weights` so far. Those of validation and monitor have
+      `live_weights`. With several seeds, see `with_spread`.
+  """
+
+  def __init__(
+    self,
+    path: Path,
+    resume_step: int | None,
+    *,
+    primary: bool = True,
+    mirrors: Callable[[int | None], list["Mirror"]] = lambda resume_step: [],
+  ):
+    """Opens the file; records after `resume_step`, which will come again, go.
+
+    Args:
+      path: the file; it need not exist.
+      resume_step: the step of the checkpoint, None for a start from nothing.
+      primary: whether to write; other processes only keep the records.
+      mirrors: opens what else gets the records, `open_mirrors` of a config.
+    """
+    limit = -1 if resume_step is None else resume_step
+    self.records = [
+      r for r in read_metrics(path) if r["step"] <= limit and r["split"] != "test"
+    ]
+    self.path, self._file, self._mirrors = path, None, []
+    if not primary:
+      return
+    replace_text(path, "".join(json.dumps(r) + "\n" for r in self.records))
+    self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+    self._mirrors = mirrors(resume_step)
+
+  def __enter__(self) -> "MetricsWriter":
+    return self
+
+  def __exit__(self, *args) -> None:
+    for file in (self._file, *self._mirrors):
+      if file is not None:
+        file.close()
+
+  def write(self, record: dict[str, Any]) -> None:
+    """Appends one record; it survives the death of the process from here on.
+
+    Raises:
+      UserError: if the file cannot be written.
+    """
+    self.records.append(record)
+    if self._file is None:
+      return
+    try:
+      self._file.write(json.dumps(record) + "\n")
+      self._file.flush()
+    except OSError as error:
+      raise UserError(
+        f"cannot write {self.path}: {error.strerror}; make room and run the same "
+        "command again."
+      ) from error
+    for mirror in self._mirrors:
+      mirror.write(record)
+
+  def last(self, split: str) -> dict[str, Any] | None:
+    """Returns the newest record of a split, or None."""
+    return next((r for r in reversed(self.records) if r["split"] == split), None)
+
+
+class Mirror(Protocol):
+  """What shows the records of a run elsewhere, too."""
+
+  def write(self, record: dict[str, Any]) -> None:
+    """Takes one record, as it is in `metrics.jsonl`."""
+
+  def close(self) -> None:
+    """Writes what is left; no record follows."""
+
+
+def _scalars(record: dict[str, Any]) -> dict[str, float]:
+  """Returns the numbers of a record by the names that they have in a mirror."""
+  split = record["split"]
+  rest = {n: v for n, v in record.items() if n not in ("step", "split", "seeds")}
+  return {f"{split}/{name}": value for name, value in rest.items()}
+
+
+class TensorBoard:
+  """Event files in `tensorboard/` of the workdir."""
+
+  def __init__(self, workdir: Path, config: Any, resume_step: int | None):
+    del config
+    import tensorboardX
+
+    purge = None if resume_step is None else resume_step + 1
+    place = str(workdir / "tensorboard")
+    self._events = tensorboardX.SummaryWriter(place, purge_step=purge)
+
+  def write(self, record: dict[str, Any]) -> None:
+    """Takes one record."""
+    for name, value in _scalars(record).items():
+      self._events.add_scalar(name, value, record["step"])
+    self._events.flush()
+
+  def close(self) -> None:
+    """Closes the file."""
+    self._events.close()
+
+
+class WeightsAndBiases:
+  """A run of Weights & Biases; the same one for all starts of a workdir.
+
+  WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE=offline and the like count as usual.
+  """
+
+  def __init__(self, workdir: Path, config: Any, resume_step: int | None):
+    del resume_step
+    import wandb  # pyright: ignore[reportMissingImports]
+
+    path = workdir / "wandb_id"
+    if not path.exists():
+      replace_text(path, os.urandom(8).hex())
+    try:
+      self._run = wandb.init(
+        project=os.environ.get("WANDB_PROJECT", "eoi_jax"),
+        id=path.read_text(encoding="utf-8"),
+        name=str(workdir),
+        dir=str(workdir),
+        config=config.to_dict(),
+        resume="allow",
+      )
+    except wandb.Error as error:
+      raise UserError(
+        f"`wandb` = True: {error}; log in with `wandb login`, or set "
+        "WANDB_MODE=offline."
+      ) from error
+    self._run.define_metric("*", step_metric="step")  # records may come again
+
+  def write(self, record: dict[str, Any]) -> None:
+    """Takes one record."""
+    self._run.log({"step": record["step"], **_scalars(record)})
+
+  def close(self) -> None:
+    """Ends the run."""
+    self._run.finish()
+
+
+# Field, which is the name of the extra, too; the package; what writes.
+_MIRRORS = {
+  "tensorboard": ("tensorboardX", TensorBoard),
+  "wandb": ("wandb", WeightsAndBiases),
+}
+
+
+def check_mirrors(config: Any) -> None:
+  """Raises a UserError unless the packages that a config asks for are there."""
+  for field, (package, _) in _MIRRORS.items():
+    try:
+      _ = config[field] and importlib.import_module(package)
+    except ImportError as error:
+      raise UserError(
+        f"`{field}` = True needs {package}: run `pip install {package}`."
+      ) from error
+
+
+def open_mirrors(config: Any, workdir: Path, resume_step: int | None) -> list[Mirror]:
+  """Opens what a config asks for besides `metrics.jsonl`.
+
+  Args:
+    config: with the fields `tensorboard` and `wandb`.
+    workdir: the directory of the run.
+    resume_step: the step of the checkpoint, None for a start from nothing.
+
+  Raises:
+    UserError: if Weights & Biases refuses.
+  """
+  return [
+    make(workdir, config, resume_step)
+    for field, (_, make) in _MIRRORS.items()
+    if config[field]
+  ]

@@ -1,0 +1,65 @@
+"""Finished or interrupted runs: their config, and the state of a checkpoint."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from train.core import config as config_lib
+from train.core import mesh
+from train.core.checkpoints import Checkpoints
+from train.core.console import UserError
+from train.core.plan import Plan, like_start
+from train.core.state import TrainState
+
+# What a state is, and what it is evaluated on.
+_SAME = ("data.name", "data.validation", "data.limit", "data.mean", "data.std")
+_SAME += ("model.", "sparsity.", "seed")
+
+
+def saved_config(workdir: Path, config: Any = None) -> Any:
+  """Returns the config of the run in `workdir`.
+
+  Args:
+    workdir: the directory of one run.
+    config: what the user asks for; its local fields and batch size count.
+
+  Raises:
+    UserError: if there is no run, or several, or it has another network, start, seed or
+      data set than `config`.
+  """
+  path = workdir / "config.json"
+  try:
+    saved = config_lib.from_json(path.read_text(encoding="utf-8"))
+  except OSError as error:
+    raise UserError(f"{workdir} holds no run: there is no {path}.") from error
+  except (ValueError, TypeError) as error:
+    raise UserError(f"{path} cannot be read: {error}.") from error
+  if saved.compare.field:
+    runs = ", ".join(str(workdir / name) for name in config_lib.expand(saved))
+    raise UserError(f"{workdir} holds several runs; name one of them: {runs}.")
+  if config is None:
+    return saved
+  found = config_lib.differences(config, json.loads(config_lib.to_json(saved)))
+  if other := [line for line in found if line.startswith(_SAME)]:
+    raise UserError(
+      f"workdir {workdir} holds a run of another config ({'; '.join(other)})."
+    )
+  ours = config_lib.flatten(config)
+  local = [n for n, field in config_lib.FIELDS.items() if field.is_local]
+  return config_lib.changed(saved, {n: ours[n] for n in (*local, "batch_size")})
+
+
+def restore_saved(plan: Plan, workdir: Path, which: str) -> TrainState:
+  """Returns the state of a checkpoint; another process may go on with the run.
+
+  Args:
+    plan: of `saved_config`; without data it will do unless scores choose the masks.
+    workdir: the directory of the run.
+    which: "last", "best", by held-out accuracy, or a step.
+
+  Raises:
+    UserError: if there is no such checkpoint, or it is damaged.
+  """
+  like = mesh.place_like(like_start(plan), plan.recipe.placement)
+  with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+    return checkpoints.restore_one(which, like)

@@ -1,0 +1,221 @@
+"""Writes what a run has learned into one file, and reads it back.
+
+python -m train.export workdirs/quickstart/eoi --checkpoint=best --format=safetensors
+
+Leaves `export/model.msgpack` or `.safetensors` in the workdir, of several seeds one for
+each: parameters, masks (bool, True = trained) and batch statistics by the names that
+they have in the network, and as `metadata`, in JSON, the config, the layouts of the
+kernels, the step and the constants of the data set. In a script of your own:
+
+  from train import export
+
+  exported = export.load("model.safetensors")
+  logits = exported.logits(images)  # uint8, as in the data set
+
+A file needs no trainer, either: `flax.serialization.msgpack_restore` gives a dictionary
+of trees, `safetensors.numpy.load_file` arrays by names such as
+`params/hidden/dense/kernel`.
+"""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import app, flags
+from flax import serialization, traverse_util
+
+from eoi_jax.layouts import fill_tree, named_leaves
+from train.core import config as config_lib
+from train.core.console import UserError, run_main, warnings_only
+from train.core.plan import Plan, check_plan, make_plan, seeds_of
+from train.core.saved import restore_saved, saved_config
+from train.core.start import sparsity_settings
+from train.core.state import TrainState, take_seed
+from train.data.datasets import DatasetSpec
+from train.data.images import normalize
+from train.models import create_model
+
+FORMATS: tuple[str, ...] = ("msgpack", "safetensors")
+_TREES = ("params", "batch_stats", "masks")
+
+
+class Exported(NamedTuple):
+  """A trained network.
+
+  Attributes:
+    model: the Linen module.
+    params: its parameters; dead weights are exactly zero.
+    batch_stats: running statistics of normalization layers, {} without any.
+    masks: tree like `params`; bool leaves, True = trained, or None = dense leaf.
+    metadata: `config`, `layouts` (by name of a leaf: axes, groups, strides, padding),
+      `step`, `seed` and `spec`, the constants of the data set.
+  """
+
+  model: Any
+  params: Any
+  batch_stats: Any
+  masks: Any
+  metadata: dict[str, Any]
+
+  def logits(self, images: jax.Array) -> jax.Array:
+    """Maps images as they are in the data set, `[n, ...]`, to logits `[n, classes]`."""
+    variables = {"params": self.params, "batch_stats": self.batch_stats}
+    inputs = normalize(images, _spec(self.metadata))
+    return self.model.apply(variables, inputs, train=False)
+
+
+def export(
+  workdir: Path, checkpoint: str = "best", formats: tuple[str, ...] = ("msgpack",)
+) -> list[Path]:
+  """Writes a checkpoint of a run, one file for each seed and format.
+
+  Args:
+    workdir: the directory of one run, finished or not.
+    checkpoint: "best", by held-out accuracy, "last" or a step.
+    formats: of `FORMATS`.
+
+  Returns:
+    The files, in `export/` of `workdir`.
+
+  Raises:
+    UserError: if there is no such checkpoint, or a package or the data set is missing.
+  """
+  config = saved_config(workdir)
+  if sparsity_settings(config).needs_masks:
+    plan = make_plan(config)
+  else:  # without data
+    plan = Plan(config, None, check_plan(config))
+  state = restore_saved(plan, workdir, checkpoint)
+  folder, files = workdir / "export", []
+  folder.mkdir(exist_ok=True)
+  for index, seed in enumerate(seeds_of(config)):
+    content = _content(plan, jax.device_get(take_seed(state, index)), seed)
+    name = f"model-seed{seed}" if config.seeds else "model"
+    for form in formats:
+      files.append(folder / f"{name}.{form}")
+      _WRITE[form](files[-1], *content)
+  return files
+
+
+def _content(plan: Plan, state: TrainState, seed: int) -> tuple[dict, dict]:
+  """Returns trees of arrays, and what is to be known of them."""
+  layouts = {n: x for n, x in plan.recipe.model.layouts.items() if x is not None}
+  shown = evaluated(state)
+  trees = {"params": shown.params, "batch_stats": shown.batch_stats}
+  masks = {n: x for n, x in named_leaves(state.masks).items() if x is not None}
+  trees["masks"] = traverse_util.unflatten_dict(masks, sep="/")
+  metadata = {
+    "step": int(state.step),
+    "seed": seed,
+    "config": json.loads(config_lib.to_json(plan.config)),
+    "layouts": {name: dataclasses.asdict(x) for name, x in layouts.items()},
+    "spec": plan.recipe.spec._asdict(),
+  }
+  return jax.tree.map(np.asarray, trees), metadata
+
+
+def evaluated(state: TrainState) -> TrainState:
+  """Returns the state whose parameters and statistics evaluations use."""
+  return state if state.averages is None else state.averaged
+
+
+def load(path: str | Path) -> Exported:
+  """Reads what `python -m train.export` has written.
+
+  Args:
+    path: a file that ends with .msgpack or .safetensors. The module of a network of
+      your own must be importable.
+
+  Raises:
+    UserError: if the file is missing or of another kind.
+  """
+  path = Path(path)
+  if (read := _READ.get(path.suffix.removeprefix("."))) is None:
+    raise UserError(f"{path} must end with one of {', '.join(FORMATS)}.")
+  try:
+    trees, metadata = read(path)
+    config = config_lib.from_json(json.dumps(metadata["config"]))
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise UserError(f"{path} cannot be read: {error}.") from error
+  trees = {name: trees.get(name, {}) for name in _TREES}  # no file keeps empty trees
+  masks = fill_tree(trees["params"], named_leaves(trees["masks"]))
+  model = create_model(config, _spec(metadata), bias_std=0.0)
+  return Exported(model, trees["params"], trees["batch_stats"], masks, metadata)
+
+
+def _spec(metadata: dict[str, Any]) -> DatasetSpec:
+  spec = metadata["spec"]
+  tuples = {name: tuple(spec[name]) for name in ("shape", "mean", "std")}
+  return DatasetSpec(**(spec | tuples))
+
+
+def _write_msgpack(path: Path, trees: dict, metadata: dict) -> None:
+  content = trees | {"metadata": json.dumps(metadata)}
+  path.write_bytes(serialization.msgpack_serialize(content))
+
+
+def _read_msgpack(path: Path) -> tuple[dict, dict]:
+  content: Any = serialization.msgpack_restore(path.read_bytes())
+  return content, json.loads(content.pop("metadata"))
+
+
+def _safetensors() -> Any:
+  try:
+    import safetensors.numpy  # pyright: ignore[reportMissingImports]
+  except ImportError as error:
+    raise UserError(
+      "files of safetensors need that package: run `pip install safetensors`."
+    ) from error
+  return safetensors
+
+
+def _write_safetensors(path: Path, trees: dict, metadata: dict) -> None:
+  flat = traverse_util.flatten_dict(trees, sep="/")
+  flat = {name: np.ascontiguousarray(array) for name, array in flat.items()}
+  text = {"metadata": json.dumps(metadata)}
+  _safetensors().numpy.save_file(flat, path, metadata=text)
+
+
+def _read_safetensors(path: Path) -> tuple[dict, dict]:
+  with _safetensors().safe_open(path, "numpy") as file:
+    flat = {name: file.get_tensor(name) for name in sorted(file.keys())}
+    metadata = json.loads(file.metadata()["metadata"])
+  return traverse_util.unflatten_dict(flat, sep="/"), metadata
+
+
+_WRITE = {"msgpack": _write_msgpack, "safetensors": _write_safetensors}
+_READ = {"msgpack": _read_msgpack, "safetensors": _read_safetensors}
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+  """Reads the command line."""
+  flags.FLAGS(argv[:1])  # there are none, but absl asks for it
+  parser = argparse.ArgumentParser("train.export")
+  parser.add_argument("workdir", type=Path, help="directory of one run")
+  parser.add_argument("--checkpoint", default="best", help="best, last or a step")
+  parser.add_argument(
+    "--format", default="msgpack", help=f"{' or '.join(FORMATS)}, or both, with a comma"
+  )
+  return parser.parse_args(argv[1:])
+
+
+def main(options: argparse.Namespace) -> None:
+  """Writes what the command line asks for."""
+  warnings_only()
+  run_main(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> None:
+  formats = tuple(options.format.split(","))
+  if not set(formats) <= set(FORMATS):
+    raise UserError(f"--format must be of {', '.join(FORMATS)}, got {options.format}.")
+  for path in export(options.workdir, options.checkpoint, formats):
+    print(path)
+
+
+if __name__ == "__main__":
+  app.run(main, flags_parser=parse)
