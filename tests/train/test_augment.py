@@ -89,16 +89,16 @@ def run(plan, *counts, data=None):
 @pytest.mark.usefixtures("standard_promotion")  # of the schedule, by optax
 @pytest.mark.slow
 def test_steps_are_a_function_of_their_number_and_not_of_interruptions():
-  plan = digits_plan(True)
+  plan = digits_plan("crop_flip")
   whole, split = run(plan, 3), run(plan, 1, 2)
   np.testing.assert_array_equal(whole, split)
 
 
 @pytest.mark.usefixtures("standard_promotion")
 def test_augmentation_is_off_unless_the_config_asks_for_it():
-  assert not default.get_config().data.augment
-  plain, augmented = digits_plan(False), digits_plan(True)
-  assert not plain.recipe.augment and augmented.recipe.augment
+  assert default.get_config().data.augment == "none"
+  plain, augmented = digits_plan("none"), digits_plan("crop_flip")
+  assert plain.recipe.augmentation.augment == "none"
   assert not np.array_equal(run(plain, 1), run(augmented, 1))
   # An image of one grey is its own crop and mirror: nothing else may change.
   grey = plain.dataset.train

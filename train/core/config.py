@@ -15,6 +15,7 @@ from ml_collections import ConfigDict, FieldReference
 from train.core.console import UserError
 from train.core.optimizers import METHODS, OPTIMIZERS, SCHEDULES
 from train.data.datasets import DATASETS
+from train.data.images import AUGMENTS
 from train.models import ACTIVATIONS, DTYPES, MODELS
 
 CRITICAL = "critical"
@@ -141,7 +142,23 @@ FIELDS = {
     False, _BOOLEAN, "print layers, steps, time and memory after one step, and stop"
   ),
   "data.name": Field("mnist", _one_of(*DATASETS), "the data set"),
-  "data.augment": Field(False, _BOOLEAN, "reflect-pad by 4, random crop, random flip"),
+  "data.augment": Field(
+    "none",
+    _one_of(*AUGMENTS),
+    "of training images; crop_flip: reflect-pad by 4, crop, flip; random_resized_crop: "
+    "resize a random part, flip; three_augment: that, then 3-Augment and colour jitter",
+  ),
+  "data.repeats": Field(
+    1, _integer(1, 1000), "copies of each image in a batch, each augmented by itself"
+  ),
+  "data.mixup": Field(
+    0.0, _number("[0, inf)"), "alpha of mixup, of images and labels; 0: none"
+  ),
+  "data.cutmix": Field(
+    0.0,
+    _number("[0, inf)"),
+    "alpha of CutMix; a batch takes one of both; 0: none",
+  ),
   "data.validation": Field(
     0.1, _number("[0, 1)"), "fraction of the training set to hold out"
   ),
@@ -153,6 +170,11 @@ FIELDS = {
   "model.width": Field(100, _integer(1, 10**6), "units or channels of mlp and cnn"),
   "model.activation": Field("tanh", _one_of(*ACTIVATIONS), "after every hidden layer"),
   "model.dtype": Field("float32", _one_of(*DTYPES), "type of the computation"),
+  "model.drop_path": Field(
+    0.0,
+    _number("[0, 1)"),
+    "deit3: stochastic depth, the chance that a block's branch is left out",
+  ),
   "model.remat": Field(
     False, _BOOLEAN, "mlp, cnn, deit3: compute activations twice, to save memory"
   ),
@@ -229,6 +251,11 @@ FIELDS = {
   ),
   "optimizer.warmup": Field(
     0.0, _number("[0, 1]"), "fraction of the training in which the rate rises"
+  ),
+  "optimizer.loss": Field(
+    "cross_entropy",
+    _one_of("cross_entropy", "binary_cross_entropy"),
+    "of training; binary_cross_entropy: mean over the classes, each a yes or a no",
   ),
   "optimizer.label_smoothing": Field(
     0.0, _number("[0, 1)"), "probability spread evenly over all classes"

@@ -24,6 +24,7 @@ class OptimizerSettings(NamedTuple):
   warmup: float = 0.0
   label_smoothing: float = 0.0
   clip_norm: float = 0.0
+  loss: str = "cross_entropy"
 
 
 class DynamicSettings(NamedTuple):

@@ -312,7 +312,9 @@ def create_masks(
 
   def train(params, inputs):
     variables = {"params": params, "batch_stats": stats}
-    return model.apply(variables, inputs, train=True, mutable=["batch_stats"])[0]
+    rngs = {"dropout": named_key(key, "dropout")}
+    options = {"mutable": ["batch_stats"], "rngs": rngs}
+    return model.apply(variables, inputs, train=True, **options)[0]
 
   def batch(rows):
     images, labels = (np.asarray(array)[rows] for array in data)
