@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from train.core.optimizers import OptimizerSettings, create_optimizer, create_schedule
-from train.core.steps import cross_entropy
+from train.core.steps import example_losses
 
 SGD = OptimizerSettings("sgd", 0.1, 0.9, True, 0.0, "constant")
 pytestmark = pytest.mark.usefixtures("standard_promotion")  # optax's schedules
@@ -78,11 +78,20 @@ def test_clipping_scales_the_gradient_of_live_weights(name):
   jax.tree.map(np.testing.assert_array_equal, loose, free)
 
 
-def test_label_smoothing_is_cross_entropy_with_smoothed_labels():
+def test_the_losses_are_those_of_optax():
   logits = jax.random.normal(jax.random.key(0), (6, 5))
   labels = jnp.array([0, 1, 2, 3, 4, 0])
+  shares = jax.nn.one_hot(labels, 5)
   plain = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-  assert (cross_entropy(logits, labels) == plain).all()
-  targets = optax.smooth_labels(jax.nn.one_hot(labels, 5), 0.1)
-  expected = optax.softmax_cross_entropy(logits, targets)
-  np.testing.assert_allclose(cross_entropy(logits, labels, 0.1), expected, rtol=1e-5)
+  np.testing.assert_allclose(example_losses(logits, shares), plain, rtol=1e-5)
+  expected = optax.softmax_cross_entropy(logits, optax.smooth_labels(shares, 0.1))
+  found = example_losses(logits, shares, smoothing=0.1)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  # Of a mixed image both labels are a yes, whatever their shares.
+  mixed, yes = 0.9 * shares + 0.1 * shares[::-1], shares + shares[::-1]
+  for smoothing in (0.0, 0.1):
+    targets = optax.smooth_labels(jnp.minimum(yes, 1), smoothing)
+    expected = optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1)
+    options = {"loss": "binary_cross_entropy", "smoothing": smoothing}
+    found = example_losses(logits, mixed, **options)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -193,14 +193,7 @@ def three_augment(
   order = jnp.argsort(jax.random.uniform(keys[2], (batch, 3)), 1)
   low, high = 1 - _JITTER, 1 + _JITTER
   factors = jax.random.uniform(keys[3], (batch, 3), minval=low, maxval=high)
-  for place in range(3):  # each goes from or to a black, an even or a grey image
-    plain = grey(images)
-    even = jnp.broadcast_to(plain.mean((1, 2, 3), keepdims=True), images.shape)
-    which = _each(order[:, place])
-    other = jnp.where(which == 0, 0.0, jnp.where(which == 1, even, plain))
-    images = other + _each(factors[:, place]) * (images - other)
-    images = jnp.clip(images, 0, white)
-  return images
+  return jitter(images, order, factors, white)
 
 
 def grey(images: jax.Array) -> jax.Array:
@@ -214,6 +207,29 @@ def grey(images: jax.Array) -> jax.Array:
 def solarize(images: jax.Array, white: float = 255.0) -> jax.Array:
   """Inverts the pixels that are at least 128/255 of the largest value."""
   return jnp.where(images < _SOLARIZED * white, images, white - images)
+
+
+def jitter(
+  images: jax.Array, order: jax.Array, factors: jax.Array, white: float = 255.0
+) -> jax.Array:
+  """Changes brightness (0), contrast (1) and saturation (2), as Pillow does.
+
+  Each moves an image from or to another: black, its mean, or itself in grey.
+
+  Args:
+    images: float `[batch, height, width, channels]`.
+    order: int `[batch, 3]`, which of the three comes first, second and third.
+    factors: `[batch, 3]`, of the first, second and third; 1 changes nothing.
+    white: the largest pixel value.
+  """
+  for place in range(3):
+    plain = grey(images)
+    mean = jnp.broadcast_to(plain.mean((1, 2, 3), keepdims=True), images.shape)
+    which = _each(order[:, place])
+    other = jnp.where(which == 0, 0.0, jnp.where(which == 1, mean, plain))
+    images = other + _each(factors[:, place]) * (images - other)
+    images = jnp.clip(images, 0, white)
+  return images
 
 
 def blur(images: jax.Array, sigma: jax.Array) -> jax.Array:
