@@ -9,11 +9,14 @@ import scipy.ndimage
 from PIL import Image, ImageEnhance, ImageOps
 
 from configs import default
+from tests.train.small import assert_identical, interrupt, small, stop_after
+from train.core.loop import train_and_evaluate
 from train.core.plan import make_plan, start_state
 from train.core.steps import epoch_order, prepare, train_chunk
 from train.data import images as pixels
 from train.data.datasets import Split
 from train.data.images import Augmentation, crop_and_flip, mix
+from train.models import MODELS, ViT
 
 SIZE, PADDING = 12, 4  # at size 8 some crops equal mirrors of others
 
@@ -255,3 +258,34 @@ def test_the_copies_of_an_image_differ():
   copies = np.asarray(inputs).reshape(8, 3, -1)
   assert (copies[:, 0] != copies[:, 1]).any(-1).all()
   np.testing.assert_array_equal(np.asarray(shares).argmax(-1), batch.labels)
+
+
+EVERYTHING = {
+  "num_epochs": 2,
+  "batch_size": 60,
+  "data.limit": 300,
+  "data.augment": "three_augment",
+  "data.repeats": 3,
+  "data.mixup": 0.8,
+  "data.cutmix": 1.0,
+  "model.name": "deit3_s",
+  "model.drop_path": 0.2,
+  "optimizer.loss": "binary_cross_entropy",
+}
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.slow
+def test_a_run_with_all_of_it_goes_on_to_the_last_bit(tmp_path, monkeypatch):
+  make = functools.partial(ViT, width=16, num_heads=2, depth=2, patch_size=4)
+  entry = MODELS["deit3_s"]._replace(make=make)
+  monkeypatch.setitem(MODELS, "deit3_s", entry)
+  config, two = small(**EVERYTHING), small(**EVERYTHING, steps_per_dispatch=2)
+  whole = train_and_evaluate(config, tmp_path / "whole")
+  assert whole.state.step == 10  # chunks of 2, 2, 1; an epoch is as long as without repeats
+  with monkeypatch.context() as patch:
+    stop_after(7, interrupt, patch)
+    with pytest.raises(KeyboardInterrupt):
+      train_and_evaluate(two, tmp_path / "parts")
+  parts = train_and_evaluate(two, tmp_path / "parts")
+  assert_identical(parts.state, whole.state)
