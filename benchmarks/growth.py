@@ -20,12 +20,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from configs import cifar10_dynamic
 from eoi_jax.layouts import named_leaves
 from train.core.plan import Feed, Plan, make_plan, start_state
 from train.core.state import Recipe, TrainState
-from train.core.steps import cross_entropy, train_chunk
+from train.core.steps import train_chunk
 from train.data.datasets import Split
 from train.data.images import normalize
 
@@ -52,7 +53,8 @@ def gradient(state: TrainState, batch: Split, *, recipe: Recipe) -> Any:
       train=True,
       mutable=["batch_stats"],
     )
-    return jnp.mean(cross_entropy(logits, batch.labels))
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+    return losses.mean()
 
   return jax.grad(loss)(state.params)
 

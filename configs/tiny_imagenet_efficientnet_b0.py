@@ -2,8 +2,8 @@
 
 As in the paper: SGD with Nesterov momentum .9, rate .01 divided by 10 at 1/2 and 3/4,
 weight decay 1e-3, batch 128, 120 epochs; a tenth of the training set is held out, and
-the official validation images are the test set. The images enter at 64 x 64 pixels,
-as they are: the paper names no augmentation here (`--config.data.augment=True` crops
+the official validation images are the test set. The images enter at 64 x 64 pixels, as
+they are: the paper names no augmentation here (`--config.data.augment=crop_flip` crops
 and flips). Follows the released settings: EOI in its "more" mode; base, AI and scores
 from conv-orthogonal kernels; 10000 steps of AI. Depthwise kernels stay dense here.
 

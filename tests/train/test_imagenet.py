@@ -20,6 +20,7 @@ from configs import imagenet_deit3_s  # noqa: E402
 from train.core.console import UserError  # noqa: E402
 from train.core.loop import train_and_evaluate  # noqa: E402
 from train.core.plan import check_plan  # noqa: E402
+from train.data import imagenet  # noqa: E402
 from train.data.imagenet import (  # noqa: E402
   TRAIN,
   VALIDATION,
@@ -33,6 +34,7 @@ from train.data.imagenet import (  # noqa: E402
   validation_name,
   wordnet_ids,
 )
+from train.data.images import Augmentation  # noqa: E402
 from train.data.load import load_dataset  # noqa: E402
 from train.data.streams import StreamOptions  # noqa: E402
 from train.imagenet_sample import add, tar, write_archives  # noqa: E402
@@ -97,6 +99,7 @@ def open_set(small_set, monkeypatch):
   monkeypatch.setenv("TFDS_DATA_DIR", small_set)
 
   def open_(batch_size=8, validation=0.2, **options):
+    options = {"augmentation": Augmentation("random_resized_crop"), **options}
     stream = StreamOptions(batch_size, **options)
     return load_dataset("imagenet", validation=validation, stream=stream)
 
@@ -185,6 +188,42 @@ def test_processes_share_every_batch(open_set):
   assert [len(part) for part in tests] == [2, 2]
   seen = every_identity(itertools.chain(*tests))
   assert len(set(seen)) == len(seen) == NUM_TEST
+
+
+def test_copies_of_an_image_are_neighbours_and_differ(open_set, monkeypatch):
+  def crop(example, rng, cubic):  # whose random number is its pixels
+    assert cubic
+    pixels = np.full((1, 1, 3), rng.integers(256), np.uint8)
+    return pixels, np.int32(example["label"])
+
+  monkeypatch.setattr(imagenet, "random_crop", crop)
+  settings = Augmentation("three_augment", repeats=3)
+  options = {"batch_size": 7, "seed": 1, "augmentation": settings}
+  train = open_set(**options).train
+  whole = batches(train, 0, 8)  # 28 images: four batches an epoch
+  single = open_set(**options | {"augmentation": settings._replace(repeats=1)}).train
+  for epoch, seen in ((whole[:4], 0), (whole[4:], 4)):
+    labels = np.concatenate([batch.labels for batch in epoch])
+    order = np.concatenate([batch.labels for batch in batches(single, seen, 4)])
+    np.testing.assert_array_equal(labels, np.repeat(order, 3)[:28])
+  draws = np.concatenate([batch.images[:, 0, 0, 0] for batch in whole])
+  assert len(set(draws.tolist())) > 40  # 56 draws of 256 values: 50 +- 2 of them
+  again = batches(train, 3, 2) + [
+    batch
+    for n in range(7)
+    for batch in batches(
+      open_set(**options, process_index=n, process_count=7).train, 5, 1
+    )
+  ]
+  for mine, other in zip(again[:2], whole[3:5], strict=True):
+    assert (mine.images == other.images).all()
+  assert [batch.images[0, 0, 0, 0] for batch in again[2:]] == draws[35:42].tolist()
+
+
+def test_without_random_crops_a_stream_gives_centres(open_set):
+  (batch,) = batches(open_set(batch_size=28, augmentation=Augmentation()).train, 0, 1)
+  identities(batch)
+  assert (batch.images.std((1, 2)) < 2).all()
 
 
 def test_a_limit_keeps_the_first_examples(open_set):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import eoi_jax
+from configs import default
 from eoi_jax.layouts import find_kernels
 from train.models import (
   ACTIVATIONS,
@@ -20,6 +21,7 @@ from train.models import (
   ResNet,
   ViT,
   cifar_resnet,
+  create_model,
   resnet50,
 )
 from train.models import convolution as convolutions
@@ -385,3 +387,41 @@ def test_layers_of_the_stack_differ():
   params = MLP(4, 8, 3).init(jax.random.key(0), jnp.zeros((1, 5)))["params"]
   kernel = params["hidden"]["dense"]["kernel"]
   assert kernel.shape == (2, 8, 8) and (kernel[0] != kernel[1]).any()
+
+
+@pytest.mark.slow
+def test_branches_are_dropped_one_by_one_and_keep_their_expectation():
+  model = ViT(5, 16, 2, depth=2, patch_size=4, drop_path=0.4, remat=True)
+  image = jax.random.normal(jax.random.key(0), (1, 8, 8, 3))
+  params = model.init(jax.random.key(1), image)["params"]
+  images = jnp.broadcast_to(image, (2048, 8, 8, 3))
+
+  def scaled(factor):
+    def scale(path, leaf):
+      own = "scale" in jax.tree_util.keystr(path[-2:-1])
+      return jnp.full_like(leaf, factor) if own else leaf
+
+    return {"params": jax.tree_util.tree_map_with_path(scale, params)}
+
+  @jax.jit
+  def dropped(variables, key):
+    return model.apply(variables, images, train=True, rngs={"dropout": key})
+
+  # Two branches in each of two blocks: 16 cases, of examples that are the same.
+  result = np.asarray(dropped(scaled(1.0), jax.random.key(2)))
+  assert len(np.unique(result.round(3), axis=0)) == 16
+  np.testing.assert_array_equal(dropped(scaled(1.0), jax.random.key(2)), result)
+  assert (np.asarray(dropped(scaled(1.0), jax.random.key(3))) != result).any()
+  # Scaled down, the branches add up, and so do their means.
+  evaluate = jax.jit(model.apply)
+  whole, nothing = (evaluate(scaled(f), image)[0] for f in (1e-3, 0.0))
+  mean = dropped(scaled(1e-3), jax.random.key(4)).mean(0)
+  error = jnp.linalg.norm(mean - whole) / jnp.linalg.norm(whole - nothing)
+  assert error < 0.08  # of the four branches .018 each, one standard error
+
+
+def test_networks_without_branches_refuse_to_drop_them(value_error):
+  config = default.get_config()
+  config.model.drop_path = 0.1
+  with value_error("`model.drop_path`", "'mlp'", "got 0.1"):
+    create_model(config, 10, bias_std=0.0)

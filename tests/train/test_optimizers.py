@@ -20,7 +20,7 @@ from train.core.optimizers import (
 )
 from train.core.plan import check_plan
 from train.core.state import Averages, TrainState
-from train.core.steps import Sums, _gradient, cross_entropy
+from train.core.steps import Sums, _gradient, example_losses
 
 SGD = OptimizerSettings("sgd", 0.1, 0.9, True, 0.0, "constant")
 pytestmark = pytest.mark.usefixtures("standard_promotion")  # optax's schedules
@@ -138,14 +138,23 @@ def test_clipping_scales_the_gradient_of_live_weights(name):
   jax.tree.map(np.testing.assert_array_equal, loose, free)
 
 
-def test_label_smoothing_is_cross_entropy_with_smoothed_labels():
+def test_the_losses_are_those_of_optax():
   logits = jax.random.normal(jax.random.key(0), (6, 5))
   labels = jnp.array([0, 1, 2, 3, 4, 0])
+  shares = jax.nn.one_hot(labels, 5)
   plain = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-  assert (cross_entropy(logits, labels) == plain).all()
-  targets = optax.smooth_labels(jax.nn.one_hot(labels, 5), 0.1)
-  expected = optax.softmax_cross_entropy(logits, targets)
-  np.testing.assert_allclose(cross_entropy(logits, labels, 0.1), expected, rtol=1e-5)
+  np.testing.assert_allclose(example_losses(logits, shares), plain, rtol=1e-5)
+  expected = optax.softmax_cross_entropy(logits, optax.smooth_labels(shares, 0.1))
+  found = example_losses(logits, shares, smoothing=0.1)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  # Of a mixed image both labels are a yes, whatever their shares.
+  mixed, yes = 0.9 * shares + 0.1 * shares[::-1], shares + shares[::-1]
+  for smoothing in (0.0, 0.1):
+    targets = optax.smooth_labels(jnp.minimum(yes, 1), smoothing)
+    expected = optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1)
+    options = {"loss": "binary_cross_entropy", "smoothing": smoothing}
+    found = example_losses(logits, mixed, **options)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 # Those that gradients, parameters, the loss and a schedule do not suffice for.
@@ -222,7 +231,8 @@ def test_layers_of_a_stack_are_layers(name):
 def test_micro_batches_add_up_and_statistics_advance_with_each():
   x = jax.random.normal(jax.random.key(0), (8, 3))
 
-  def loss_fn(params, stats, examples):
+  def loss_fn(params, stats, examples, part):
+    del part
     (x,) = examples
     losses = jnp.square(x @ params).sum(-1)
     sums = Sums(losses.sum(), jnp.int32(0), jnp.int32(len(x)))

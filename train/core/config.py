@@ -23,6 +23,7 @@ from train.core.optimizers import (
 )
 from train.core.own import is_own
 from train.data.datasets import DATASETS, TFDS
+from train.data.images import AUGMENTS
 from train.data.own import is_own_data
 from train.models import ACTIVATIONS, DTYPES, MODELS
 
@@ -221,7 +222,23 @@ FIELDS = {
     (), _CHANNELS, "of the pixels divided by 255, subtracted; (): known, or measured"
   ),
   "data.std": Field((), _CHANNELS, "of the same, divided by; given together with mean"),
-  "data.augment": Field(False, _BOOLEAN, "reflect-pad by 4, random crop, random flip"),
+  "data.augment": Field(
+    "none",
+    _one_of(*AUGMENTS),
+    "of training images; crop_flip: reflect-pad by 4, crop, flip; random_resized_crop: "
+    "resize a random part, flip; three_augment: that, then 3-Augment and colour jitter",
+  ),
+  "data.repeats": Field(
+    1, _integer(1, 1000), "copies of each image in a batch, each augmented by itself"
+  ),
+  "data.mixup": Field(
+    0.0, _number("[0, inf)"), "alpha of mixup, of images and labels; 0: none"
+  ),
+  "data.cutmix": Field(
+    0.0,
+    _number("[0, inf)"),
+    "alpha of CutMix; a batch takes one of both; 0: none",
+  ),
   "data.validation": Field(
     0.1,
     _number("[0, 1)"),
@@ -243,6 +260,11 @@ FIELDS = {
   "model.width": Field(100, _integer(1, 10**6), "units or channels of mlp and cnn"),
   "model.activation": Field("tanh", _one_of(*ACTIVATIONS), "after every hidden layer"),
   "model.dtype": Field("float32", _one_of(*DTYPES), "type of the computation"),
+  "model.drop_path": Field(
+    0.0,
+    _number("[0, 1)"),
+    "deit3: stochastic depth, the chance that a block's branch is left out",
+  ),
   "model.remat": Field(
     False, _BOOLEAN, "mlp, cnn, deit3: compute activations twice, to save memory"
   ),
@@ -354,6 +376,11 @@ FIELDS = {
     _number("[0, 1)"),
     "decay of running means of parameters and batch statistics, which are evaluated "
     "then; 0: none",
+  ),
+  "optimizer.loss": Field(
+    "cross_entropy",
+    _one_of("cross_entropy", "binary_cross_entropy"),
+    "of training; binary_cross_entropy: mean over the classes, each a yes or a no",
   ),
   "optimizer.label_smoothing": Field(
     0.0, _number("[0, 1)"), "probability spread evenly over all classes"

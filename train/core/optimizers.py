@@ -36,6 +36,7 @@ class OptimizerSettings(NamedTuple):
   schedule_options: str = ""
   accumulate: int = 1
   ema: float = 0.0
+  loss: str = "cross_entropy"
 
 
 class DynamicSettings(NamedTuple):

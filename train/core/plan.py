@@ -32,6 +32,7 @@ from train.data.datasets import (
   Split,
   Stream,
 )
+from train.data.images import Augmentation
 from train.data.load import load_dataset
 from train.data.streams import StreamOptions
 from train.models import create_model
@@ -112,7 +113,7 @@ def check_plan(config: Any) -> Recipe:
       batch_size=config.batch_size,
       steps_per_epoch=0,
       num_steps=1,
-      augment=config.data.augment,
+      augmentation=_augmentation(config.data),
       streamed=streamed,
       placement=mesh.create_placement(config.placement),
       dynamic=DynamicSettings(**config.dynamic.to_dict()),
@@ -130,6 +131,10 @@ def check_plan(config: Any) -> Recipe:
   except ValueError as error:
     raise UserError(str(error)) from error
   return recipe
+
+
+def _augmentation(data: Any) -> Augmentation:
+  return Augmentation(**{field: data[field] for field in Augmentation._fields})
 
 
 def make_plan(config: Any) -> Plan:
@@ -170,6 +175,7 @@ def _dataset(config: Any) -> Dataset:
       process_index=jax.process_index(),
       process_count=jax.process_count(),
       limit=config.data.limit,
+      augmentation=_augmentation(config.data),
     )
     name, held_out = config.data.name, config.data.validation
     return load_dataset(name, validation=held_out, stream=options)

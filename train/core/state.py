@@ -25,6 +25,7 @@ from train.core.optimizers import (
   create_optimizer,
 )
 from train.data.datasets import DatasetSpec
+from train.data.images import Augmentation
 
 
 class Recipe(NamedTuple):
@@ -37,7 +38,7 @@ class Recipe(NamedTuple):
     batch_size: examples a step.
     steps_per_epoch: whole batches in the training set.
     num_steps: length of the training.
-    augment: whether training images are cropped and flipped at random.
+    augmentation: how training images change.
     streamed: whether the host brings the batches of each chunk.
     placement: where arrays lie on several devices, None on one.
     dynamic: whether and how masks change.
@@ -49,7 +50,7 @@ class Recipe(NamedTuple):
   batch_size: int
   steps_per_epoch: int
   num_steps: int
-  augment: bool = False
+  augmentation: Augmentation = Augmentation()
   streamed: bool = False
   placement: Placement | None = None
   dynamic: DynamicSettings = STATIC

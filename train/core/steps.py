@@ -18,7 +18,7 @@ from eoi_jax.layouts import named_leaves
 from train.core.mesh import place_batch, place_state
 from train.core.state import Recipe, TrainState, named_key, over_seeds
 from train.data.datasets import Split
-from train.data.images import crop_and_flip, normalize
+from train.data.images import augment, mix, normalize
 
 
 class Sums(NamedTuple):
@@ -37,26 +37,36 @@ class Norms(NamedTuple):
   params: jax.Array
 
 
-def cross_entropy(
-  logits: jax.Array, labels: jax.Array, smoothing: float = 0.0
+def example_losses(
+  logits: jax.Array,
+  shares: jax.Array,
+  *,
+  loss: str = "cross_entropy",
+  smoothing: float = 0.0,
 ) -> jax.Array:
   """Returns the loss of each example, `[n]`.
 
-  With smoothing the target is `1 - smoothing` times the label, and `smoothing` evenly
-  over all classes (Szegedy et al., 2016, arXiv:1512.00567, section 7).
+  Args:
+    logits: `[n, num_classes]`.
+    shares: of the labels, likewise, with sums of 1.
+    loss: "cross_entropy"; or "binary_cross_entropy", the mean over the classes of
+      yes-or-no losses, for which every class of a share is a yes (Wightman et al.,
+      2021, arXiv:2110.00476, section 2.3).
+    smoothing: targets are `1 - smoothing` times what they were, and `smoothing` evenly
+      over all classes (Szegedy et al., 2016, arXiv:1512.00567, section 7).
   """
-  losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-  if not smoothing:
-    return losses
-  even = jax.nn.logsumexp(logits, -1) - logits.mean(-1)
-  return (1 - smoothing) * losses + smoothing * even
+  if loss == "cross_entropy":
+    targets = optax.smooth_labels(shares, smoothing)
+    return optax.softmax_cross_entropy(logits, targets)
+  targets = optax.smooth_labels((shares > 0).astype(jnp.float32), smoothing)
+  return optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1)
 
 
 def _sums(
-  logits: jax.Array, labels: jax.Array, weights: jax.Array, smoothing: float = 0.0
+  logits: jax.Array, shares: jax.Array, weights: jax.Array, **options: Any
 ) -> Sums:
-  losses = cross_entropy(logits, labels, smoothing)
-  correct = (logits.argmax(-1) == labels) & (weights > 0)
+  losses = example_losses(logits, shares, **options)
+  correct = (logits.argmax(-1) == shares.argmax(-1)) & (weights > 0)
   return Sums(
     jnp.sum(losses * weights),
     jnp.sum(correct, dtype=jnp.int32),
@@ -68,7 +78,8 @@ class StepResult(NamedTuple):
   """What one update has come from.
 
   Attributes:
-    sums: loss and hits on the batch, before the update.
+    sums: loss and hits on the batch, before the update; of a mixed image, the label
+      of the larger share is a hit.
     grads: tree like the parameters, of all weights, dead ones too.
     updates: tree like the parameters: what was added to them.
   """
@@ -76,6 +87,28 @@ class StepResult(NamedTuple):
   sums: Sums
   grads: Any
   updates: Any
+
+
+def prepare(
+  key: jax.Array, batch: Split, *, recipe: Recipe
+) -> tuple[jax.Array, jax.Array]:
+  """Returns what the network is to learn from a batch.
+
+  Args:
+    key: of the images of this step; it is consumed.
+    batch: uint8 images `[batch, ...]` and int32 labels `[batch]`.
+    recipe: static settings.
+
+  Returns:
+    Augmented, normalized, mixed images, and shares of the labels,
+    `[batch, num_classes]`.
+  """
+  spec, settings = recipe.spec, recipe.augmentation
+  key, key_mix = jax.random.split(key)
+  white, cropped = float(spec.white), recipe.streamed
+  images = augment(key, batch.images, settings, white=white, cropped=cropped)
+  shares = jax.nn.one_hot(batch.labels, spec.num_classes, dtype=jnp.float32)
+  return mix(key_mix, normalize(images, spec), shares, settings)
 
 
 def train_step(
@@ -91,23 +124,22 @@ def train_step(
   Returns:
     The state after, and what it has come from.
   """
-  images = batch.images
-  if recipe.augment:
-    images = crop_and_flip(step_key(state, "augment"), images)
-  inputs = normalize(images, recipe.spec)
+  inputs, shares = prepare(step_key(state, "augment"), batch, recipe=recipe)
   weights = jnp.ones(batch.labels.shape, jnp.float32)
+  settings = recipe.optimizer
+  options = {"loss": settings.loss, "smoothing": settings.label_smoothing}
 
-  def loss_fn(params, batch_stats, examples):
-    inputs, labels, weights = examples
+  def loss_fn(params, batch_stats, examples, part):
+    inputs, shares, weights = examples
     variables = {"params": params, "batch_stats": batch_stats}
-    rngs = {"dropout": step_key(state, "dropout")}
+    rngs = {"dropout": jax.random.fold_in(step_key(state, "dropout"), part)}
     logits, changed = recipe.model.apply(
       variables, inputs, train=True, mutable=["batch_stats"], rngs=rngs
     )
-    sums = _sums(logits, labels, weights, recipe.optimizer.label_smoothing)
+    sums = _sums(logits, shares, weights, **options)
     return sums.loss / recipe.batch_size, (sums, changed.get("batch_stats", {}))
 
-  examples = inputs, batch.labels, weights
+  examples = inputs, shares, weights
   grads, sums, batch_stats = _gradient(loss_fn, state, examples, recipe)
   tx = recipe.create_tx(state.masks, state.key)
   updates, opt_state = tx.update(
@@ -135,29 +167,31 @@ def _gradient(
   has the examples j, j + k, ..., so that every device has its part of each.
 
   Args:
-    loss_fn: `(params, batch_stats, examples) -> (loss, (sums, batch_stats))`, the sum
-      over the examples divided by the size of the whole batch.
+    loss_fn: `(params, batch_stats, examples, j) -> (loss, (sums, batch_stats))`, the
+      sum over the examples divided by the size of the whole batch.
     state: the state before.
     examples: tree of arrays `[batch, ...]`.
     recipe: static settings.
   """
   gradient, count = jax.grad(loss_fn, has_aux=True), recipe.optimizer.accumulate
   if count == 1:
-    grads, (sums, batch_stats) = gradient(state.params, state.batch_stats, examples)
+    grads, (sums, batch_stats) = gradient(state.params, state.batch_stats, examples, 0)
     return grads, sums, batch_stats
 
-  def add(carry, examples):
+  def add(carry, micro_batch):
     grads, sums, batch_stats = carry
+    examples, part = micro_batch
     examples = place_batch(examples, recipe.placement)
-    new, (part, batch_stats) = gradient(state.params, batch_stats, examples)
-    grads, sums = jax.tree.map(jnp.add, (grads, sums), (new, part))
+    new, (added, batch_stats) = gradient(state.params, batch_stats, examples, part)
+    grads, sums = jax.tree.map(jnp.add, (grads, sums), (new, added))
     return (place_state(grads, recipe.placement), sums, batch_stats), None
 
   zeros = place_state(jax.tree.map(jnp.zeros_like, state.params), recipe.placement)
   parts = jax.tree.map(
     lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), examples
   )
-  return jax.lax.scan(add, (zeros, zero_sums(), state.batch_stats), parts)[0]
+  start = (zeros, zero_sums(), state.batch_stats)
+  return jax.lax.scan(add, start, (parts, jnp.arange(count)))[0]
 
 
 def _norms(masks: Any, step: StepResult) -> Norms:
@@ -172,10 +206,16 @@ def step_key(state: TrainState, name: str) -> jax.Array:
 
 
 def epoch_order(state: TrainState, size: int, *, recipe: Recipe) -> jax.Array:
-  """Returns the order of `size` examples in the epoch that `state` is in."""
+  """Returns the order of `size` examples in the epoch that `state` is in.
+
+  With `data.repeats` = k each stands k times in a row, and an epoch of equal length is
+  the first part of them, as in DeiT's code (Hoffer et al., 2020, arXiv:1901.09335).
+  """
   epoch = state.step // recipe.steps_per_epoch
   key = jax.random.fold_in(named_key(state.key, "epoch"), epoch)
-  return jax.random.permutation(key, size)
+  order = jax.random.permutation(key, size)
+  repeats = recipe.augmentation.repeats
+  return order if repeats == 1 else jnp.repeat(order, repeats)[:size]
 
 
 @functools.partial(jax.jit, static_argnames="recipe", donate_argnames="state")
@@ -254,11 +294,12 @@ def zero_sums() -> Sums:
 def eval_step(
   params: Any, batch_stats: Any, batch: Split, weights: jax.Array, *, recipe: Recipe
 ) -> Sums:
-  """Returns loss and hits on a batch; examples of weight 0 are padding."""
+  """Returns cross-entropy and hits on a batch; examples of weight 0 are padding."""
   variables = {"params": params, "batch_stats": batch_stats}
   inputs = normalize(batch.images, recipe.spec)
   logits = recipe.model.apply(variables, inputs, train=False)
-  return _sums(logits, batch.labels, weights)
+  shares = jax.nn.one_hot(batch.labels, recipe.spec.num_classes, dtype=jnp.float32)
+  return _sums(logits, shares, weights)
 
 
 @functools.partial(jax.jit, static_argnames=("recipe", "batch_size"))

@@ -6,9 +6,11 @@ the validation images with a list of 50,000 labels by their order, and counts no
 missing file would shift all labels after it.
 """
 
+import functools
 import io
 import math
 import os
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +19,7 @@ import numpy as np
 
 from train.core.console import UserError
 from train.data.datasets import DATASETS, MANUAL, Dataset, prepared
+from train.data.images import AREA, ATTEMPTS, RATIO
 from train.data.streams import StreamOptions, evaluation_stream, training_stream
 
 TRAIN, VALIDATION = MANUAL["imagenet"].archives
@@ -121,9 +124,6 @@ def _open(path: Path) -> tarfile.TarFile:
 
 SIZE = 224
 _CENTRE = 224 / 256  # part of the shorter side that an evaluation sees
-_AREA = (0.08, 1.0)  # of a random crop, as part of the image
-_RATIO = (3 / 4, 4 / 3)  # of its sides, width to height
-_ATTEMPTS = 10  # to find a crop that lies inside of the image
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
@@ -140,8 +140,9 @@ def open_imagenet(options: StreamOptions, *, validation: float = 0.01) -> Datase
 
   Returns:
     Streams of uint8 images `[batch, 224, 224, 3]` and labels in `[0, 1000)`, in the
-    order of the sorted WordNet ids. Training images depend on seed and step; the test
-    set is the official validation split.
+    order of the sorted WordNet ids. Training images depend on seed and step: random
+    crops, flipped or not, if `options.augmentation` resizes, else centres; what else it
+    asks for is left to the device. The test set is the official validation split.
 
   Raises:
     UserError: if the data set or Grain is missing, or a batch does not fit.
@@ -163,11 +164,22 @@ def open_imagenet(options: StreamOptions, *, validation: float = 0.01) -> Datase
     size = len(examples)
     return evaluation_stream(examples.map(centre), size, spec.shape, options)
 
-  examples = _first(train[held_out:], options.limit)
-  shuffled = examples.seed(options.seed).shuffle().random_map(random_crop).repeat()
+  examples, settings = _first(train[held_out:], options.limit), options.augmentation
+  shuffled, size = examples.seed(options.seed).shuffle().repeat(), len(examples)
+
+  def copy(place):  # each example `repeats` times, of an epoch the first `size`
+    epoch, row = divmod(int(place), size)
+    return shuffled[epoch * size + row // settings.repeats]
+
+  copies = grain.MapDataset.range(sys.maxsize).map(copy)
+  if settings.resized:
+    crop = functools.partial(random_crop, cubic=settings.augment == "three_augment")
+    copies = copies.seed(options.seed).random_map(crop)
+  else:
+    copies = copies.map(centre)
   return Dataset(
     spec,
-    training_stream(shuffled, len(examples), options),
+    training_stream(copies, size, options),
     evaluation(train[:held_out]) if held_out else None,
     evaluation(test),
   )
@@ -186,10 +198,12 @@ def _first(examples: Any, limit: int) -> Any:
   return examples[:limit] if limit else examples
 
 
-def random_crop(example: dict[str, Any], rng: np.random.Generator) -> tuple:
+def random_crop(
+  example: dict[str, Any], rng: np.random.Generator, *, cubic: bool = False
+) -> tuple:
   """Decodes an example; returns a random crop, flipped or not, and the label."""
   image = _decode(example)
-  pixels = _resize(image, random_box(rng, *image.size))
+  pixels = _resize(image, random_box(rng, *image.size), cubic)
   flip = rng.random() < 0.5
   return (pixels[:, ::-1] if flip else pixels), np.int32(example["label"])
 
@@ -206,16 +220,16 @@ def random_box(rng: np.random.Generator, width: int, height: int) -> Box:
   Draws again where the crop is wider or higher than the image; in the end it is the
   largest centred one whose ratio is allowed.
   """
-  for _ in range(_ATTEMPTS):
-    area = width * height * rng.uniform(*_AREA)
-    ratio = math.exp(rng.uniform(math.log(_RATIO[0]), math.log(_RATIO[1])))
+  for _ in range(ATTEMPTS):
+    area = width * height * rng.uniform(*AREA)
+    ratio = math.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
     wide, high = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
     if 0 < wide <= width and 0 < high <= height:
       left = int(rng.integers(width - wide + 1))
       top = int(rng.integers(height - high + 1))
       return left, top, left + wide, top + high
-  wide = min(width, height * _RATIO[1])
-  return _centred(width, height, wide, min(height, width / _RATIO[0]))
+  wide = min(width, height * RATIO[1])
+  return _centred(width, height, wide, min(height, width / RATIO[0]))
 
 
 def centre_box(width: int, height: int) -> Box:
@@ -235,8 +249,9 @@ def _decode(example: dict[str, Any]):
   return Image.open(io.BytesIO(example["image"])).convert("RGB")
 
 
-def _resize(image, box: Box) -> np.ndarray:
-  """Returns uint8 `[224, 224, 3]`: the box with bilinear weights, antialiased."""
+def _resize(image, box: Box, cubic: bool = False) -> np.ndarray:
+  """Returns uint8 `[224, 224, 3]`: the box by a linear or cubic antialiased filter."""
   from PIL import Image
 
-  return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BILINEAR, box))
+  method = Image.Resampling.BICUBIC if cubic else Image.Resampling.BILINEAR
+  return np.asarray(image.resize((SIZE, SIZE), method, box))

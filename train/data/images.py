@@ -1,4 +1,11 @@
-"""Images on the device: normalized, cropped and flipped."""
+"""Images on the device: cropped, flipped, coloured, mixed and normalized.
+
+Everything random is a function of a key. Pixels are those of the data set, between 0
+and its largest value, until `normalize`.
+"""
+
+import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -6,13 +13,69 @@ import jax.numpy as jnp
 from train.data.datasets import DatasetSpec
 
 PADDING = 4
+AUGMENTS = ("none", "crop_flip", "random_resized_crop", "three_augment")
+AREA = (0.08, 1.0)  # of a random resized crop, as part of the image
+RATIO = (3 / 4, 4 / 3)  # of its sides, width to height
+ATTEMPTS = 10  # to find a crop that lies inside of the image
+_JITTER = 0.3  # factors of 3-Augment's colour jitter: 1 +- this
+_SIGMA = (0.1, 2.0)  # of its Gaussian blur, in pixels
+_REACH = 6  # pixels of the blur on each side, 3 sigma at most
+_SOLARIZED = 128 / 255  # part of the largest value from which solarizing inverts
+
+
+class Augmentation(NamedTuple):
+  """How training images change, hashable; the part of `config.data` for it.
+
+  Attributes:
+    augment: one of `AUGMENTS`.
+    repeats: copies of each image in a batch, each augmented by itself.
+    mixup: alpha of mixup, 0 for none.
+    cutmix: alpha of CutMix, 0 for none; with both, each batch takes one of them.
+  """
+
+  augment: str = "none"
+  repeats: int = 1
+  mixup: float = 0.0
+  cutmix: float = 0.0
+
+  @property
+  def resized(self) -> bool:
+    """Whether crops of random size are resized: a stream does that on the host."""
+    return self.augment in ("random_resized_crop", "three_augment")
 
 
 def normalize(images: jax.Array, spec: DatasetSpec) -> jax.Array:
-  """Maps uint8 `[n, ...]` to float32 of about zero mean and unit deviation."""
+  """Maps pixels `[n, ...]` to float32 of about zero mean and unit deviation."""
   mean = jnp.asarray(spec.mean, jnp.float32)[None, None, None]
   std = jnp.asarray(spec.std, jnp.float32)[None, None, None]
   return (images.astype(jnp.float32) / jnp.float32(spec.white) - mean) / std
+
+
+def augment(
+  key: jax.Array,
+  images: jax.Array,
+  settings: Augmentation,
+  *,
+  white: float = 255.0,
+  cropped: bool = False,
+) -> jax.Array:
+  """Augments each image by itself, as `settings.augment` says.
+
+  Args:
+    key: consumed.
+    images: `[batch, height, width, channels]`.
+    settings: what to do; this function mixes and repeats nothing.
+    white: the largest pixel value.
+    cropped: whether crops of random size have been taken on the host.
+  """
+  if settings.augment == "crop_flip":
+    return crop_and_flip(key, images)
+  crop, color = jax.random.split(key)
+  three = settings.augment == "three_augment"
+  if settings.resized and not cropped:
+    method = "cubic" if three else "linear"
+    images = random_resized_crop(crop, images, method=method, white=white)
+  return three_augment(color, images, white=white) if three else images
 
 
 def crop_and_flip(
@@ -55,3 +118,176 @@ def _reflect(index: jax.Array, size: int) -> jax.Array:
   """Maps indices beyond the edges back; the edge itself is not repeated."""
   index = jnp.abs(index)
   return size - 1 - jnp.abs(size - 1 - index)
+
+
+def random_resized_crop(
+  key: jax.Array, images: jax.Array, *, method: str = "linear", white: float = 255.0
+) -> jax.Array:
+  """Resizes a random part of each image to its full size, flips half of them.
+
+  Szegedy et al., 2015, arXiv:1409.4842, section 6: the part's area is uniform in
+  [.08, 1], the logarithm of its ratio in +-log(4/3); the whole image where ten draws do
+  not fit.
+
+  Args:
+    key: consumed.
+    images: `[batch, height, width, channels]` of any type.
+    method: of `jax.image.resize`, antialiased.
+    white: the largest pixel value; a cubic filter passes it at edges.
+
+  Returns:
+    float32 images of the same shape.
+  """
+  batch, height, width, _ = images.shape
+  keys = jax.random.split(key, 4)
+  draw, low, high = (batch, ATTEMPTS), *map(math.log, RATIO)
+  whole = jnp.array([height, width], jnp.float32)
+  area = jax.random.uniform(keys[0], draw, minval=AREA[0], maxval=AREA[1])
+  area = area * float(height * width)
+  ratio = jnp.exp(jax.random.uniform(keys[1], draw, minval=low, maxval=high))
+  sizes = jnp.round(jnp.sqrt(jnp.stack([area / ratio, area * ratio], -1)))
+  fits = ((sizes > 0) & (sizes <= whole[None, None])).all(-1)
+  sizes = sizes[jnp.arange(batch), fits.argmax(1)]
+  sizes = jnp.where(fits.any(1, keepdims=True), sizes, whole[None])
+  starts = jax.random.uniform(keys[2], (batch, 2)) * (whole[None] - sizes + 1)
+  scales = whole[None] / sizes
+
+  def resize(image, scale, start):
+    moved = (image.shape, (0, 1), scale, -start * scale, method)
+    return jax.image.scale_and_translate(image, *moved)
+
+  pixels = images.astype(jnp.float32)
+  pixels = jax.vmap(resize)(pixels, scales, jnp.floor(starts))
+  flips = jax.random.bernoulli(keys[3], shape=(batch,))
+  pixels = jnp.where(_each(flips), pixels[:, :, ::-1], pixels)
+  return jnp.clip(pixels, 0, white)
+
+
+def three_augment(
+  key: jax.Array, images: jax.Array, *, white: float = 255.0
+) -> jax.Array:
+  """Makes each image grey, or solarizes or blurs it, and jitters its colours.
+
+  3-Augment of DeiT III (Touvron et al., 2022, arXiv:2204.07118, section 3 and the
+  published code), without its crop and flip: one of the three at random, then
+  brightness, contrast and saturation in random order, each by a factor in [.7, 1.3].
+
+  Args:
+    key: consumed.
+    images: `[batch, height, width, channels]` of any type, in `[0, white]`.
+    white: the largest pixel value.
+
+  Returns:
+    float32 images of the same shape, in `[0, white]`.
+  """
+  batch = images.shape[0]
+  keys = jax.random.split(key, 4)
+  images = images.astype(jnp.float32)
+  low, high = _SIGMA
+  sigma = jax.random.uniform(keys[0], (batch,), minval=low, maxval=high)
+  choice = jax.random.randint(keys[1], (batch,), 0, 3)
+  images = jnp.select(
+    [jnp.broadcast_to(_each(choice == n), images.shape) for n in range(3)],
+    [grey(images), solarize(images, white), blur(images, sigma)],
+  )
+  order = jnp.argsort(jax.random.uniform(keys[2], (batch, 3)), 1)
+  low, high = 1 - _JITTER, 1 + _JITTER
+  factors = jax.random.uniform(keys[3], (batch, 3), minval=low, maxval=high)
+  return jitter(images, order, factors, white)
+
+
+def grey(images: jax.Array) -> jax.Array:
+  """Returns images of equal channels: the luma of ITU-R 601 of three, else the mean."""
+  channels = images.shape[-1]
+  luma = (0.299, 0.587, 0.114) if channels == 3 else (1 / channels,) * channels
+  total = jnp.sum(images * jnp.array(luma, jnp.float32)[None, None, None], -1)
+  return jnp.broadcast_to(total[..., None], images.shape)
+
+
+def solarize(images: jax.Array, white: float = 255.0) -> jax.Array:
+  """Inverts the pixels that are at least 128/255 of the largest value."""
+  return jnp.where(images < _SOLARIZED * white, images, white - images)
+
+
+def jitter(
+  images: jax.Array, order: jax.Array, factors: jax.Array, white: float = 255.0
+) -> jax.Array:
+  """Changes brightness (0), contrast (1) and saturation (2), as Pillow does.
+
+  Each moves an image from or to another: black, its mean, or itself in grey.
+
+  Args:
+    images: float `[batch, height, width, channels]`.
+    order: int `[batch, 3]`, which of the three comes first, second and third.
+    factors: `[batch, 3]`, of the first, second and third; 1 changes nothing.
+    white: the largest pixel value.
+  """
+  for place in range(3):
+    plain = grey(images)
+    mean = jnp.broadcast_to(plain.mean((1, 2, 3), keepdims=True), images.shape)
+    which = _each(order[:, place])
+    other = jnp.where(which == 0, 0.0, jnp.where(which == 1, mean, plain))
+    images = other + _each(factors[:, place]) * (images - other)
+    images = jnp.clip(images, 0, white)
+  return images
+
+
+def blur(images: jax.Array, sigma: jax.Array) -> jax.Array:
+  """Blurs by Gaussians of deviations `[batch]`, up to 2 pixels; edges are repeated."""
+  places = jnp.arange(-_REACH, _REACH + 1, dtype=jnp.float32)
+  weights = jax.nn.softmax(-0.5 * (places[None] / sigma[:, None]) ** 2, 1)
+  for axis in (1, 2):
+    size, edges = images.shape[axis], [(0, 0)] * 4
+    edges[axis] = (_REACH, _REACH)
+    wide = jnp.pad(images, edges, "edge")
+    images = sum(
+      _each(weights[:, n]) * jax.lax.slice_in_dim(wide, n, n + size, axis=axis)
+      for n in range(len(places))
+    )
+  return images
+
+
+def mix(
+  key: jax.Array, images: jax.Array, shares: jax.Array, settings: Augmentation
+) -> tuple[jax.Array, jax.Array]:
+  """Mixes each example with its counterpart in the reversed batch.
+
+  Mixup (Zhang et al., 2018, arXiv:1710.09412) adds the two images; CutMix (Yun et al.,
+  2019, arXiv:1905.04899) pastes a box of the other one. As in timm and DeiT, one number
+  of Beta(alpha, alpha) is drawn for the whole batch, and of two methods one, with equal
+  chances. A label's share is that of its image's pixels.
+
+  Args:
+    key: consumed.
+    images: float `[batch, height, width, channels]`.
+    shares: of the labels, `[batch, num_classes]`.
+    settings: the alphas; without any, nothing changes.
+
+  Returns:
+    Images and shares, mixed alike.
+  """
+  if not (settings.mixup or settings.cutmix):
+    return images, shares
+  height, width = images.shape[1:3]
+  which, share, row, column = jax.random.split(key, 4)
+  paste = jax.random.bernoulli(which) if settings.mixup else jnp.array(True)
+  paste = paste if settings.cutmix else jnp.array(False)
+  alpha = jnp.where(paste, settings.cutmix, settings.mixup)
+  own = jax.random.beta(share, alpha, alpha, dtype=jnp.float32)
+
+  def inside(key, size):
+    half = jnp.floor(size * jnp.sqrt(1 - own)).astype(jnp.int32) // 2
+    places, middle = jnp.arange(size), jax.random.randint(key, (), 0, size)
+    return (places >= middle - half) & (places < middle + half)
+
+  box = inside(row, height)[:, None] & inside(column, width)[None, :]
+  weights = jnp.where(paste, jnp.where(box, 0.0, 1.0), own)  # of the pixels
+  pixels = weights[None, :, :, None]
+  images = pixels * images + (1 - pixels) * images[::-1]
+  part = weights.mean()
+  return images, part * shares + (1 - part) * shares[::-1]
+
+
+def _each(values: jax.Array) -> jax.Array:
+  """Makes a value of each image fit its pixels."""
+  return values[:, None, None, None]

@@ -12,6 +12,7 @@ import numpy as np
 
 from train.core.console import UserError
 from train.data.datasets import Split, Stream
+from train.data.images import Augmentation
 
 PADDING_LABEL = -1  # of what fills the last batch of an evaluation
 _THREADS = 16  # they decode images, and wait for the disk
@@ -27,6 +28,7 @@ class StreamOptions(NamedTuple):
     process_index: which part of each batch, counted from 0: a contiguous one.
     process_count: how many parts; it divides `batch_size`.
     limit: examples of each split to keep; 0 is all.
+    augmentation: how training images change: what the device does not do.
   """
 
   batch_size: int
@@ -34,6 +36,7 @@ class StreamOptions(NamedTuple):
   process_index: int = 0
   process_count: int = 1
   limit: int = 0
+  augmentation: Augmentation = Augmentation()
 
   @property
   def local_size(self) -> int:

@@ -57,6 +57,7 @@ class Model(NamedTuple):
 _DEEP = ("depth", "width", "activation", "dtype", "remat")
 _FIXED = ("activation", "dtype")
 _VIT = functools.partial(ViT, patch_size=16, depth=12)
+_OF_VIT = (*_FIXED, "drop_path", "remat")
 
 MODELS = {
   "mlp": Model(MLP, _DEEP, "MLP"),
@@ -67,10 +68,10 @@ MODELS = {
   "resnet50": Model(resnet50, _FIXED, "ResNet-50"),
   "efficientnet_b0": Model(EfficientNet, _FIXED, "EfficientNet-B0"),
   "deit3_s": Model(
-    functools.partial(_VIT, width=384, num_heads=6), (*_FIXED, "remat"), "DeiT III S"
+    functools.partial(_VIT, width=384, num_heads=6), _OF_VIT, "DeiT III S"
   ),
   "deit3_b": Model(
-    functools.partial(_VIT, width=768, num_heads=12), (*_FIXED, "remat"), "DeiT III B"
+    functools.partial(_VIT, width=768, num_heads=12), _OF_VIT, "DeiT III B"
   ),
 }
 
@@ -104,7 +105,7 @@ def create_model(config: Any, spec: DatasetSpec, *, bias_std: float) -> Network:
     sparse, and how they are read.
 
   Raises:
-    ValueError: if the network does not exist in that depth.
+    ValueError: if the network does not exist in that depth, or drops no branch.
   """
   given = {
     "num_classes": spec.num_classes,
@@ -114,4 +115,9 @@ def create_model(config: Any, spec: DatasetSpec, *, bias_std: float) -> Network:
   if is_own(config.model.name):
     return own.create(config, spec, given, bias_std=bias_std)
   entry = MODELS[config.model.name]
+  if config.model.drop_path and "drop_path" not in entry.fields:
+    raise ValueError(
+      f"`model.drop_path` must be 0 for {config.model.name!r}, which drops no branch, "
+      f"got {config.model.drop_path}."
+    )
   return entry.make(**given, **{field: config.model[field] for field in entry.fields})

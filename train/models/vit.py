@@ -58,27 +58,28 @@ class _MLP(nn.Module):
 
 
 class _Block(nn.Module):
-  """Attention and MLP, each normalized before and scaled after."""
+  """Attention and MLP, each normalized before and scaled after, or dropped."""
 
   num_heads: int
   dense: Callable[..., nn.Module]
   norm: Callable[..., nn.Module]
   activation: Callable[[jax.Array], jax.Array]
+  drop: Callable[..., nn.Module]
 
   @nn.compact
   def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
     y = self.norm(name="norm1")(x)
     y = _Attention(self.num_heads, self.dense, name="attention")(y)
-    x = x + _Scale(name="scale1")(y)
+    x = x + self.drop(name="drop1")(_Scale(name="scale1")(y))
     y = _MLP(self.dense, self.activation, name="mlp")(self.norm(name="norm2")(x))
-    return x + _Scale(name="scale2")(y), None
+    return x + self.drop(name="drop2")(_Scale(name="scale2")(y)), None
 
 
 class ViT(Network):
   """A vision transformer with layer scale, in which only MLP blocks become sparse.
 
   `width=384, num_heads=6` is ViT-S, `768, 12` is ViT-B. Positions are learned for
-  patches alone, not for the class token. Without stochastic depth.
+  patches alone, not for the class token.
 
   Attributes:
     num_classes: number of logits.
@@ -90,6 +91,9 @@ class ViT(Network):
     kernel_init: initializer of the MLP blocks' kernels; others are Gaussian, 0.02.
     bias_init: initializer of the biases.
     dtype: of the computation; parameters are float32.
+    drop_path: chance that a block's branch is left out of an example in training, the
+      same in all blocks; what stays is divided by `1 - drop_path`. It takes the key
+      "dropout" (Huang et al., 2016, arXiv:1603.09382).
     remat: whether the backward pass computes the inside of each block again.
   """
 
@@ -102,16 +106,19 @@ class ViT(Network):
   kernel_init: Initializer = _SMALL
   bias_init: Initializer = nn.initializers.zeros_init()
   dtype: str = "float32"
+  drop_path: float = 0.0
   remat: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps `[batch, height, width, channels]` to `[batch, num_classes]` logits."""
-    del train  # no layer behaves differently in training
     dtype, width = jnp.dtype(self.dtype), self.width
-    options: Any = {"bias_init": self.bias_init, "dtype": dtype}
-    dense = functools.partial(nn.Dense, kernel_init=self.kernel_init, **options)
+    of_dense: Any = {"bias_init": self.bias_init, "dtype": dtype}
+    dense = functools.partial(nn.Dense, kernel_init=self.kernel_init, **of_dense)
     norm = functools.partial(LayerNorm, epsilon=1e-6)
+    drop = functools.partial(  # of an example all tokens and channels, or none
+      nn.Dropout, self.drop_path, broadcast_dims=(1, 2), deterministic=not train
+    )
     x = dense(width, kernel_init=_SMALL, name="patches")(self._patches(x))
     positions = self.param("positions", _SMALL, (1, x.shape[1], width))
     token = self.param("class_token", _SMALL, (1, 1, width)).astype(dtype)
@@ -119,7 +126,8 @@ class ViT(Network):
     x = jnp.concatenate([token, x + positions.astype(dtype)], axis=1)
     blocks = stack(_Block, self.depth, remat=self.remat)
     activation = ACTIVATIONS[self.activation]
-    x, _ = blocks(self.num_heads, dense, norm, activation, name="blocks")(x, None)
+    options = (dense, norm, activation, drop)
+    x, _ = blocks(self.num_heads, *options, name="blocks")(x, None)
     x = norm(name="norm")(x[:, 0])
     output = dense(self.num_classes, kernel_init=_SMALL, name="output")
     return output(x).astype(jnp.float32)

@@ -18,7 +18,6 @@ import optax
 
 import eoi_jax
 from train.core.console import UserError
-from train.core.steps import cross_entropy
 from train.data.datasets import Dataset
 from train.data.images import normalize
 from train.data.load import load_dataset
@@ -113,7 +112,7 @@ def _one(task: Task, batch: int, steps: int, start, key, data) -> jax.Array:
   def loss_fn(params, rows):
     inputs = normalize(images[rows], task.dataset.spec)
     logits: Any = task.model.apply({"params": params}, inputs)
-    return cross_entropy(logits, labels[rows]).mean()
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels[rows]).mean()
 
   def step(carry, rows):
     params, state = carry
