@@ -20,6 +20,7 @@ from train.models import (
   EfficientNet,
   ResNet,
   ViT,
+  _cpu_convolution,
   cifar_resnet,
   create_model,
   resnet50,
@@ -239,6 +240,22 @@ def test_convolutions_have_derivatives_of_every_kind(strides):
     ]
 
   found, wanted = every()
+  chex.assert_trees_all_close(found, wanted, rtol=10 * ATOL, atol=100 * ATOL)
+
+
+def test_kernel_gradients_add_up_over_groups_of_images(monkeypatch):
+  monkeypatch.setattr(_cpu_convolution, "_PIXELS", 130)  # 2 images, and 1 is left
+  layer = convolution(6, 3, padding=0, use_bias=False)
+  inputs = jax.random.normal(jax.random.key(1), (5, 10, 9, 4))
+  params = layer.init(jax.random.key(0), inputs)
+
+  def expected(params, inputs):
+    return direct(inputs, params["params"]["kernel"], 1, 0, 1)
+
+  def gradient(function):
+    return jax.grad(lambda params: jnp.sum(function(params, inputs) ** 2))(params)
+
+  found, wanted = jax.jit(lambda: (gradient(layer.apply), gradient(expected)))()
   chex.assert_trees_all_close(found, wanted, rtol=10 * ATOL, atol=100 * ATOL)
 
 

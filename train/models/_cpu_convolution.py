@@ -5,11 +5,14 @@ the gradients that JAX defines take up to a hundred times longer inside of `lax.
 The primitive here is a call of `lax.conv_general_dilated` whose gradients are
 convolutions in that form already, of transposed arrays, and so are theirs. Where the
 result is smaller than the kernel, for one filter a channel and for 1 x 1 windows a
-convolution is a sum of products, one a tap.
+convolution is a sum of products, one a tap. The gradient on a kernel of fewer channels
+than pixels is a matrix product a few images at a time, whose operands fit in a core's
+cache: 1.5 (16 channels) to 5 times (64) faster than as a convolution.
 """
 
 import functools
 import itertools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -151,6 +154,9 @@ def _kernel_gradient(out, inputs, kernel, *, window: _Window, call_jaxpr) -> jax
   """The gradient on the kernel: inputs and outputs a tap apart, over all images."""
   del call_jaxpr
   strides, padding, dilation, spread = window
+  pixels, channels = math.prod(out.shape[1:3]), max(inputs.shape[3], out.shape[3])
+  if strides == dilation == spread == (1, 1) and pixels >= channels:
+    return _products(out, inputs, kernel.aval.shape, padding)
   edges, kept = [], []
   for n in range(2):
     before = padding[n][0]
@@ -168,6 +174,43 @@ def _kernel_gradient(out, inputs, kernel, *, window: _Window, call_jaxpr) -> jax
     _Window(strides=dilation, padding=tuple(edges), dilation=strides, spread=spread),
   )
   return result.transpose(1, 2, 0, 3)
+
+
+_PIXELS = 4096  # of a few images: the operands of a product stay in a core's cache
+
+
+def _products(out, inputs, shape: tuple[int, ...], padding) -> jax.Array:
+  """The gradient on a kernel of `shape` and of strides 1, as products.
+
+  Inputs shifted by every column of the window, times outputs shifted by every row, have
+  all taps among their products, and each array is copied 3 times for 9 taps.
+  """
+  rows, cols, channels, features = shape
+  size, height, width = out.shape[:3]
+  images = min(size, max(1, _PIXELS // (height * width)))
+  missing = -size % images
+  zero = jnp.zeros((), out.dtype)
+  precise = jnp.promote_types(out.dtype, jnp.float32)
+
+  def parts(array):
+    full = jax.lax.pad(array, zero, ((0, missing, 0), *((0, 0, 0),) * 3))
+    return full.reshape(-1, images, *array.shape[1:])
+
+  def add(total, part):
+    outs, pixels = part
+    edges = ((0, 0, 0), (0, 0, 0), *((*pair, 0) for pair in padding))
+    pixels = jax.lax.pad(pixels.transpose(3, 0, 1, 2), zero, edges)
+    left = jnp.stack([pixels[..., col : col + width] for col in range(cols)])
+    shifts = (((0, 0, 0), (r, rows - 1 - r, 0), *((0, 0, 0),) * 2) for r in range(rows))
+    right = jnp.concatenate([jax.lax.pad(outs, zero, s) for s in shifts], -1)
+    left = left.reshape(cols * channels, -1)
+    right = right.reshape(-1, rows * features)
+    return total + jnp.matmul(left, right, preferred_element_type=precise), None
+
+  total = jnp.zeros((cols * channels, rows * features), precise)
+  total, _ = jax.lax.scan(add, total, (parts(out), parts(inputs)))
+  taps = total.reshape(cols, channels, rows, features).transpose(2, 0, 1, 3)
+  return taps.astype(out.dtype)
 
 
 def _batched(arrays, axes, *, window: _Window, call_jaxpr):
