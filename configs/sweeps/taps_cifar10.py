@@ -6,10 +6,11 @@ sqrt(d), 1)` of it for k taps, and "all taps" is an isometry over all of them. T
 is that of `table2_cifar10.py`, which says what it follows.
 
 Command: python -m train.sweep --config configs/sweeps/taps_cifar10.py:cpu
-Variants: `:cpu` trains 3 seeds with batches of 32, a rate of .05 that falls by a cosine,
-and 100 steps of Adam for AI: ResNet-20 for 1000 steps on 32000 images, and VGG-16 for
-160 steps on 5120, at density .1 alone with `--only='VGG-16/density=0.1/*'`; `:smoke` two rows of
-ResNet-20 for 2 epochs of 512 images.
+Variants: `:cpu` trains 3 seeds with batches of 32, a rate of .05 that falls by a
+cosine, and 100 steps of Adam for AI: ResNet-20 for 1000 steps on 32000 images, and
+VGG-16 for 160 steps on 5120, at density .1 alone with
+`--only='VGG-16/density=0.1/*'`; `:smoke` two rows of ResNet-20 for 2 epochs of 512
+images.
 Cost: an estimate for one CPU core, 40 minutes for ResNet-20 at one density and 35 for
 VGG-16; all of it is for an accelerator.
 """

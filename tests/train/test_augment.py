@@ -282,7 +282,7 @@ def test_a_run_with_all_of_it_goes_on_to_the_last_bit(tmp_path, monkeypatch):
   monkeypatch.setitem(MODELS, "deit3_s", entry)
   config, two = small(**EVERYTHING), small(**EVERYTHING, steps_per_dispatch=2)
   whole = train_and_evaluate(config, tmp_path / "whole")
-  assert whole.state.step == 10  # chunks of 2, 2, 1; an epoch is as long as without repeats
+  assert whole.state.step == 10  # an epoch is as long as without repeats
   with monkeypatch.context() as patch:
     stop_after(7, interrupt, patch)
     with pytest.raises(KeyboardInterrupt):
