@@ -130,7 +130,7 @@ def main(argv: list[str]) -> None:
 def _run(arguments: list[str]) -> None:
   if not arguments:
     raise UserError(f"name a figure: {', '.join(FIGURES)}.")
-  use_compilation_cache("auto")
+  use_compilation_cache()
   print(f"figure: {make(arguments[0], Path(_OUT.value), arguments[1:])}")
 
 

@@ -1,8 +1,11 @@
+import types
+
+import chex
 import numpy as np
 import pytest
 
 from train.core.console import UserError
-from train.data.datasets import DATASETS, Split
+from train.data.datasets import DATASETS, Split, read_split
 from train.data.load import hold_out, load_dataset
 
 SIZES = {"mnist": (54000, 6000, 10000), "cifar10": (45000, 5000, 10000)}
@@ -71,3 +74,46 @@ def test_a_missing_data_set_names_the_command(tmp_path, monkeypatch):
 def test_an_unknown_data_set_lists_the_known_ones():
   with pytest.raises(UserError, match=r"digits, mnist, .*, got 'no_set'"):
     load_dataset("no_set")
+
+
+def test_decoded_images_are_kept_until_the_files_change(tmp_path, monkeypatch):
+  file, place, decoded = tmp_path / "train.array_record", tmp_path / "cache", []
+  file.write_text("one")
+  expected = Split(
+    np.arange(12, dtype=np.uint8).reshape(3, 2, 2, 1), np.int32([2, 0, 1])
+  )
+
+  class Source(list):
+    def __getitems__(self, rows):
+      decoded.append(len(rows))
+      return [self[row] for row in rows]
+
+  builder = types.SimpleNamespace(
+    info=types.SimpleNamespace(
+      full_name="shapes/1.0.0",
+      splits={"train": types.SimpleNamespace(filepaths=[file])},
+      features={"image": types.SimpleNamespace(shape=(2, 2, 1), np_dtype=np.uint8)},
+    ),
+    as_data_source=lambda split: Source(
+      {"image": i, "label": n} for i, n in zip(*expected, strict=True)
+    ),
+  )
+  monkeypatch.setenv("EOI_JAX_CACHE", str(place))
+
+  def times():
+    """How often three readings decode."""
+    decoded.clear()
+    for _ in range(3):
+      found = read_split(builder, "train")
+      chex.assert_trees_all_equal(found, expected)
+      chex.assert_trees_all_equal_dtypes(found, expected)
+    return len(decoded)
+
+  assert times() == 1
+  (kept,) = (place / "data").iterdir()
+  kept.write_bytes(kept.read_bytes()[:-40])  # by a full disk, say
+  assert times() == 1
+  file.write_text("another")
+  assert times() == 1
+  monkeypatch.setenv("EOI_JAX_CACHE", "off")
+  assert times() == 3

@@ -1,4 +1,4 @@
-"""The command line that the programs share: config, workdir, compilation cache."""
+"""The command line that the programs share: config, workdir, cache."""
 
 import ast
 import functools
@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import runpy
-import tempfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from train.core import cache
 from train.core import config as config_lib
-from train.core.console import UserError, exit_with, logger
+from train.core.console import UserError, exit_with
 
 CONFIG = flags.DEFINE_string(
   "config",
@@ -33,10 +33,10 @@ _FIELDS = flags.DEFINE_bool(
   "fields", False, "Print every config field, its default and meaning, and stop."
 )
 _CACHE = flags.DEFINE_string(
-  "compilation_cache",
+  "cache",
   "auto",
-  "Directory of compiled programs, shared by all runs; auto: eoi_jax/xla in "
-  "$XDG_CACHE_HOME, else in ~/.cache; off: none.",
+  "Directory of compiled programs and decoded images, shared by all runs; auto: "
+  "$EOI_JAX_CACHE, else eoi_jax in $XDG_CACHE_HOME or in ~/.cache; off: none.",
 )
 
 
@@ -70,7 +70,7 @@ def load_config(value: str) -> ConfigDict:
 
 
 def parse(argv: list[str]) -> list[str]:
-  """Parses the command line, and turns on the compilation cache.
+  """Parses the command line, and turns on the cache.
 
   `CONFIG.value` is the config afterwards, with the changes of the command line. A
   mistake ends the program with one line.
@@ -101,7 +101,8 @@ def parse(argv: list[str]) -> list[str]:
     flags.FLAGS["config"].value = config
   except (UserError, flags.Error, ValueError, TypeError, IndexError) as error:
     exit_with(error)
-  use_compilation_cache(_CACHE.value)
+  cache.choose(_CACHE.value)
+  use_compilation_cache()
   return rest
 
 
@@ -168,32 +169,19 @@ def default_workdir(arguments: list[str]) -> Path:
   return Path("workdirs") / re.sub(r"[^\w.,=+-]", "_", name)[:200]
 
 
-def use_compilation_cache(place: str) -> None:
-  """Keeps compiled programs in a directory, for later processes; before the first one.
+def use_compilation_cache() -> None:
+  """Keeps compiled programs for later processes; before the first one is compiled.
 
-  Programs of one kind of processor have a directory of their own below it. Where it
-  cannot be written, nothing is kept.
-
-  Args:
-    place: the directory, or "auto" or "off"; "auto" leaves JAX_COMPILATION_CACHE_DIR
-      to decide if that is set.
+  Programs of one kind of processor have a directory of their own. Where
+  JAX_COMPILATION_CACHE_DIR is set, it decides.
   """
-  if place == "off" or (place == "auto" and "JAX_COMPILATION_CACHE_DIR" in os.environ):
+  if "JAX_COMPILATION_CACHE_DIR" in os.environ:
     return
-  home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-  path = Path(home) / "eoi_jax" / "xla" if place == "auto" else Path(place)
-  try:
-    path = path.expanduser() / _processor()
-    path.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=path):
-      pass
-  except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
-    logger.debug("compiled programs are not kept: %s", error)
-    return
-  import jax
+  if (path := cache.directory(f"xla/{_processor()}")) is not None:
+    import jax
 
-  jax.config.update("jax_compilation_cache_dir", str(path))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _processor() -> str:

@@ -1,0 +1,45 @@
+"""Where what later processes need again is kept: compiled programs, decoded images."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from train.core.console import logger
+
+VARIABLE = "EOI_JAX_CACHE"
+
+
+def choose(place: str) -> None:
+  """Chooses the cache of this process and of those that it starts.
+
+  Args:
+    place: a directory, "off", or "auto": what EOI_JAX_CACHE says if it is set, else
+      `eoi_jax` in $XDG_CACHE_HOME or in ~/.cache.
+  """
+  if place != "auto":
+    os.environ[VARIABLE] = place
+
+
+def directory(kind: str) -> Path | None:
+  """Returns the directory for things of a kind; it exists and can be written.
+
+  Args:
+    kind: its name in the cache, such as "data".
+
+  Returns:
+    None where the cache is off, or nothing can be written.
+  """
+  place = os.environ.get(VARIABLE, "auto")
+  if place == "off":
+    return None
+  if place == "auto":
+    place = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "eoi_jax")
+  try:
+    path = Path(place).expanduser() / kind
+    path.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path):
+      pass
+  except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+    logger.debug("nothing is kept for later processes: %s", error)
+    return None
+  return path
