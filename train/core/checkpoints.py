@@ -4,6 +4,7 @@ Orbax is imported in the background, while the start of a run is compiled.
 """
 
 import functools
+import json
 import shutil
 import threading
 import zlib
@@ -54,6 +55,7 @@ class Checkpoints:
   @functools.cached_property
   def _manager(self) -> Any:
     ocp, policy = _orbax()
+    self._check_metrics()
     if self._read_only:
       level = logging.get_verbosity()
       logging.set_verbosity(logging.ERROR)  # Orbax warns that it is read-only
@@ -72,6 +74,22 @@ class Checkpoints:
       cleanup_tmp_directories=True,
     )
     return ocp.CheckpointManager(self._directory, options=options)
+
+  def _check_metrics(self) -> None:
+    """Removes checkpoints whose metrics are damaged: with them Orbax opens none."""
+    for path in self._directory.glob("*/metrics/metrics"):
+      step = path.parts[-3]
+      try:
+        json.loads(path.read_text(encoding="utf-8"))
+      except FileNotFoundError:  # another process has removed it
+        continue
+      except ValueError as error:
+        if self._read_only:
+          raise UserError(f"the checkpoint {path.parents[1]} is damaged.") from error
+        logger.warning("the checkpoint of step %s is damaged; it is removed", step)
+        if is_primary():
+          shutil.rmtree(path.parents[1], ignore_errors=True)
+    agree(True)  # nobody opens the others before it is gone
 
   def __enter__(self) -> "Checkpoints":
     return self
