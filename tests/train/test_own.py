@@ -166,9 +166,10 @@ class Net(nn.Module):
     ),
     (NET, {"model__options": "features=9"}, r"to logits \[2, 10\], got \[2, 9\]"),
     (NET, {"sparsity__bias_std": 0.1}, "bias_std` = 0.1 needs .* 'bias_init'"),
+    (NET, {"model__drop_path": 0.1}, "needs .* 'drop_path'"),
     (NET, {"sparsity__scale": "critical"}, "'critical' needs .* 'activation'"),
-    (NET, {"model__options": "9"}, "as in Python, 'a=1, b=2.5', got '9'"),
-    ((NET, "raise KeyError('no')"), {}, "KeyError: 'no' .*net11.py, line 7"),
+    (NET, {"model__options": "9"}, r"\(features\) as in 'a=1, b=2.5', got '9'"),
+    ((NET, "raise KeyError('no')"), {}, "KeyError: 'no' .*net12.py, line 7"),
     (
       (NET, "self.param('mix', nn.initializers.ones, (4, 4, 3, 7))"),
       {},
@@ -242,7 +243,14 @@ def test_what_is_no_data_set_is_one_clear_error(changes, words, monkeypatch):
   assert str(error.value).startswith("`data.name` = 'my:data'")
 
 
-def test_constants_are_measured_or_given(project):
+def brighter():
+  found = sys.modules["my_data"].digits()
+  images, labels = found["train"]
+  return found | {"train": (2 * images, labels)}
+
+
+@pytest.mark.usefixtures("standard_promotion")  # of the schedule, by optax
+def test_constants_are_measured_or_given(project, monkeypatch):
   pytest.importorskip("sklearn")
   plan = make_plan(config_of(project, data__validation=0.0))
   images, spec = plan.dataset.train.images, plan.recipe.spec
@@ -252,6 +260,10 @@ def test_constants_are_measured_or_given(project):
   mean, std = own_data.measure(np.concatenate([pixels, 255 - pixels], -1))
   np.testing.assert_allclose(mean, [pixels.mean() / 255, 1 - pixels.mean() / 255], 1e-5)
   np.testing.assert_allclose(std, [pixels.std() / 255] * 2, 1e-5)
+  monkeypatch.setitem(vars(sys.modules["my_data"]), "brighter", brighter)
+  resized = {"data__augment": "random_resized_crop", "data__name": "my_data:brighter"}
+  with pytest.raises(UserError, match=r"needs pixels in \[0, 1\], got \[0, 2\]"):
+    make_plan(config_of(project, **resized))
   given = config_of(project, data__mean=(0.0,), data__std=(1.0,))
   assert make_plan(given).recipe.spec[3:] == ((0.0,), (1.0,))
   with pytest.raises(UserError, match="one number for each of the 1 channels"):

@@ -1,6 +1,5 @@
 """Optimizers and schedules by name, under which dead weights stay zero."""
 
-import ast
 import functools
 import inspect
 import re
@@ -16,6 +15,7 @@ import optax.contrib
 import eoi_jax
 from eoi_jax.layouts import fill_tree, named_leaves
 from train.core.console import UserError
+from train.core.own import written_arguments
 
 METHODS = ("static", "set", "rigl", "srigl", "gmp")
 
@@ -133,13 +133,7 @@ def _arguments(
   parameters = inspect.signature(function).parameters
   fixed = {name: both for name, both in fixed.items() if name in parameters}
   free = [name for name in parameters if name not in fixed]
-  try:
-    call: Any = ast.parse(f"f({text})", mode="eval").body
-    options: Any = {item.arg: ast.literal_eval(item.value) for item in call.keywords}
-    if call.args or not isinstance(call.func, ast.Name):
-      raise SyntaxError
-  except (SyntaxError, ValueError, TypeError, AttributeError):
-    options = {"": None}
+  options = written_arguments(field, text, free)
   for name in options:
     if name in fixed:
       raise UserError(
@@ -147,8 +141,8 @@ def _arguments(
       )
     if name not in parameters:
       raise UserError(
-        f"`{field}` must give arguments of {function.__name__} ({', '.join(free)}) as "
-        f"in 'a=1, b=2.5', got {text!r}."
+        f"`{field}` must give arguments of {function.__name__} ({', '.join(free)}), "
+        f"got {text!r}."
       )
   defaults = {name: value for name, value in defaults.items() if name in parameters}
   known = {name: value for name, (value, _) in fixed.items()} | defaults | options

@@ -5,7 +5,7 @@ import contextlib
 import importlib
 import inspect
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from train.core.console import UserError
@@ -51,8 +51,13 @@ def arguments(field: str, name: str) -> dict[str, inspect.Parameter]:
   return {n: p for n, p in parameters.items() if n not in ("parent", "name")}
 
 
-def written_arguments(field: str, text: str) -> dict[str, Any]:
+def written_arguments(field: str, text: str, known: Iterable[str]) -> dict[str, Any]:
   """Returns the arguments that a field holds as text: "heads=8, widths=(64, 128)".
+
+  Args:
+    field: the config field, for messages.
+    text: what it holds.
+    known: arguments that there are, for messages.
 
   Raises:
     UserError: if it is not such a list.
@@ -62,9 +67,10 @@ def written_arguments(field: str, text: str) -> dict[str, Any]:
     if call.args or not isinstance(call.func, ast.Name):
       raise SyntaxError
     return {item.arg: _hashable(ast.literal_eval(item.value)) for item in call.keywords}
-  except (SyntaxError, ValueError, AttributeError) as error:
+  except (SyntaxError, ValueError, TypeError, AttributeError) as error:
     raise UserError(
-      f"`{field}` must be arguments as in Python, 'a=1, b=2.5', got {text!r}."
+      f"`{field}` must be arguments ({', '.join(known) or 'none'}) as in "
+      f"'a=1, b=2.5', got {text!r}."
     ) from error
 
 

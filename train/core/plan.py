@@ -153,6 +153,13 @@ def make_plan(config: Any) -> Plan:
       f"`batch_size` must be at most the {size} training examples of "
       f"{config.data.name!r}, got {config.batch_size}."
     )
+  if recipe.augmentation.resized and isinstance(train, Split):
+    low, high = float(train.images.min()), float(train.images.max())
+    if low < 0 or high > recipe.spec.white:  # they would be clipped
+      raise UserError(
+        f"`data.augment` = {config.data.augment!r} needs pixels in [0, "
+        f"{recipe.spec.white:g}], got [{low:g}, {high:g}]."
+      )
   steps_per_epoch = size // config.batch_size
   num_steps = steps_per_epoch * config.num_epochs
   create_schedule(recipe.optimizer, num_steps)  # raises where options do not fit

@@ -81,7 +81,7 @@ def create(
       Linen module that maps images to logits.
   """
   name, declared = config.model.name, arguments(FIELD, config.model.name)
-  options = written_arguments("model.options", config.model.options)
+  options = written_arguments("model.options", config.model.options, declared)
   _check(config, declared, options, bias_std)
   fields = {key: value for key, value in config.model.items() if key != "options"}
   offered = fields | given | options
@@ -113,10 +113,11 @@ def _check(
   for key, parameter in declared.items():
     if _is_required(parameter) and key not in known - {"options"}:
       raise UserError(f"`model.options` must give {key!r}, which {name} needs.")
-  sparsity = config.sparsity
+  sparsity, drop_path = config.sparsity, config.model.drop_path
   for key, needed, field in (
     ("activation", sparsity.scale == "critical", "`sparsity.scale` = 'critical'"),
     ("activation", sparsity.start == "sao", "`sparsity.start` = 'sao'"),
+    ("drop_path", drop_path, f"`model.drop_path` = {drop_path}"),
     ("bias_init", bias_std, f"`sparsity.bias_std` = {bias_std:.3g}"),
   ):
     if needed and key not in declared:
