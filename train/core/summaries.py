@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -270,6 +271,11 @@ def summary_table(summaries: dict[str, dict[str, Any]]) -> str:
   return table(lines)
 
 
+def _tap(part: str, number: str) -> Callable[[dict[str, Any]], str]:
+  form = "{:.4f}" if number == "density" else "{:,}"
+  return lambda s: form.format(s[part][number]) if part in s else ""
+
+
 _MAX_COLUMNS = 6
 _LINES = (
   ("test accuracy", lambda s: f"{s['test_accuracy']:.2%}"),
@@ -281,11 +287,8 @@ _LINES = (
   ("training time", lambda s: f"{s['train_seconds']:.1f} s"),
   ("compile time", lambda s: f"{s['compile_seconds']:.1f} s"),
 )
-_TAPS = (  # of networks with convolutions
-  ("centre tap: density, nonzeros", lambda s: _shown(s.get("center_tap"))),
-  ("other taps: density, nonzeros", lambda s: _shown(s.get("other_taps"))),
+_TAPS = tuple(  # of networks with convolutions
+  (f"{title}: {number}", _tap(part, number))
+  for title, part in (("centre tap", "center_tap"), ("other taps", "other_taps"))
+  for number in ("density", "nonzeros")
 )
-
-
-def _shown(taps: dict[str, Any] | None) -> str:
-  return f"{taps['density']:.4f}, {taps['nonzeros']:,}" if taps else ""
