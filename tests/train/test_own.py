@@ -169,7 +169,8 @@ class Net(nn.Module):
     (NET, {"model__drop_path": 0.1}, "needs .* 'drop_path'"),
     (NET, {"sparsity__scale": "critical"}, "'critical' needs .* 'activation'"),
     (NET, {"model__options": "9"}, r"\(features\) as in 'a=1, b=2.5', got '9'"),
-    ((NET, "raise KeyError('no')"), {}, "KeyError: 'no' .*net12.py, line 7"),
+    (NET, {"model__options": "features={9: 1}"}, "tuples in place of dictionaries"),
+    ((NET, "raise KeyError('no')"), {}, "KeyError: 'no' .*net13.py, line 7"),
     (
       (NET, "self.param('mix', nn.initializers.ones, (4, 4, 3, 7))"),
       {},

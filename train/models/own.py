@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from collections.abc import Hashable
 from typing import Any
 
 import flax.linen as nn
@@ -122,6 +123,11 @@ def _check(
   ):
     if needed and key not in declared:
       raise UserError(f"{field} needs a network with the argument {key!r}: {name}.")
+  for key, value in options.items():
+    if not isinstance(value, Hashable):
+      raise UserError(
+        f"`model.options` must hold tuples in place of dictionaries, got {key}={value}."
+      )
 
 
 @functools.cache  # equal settings are one module: runs share their compiled programs
