@@ -114,6 +114,9 @@ _ARGUMENTS = {
   "weight_decay": ("weight_decay", "weight_decay_rate", "adam_weight_decay"),
 }
 
+# Optax mixes integers and floats itself, which a strict caller need not hear of.
+_PROMOTION = functools.partial(jax.numpy_dtype_promotion, "standard")
+
 
 def _arguments(
   function: Callable[..., Any], field: str, text: str, fixed: dict, defaults: dict
@@ -182,7 +185,8 @@ def create_schedule(settings: OptimizerSettings, num_steps: int) -> optax.Schedu
       cycle["peak_value"] = settings.learning_rate
       arguments["cosine_kwargs"] = [cycle | own for own in arguments["cosine_kwargs"]]
     schedule = function(**arguments)
-    jax.eval_shape(schedule, jnp.int32(0))
+    with _PROMOTION():
+      jax.eval_shape(schedule, jnp.int32(0))
   except Exception as error:  # of many kinds, as the arguments are
     raise UserError(
       f"`optimizer.schedule` = {settings.schedule!r} over {num_steps} steps with "
@@ -244,7 +248,8 @@ def check_optimizer(settings: OptimizerSettings) -> None:
     return tx.update(params, tx.init(params), params, value=jnp.zeros(()))
 
   try:
-    jax.eval_shape(update)
+    with _PROMOTION():
+      jax.eval_shape(update)
   except UserError:
     raise
   except Exception as error:  # of many kinds, as optimizers are
