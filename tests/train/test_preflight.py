@@ -79,6 +79,7 @@ def test_the_report_is_left_in_three_forms(linear):
   ]
   assert content["spectrum"]["mean"] == pytest.approx(1)
   assert (workdir / "preflight.png").stat().st_size > 10_000
+  assert (workdir / "batch.png").stat().st_size > 10_000
   assert (workdir / "preflight.pdf").read_bytes().startswith(b"%PDF")
   text = as_text(inspection)
   for words in ("3 of 32x32", "narrows 64 to 32", "forward flops", "chi 1"):
