@@ -396,6 +396,7 @@ def test_a_recipe_trains_on_the_sample_set(tmp_path, monkeypatch):
   assert result.summary["chance"] == 1 / 1000
 
 
+@pytest.mark.usefixtures("standard_promotion")  # of LAMB, by optax
 @pytest.mark.parametrize("distribution", ["snip", "grasp"])
 def test_a_stream_has_no_scores(distribution):
   config = imagenet_deit3_s.get_config("smoke")
