@@ -12,6 +12,8 @@ from train.analysis.preflight import as_json, as_text, metered, trace_calls
 from train.models import cifar_resnet
 from train.preflight import preflight
 
+pytestmark = pytest.mark.usefixtures("module_promotion")  # of schedules, by optax
+
 ROOT = Path(__file__).parents[2]
 
 
