@@ -4,7 +4,8 @@ The paper compares these two starts at this density, on ImageNet; its schedule i
 known to us. Batch, rate, epochs and warm-up are those of Goyal et al., 2017
 (arXiv:1706.02677, section 5.1): SGD with Nesterov momentum .9, batch 256, rate .1 that
 rises in the first 5 of 90 epochs, weight decay 1e-4, random resized crops and flips,
-the centre of the official validation images as test set. Here the rate is divided by 10
+the centre of the official validation images as test set; it mixes no images, repeats
+none and drops no branch. Here the rate is divided by 10
 at 1/2 and 3/4, as in the paper's other recipes; layers compute in bfloat16; 1 % of the
 training images are held out. Centre mode "more" and conv-orthogonal reference follow
 the released settings of the CIFAR networks; those of this one are not known to us.
@@ -48,6 +49,7 @@ def get_config(variant: str = ""):
   config.steps_per_dispatch = 10  # each chunk of images waits in memory
   config.data.name = "imagenet"
   config.data.validation = 0.01
+  config.data.augment = "random_resized_crop"
   config.model.name = "resnet50"
   config.model.activation = "relu"
   config.model.dtype = "bfloat16"

@@ -4,7 +4,8 @@ python -m train.preflight --config=configs/quickstart.py
 
 Prints a table of the kernels, totals, the Jacobian's singular values at the start and
 what mean-field theory says of the gains. Leaves `preflight.json`, `preflight.png` and
-`preflight.pdf` in the working directory. Flags are those of `train.run`.
+`preflight.pdf` in the working directory, and `batch.png`, training images as the
+network will see them. Flags are those of `train.run`.
 """
 
 import sys
@@ -13,11 +14,12 @@ from typing import Any
 
 from absl import app, flags
 
-from train.analysis.figure import plot_inspection
+from train.analysis.figure import plot_batch, plot_inspection
 from train.analysis.preflight import Inspection, as_json, as_text, measure
 from train.core.command import CONFIG, WORKDIR, default_workdir, parse
 from train.core.config import validate
 from train.core.console import run_main, warnings_only
+from train.core.plan import make_plan
 from train.core.summaries import title
 from train.core.workdir import replace_text
 
@@ -38,8 +40,9 @@ def preflight(config: Any, workdir: Path, *, num_samples: int = 16) -> Inspectio
     UserError: if a field is wrong or a kernel cannot have its density.
   """
   validate(config)
-  inspection = measure(config, num_samples=num_samples)
   workdir.mkdir(parents=True, exist_ok=True)
+  plot_batch(workdir / "batch.png", make_plan(config))
+  inspection = measure(config, num_samples=num_samples)
   replace_text(workdir / "preflight.json", as_json(inspection))
   plot_inspection(workdir / "preflight", inspection, title(config))
   return inspection
@@ -52,7 +55,7 @@ def main(argv: list[str]) -> None:
   workdir = Path(WORKDIR.value or default_workdir(sys.argv[1:]))
   samples = _SAMPLES.value
   inspection = run_main(lambda: preflight(CONFIG.value, workdir, num_samples=samples))
-  print(f"{as_text(inspection)}\n\n  figure: {workdir / 'preflight.png'}")
+  print(f"{as_text(inspection)}\n\n  figures: {workdir / 'preflight.png'}, batch.png")
 
 
 if __name__ == "__main__":

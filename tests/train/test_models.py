@@ -11,6 +11,7 @@ import pytest
 import eoi_jax
 from configs import default
 from eoi_jax.layouts import find_kernels
+from train.data.datasets import DATASETS
 from train.models import (
   ACTIVATIONS,
   CNN,
@@ -441,4 +442,4 @@ def test_networks_without_branches_refuse_to_drop_them(value_error):
   config = default.get_config()
   config.model.drop_path = 0.1
   with value_error("`model.drop_path`", "'mlp'", "got 0.1"):
-    create_model(config, 10, bias_std=0.0)
+    create_model(config, DATASETS["mnist"], bias_std=0.0)

@@ -12,6 +12,8 @@ from train.analysis.preflight import as_json, as_text, metered, trace_calls
 from train.models import cifar_resnet
 from train.preflight import preflight
 
+pytestmark = pytest.mark.usefixtures("module_promotion")  # of schedules, by optax
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -79,6 +81,7 @@ def test_the_report_is_left_in_three_forms(linear):
   ]
   assert content["spectrum"]["mean"] == pytest.approx(1)
   assert (workdir / "preflight.png").stat().st_size > 10_000
+  assert (workdir / "batch.png").stat().st_size > 10_000
   assert (workdir / "preflight.pdf").read_bytes().startswith(b"%PDF")
   text = as_text(inspection)
   for words in ("3 of 32x32", "narrows 64 to 32", "forward flops", "chi 1"):

@@ -17,6 +17,7 @@ NAMES = sorted(
 )
 
 
+@pytest.mark.usefixtures("standard_promotion")  # of LAMB, by optax
 @pytest.mark.parametrize("name", NAMES)
 def test_every_config_and_variant_describes_a_network(name):
   module = importlib.import_module(f"configs.{name}")

@@ -4,10 +4,14 @@ import itertools
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from train.analysis.preflight import Inspection, Row
 from train.core.figures import COLORS, DASHES, QUIET, new_figure, plain_log_ticks
+from train.core.plan import Plan
+from train.core.steps import prepare
+from train.data.streams import take
 
 
 def plot_inspection(path: Path, inspection: Inspection, title: str) -> None:
@@ -27,6 +31,28 @@ def plot_inspection(path: Path, inspection: Inspection, title: str) -> None:
   figure.suptitle(title, fontsize=11)
   for suffix in (".png", ".pdf"):
     figure.savefig(path.with_suffix(suffix), dpi=150)
+
+
+def plot_batch(path: Path, plan: Plan) -> None:
+  """Draws 16 training images as a step would see them, and the shares of their labels.
+
+  Args:
+    path: the PNG file to write.
+    plan: of the training.
+  """
+  recipe, spec = plan.recipe, plan.recipe.spec
+  key, batch = jax.random.key(plan.config.seed), take(plan.dataset.train, 16)
+  prepared = jax.jit(prepare, static_argnames="recipe")(key, batch, recipe=recipe)
+  inputs, shares = map(np.asarray, prepared)
+  images = np.clip(inputs * np.array(spec.std) + np.array(spec.mean), 0, 1)
+  figure, panels = new_figure((8, 8.6), 4, 4)
+  for axes in panels.ravel():
+    axes.axis("off")
+  for axes, image, share in zip(panels.ravel(), images, shares, strict=False):
+    axes.imshow(image, cmap="gray", vmin=0, vmax=1)
+    labels = np.flatnonzero(share)
+    axes.set_title(" + ".join(f"{share[n]:.2g} x {n}" for n in labels), fontsize=8)
+  figure.savefig(path, dpi=150)
 
 
 def _draw_spectrum(axes, inspection: Inspection) -> None:

@@ -380,7 +380,8 @@ FIELDS = {
   "optimizer.loss": Field(
     "cross_entropy",
     _one_of("cross_entropy", "binary_cross_entropy"),
-    "of training; binary_cross_entropy: mean over the classes, each a yes or a no",
+    "of training; binary_cross_entropy: mean over the classes, each a yes or a no; "
+    "evaluation reports cross_entropy",
   ),
   "optimizer.label_smoothing": Field(
     0.0, _number("[0, 1)"), "probability spread evenly over all classes"

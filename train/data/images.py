@@ -240,10 +240,11 @@ def blur(images: jax.Array, sigma: jax.Array) -> jax.Array:
     size, edges = images.shape[axis], [(0, 0)] * 4
     edges[axis] = (_REACH, _REACH)
     wide = jnp.pad(images, edges, "edge")
-    images = sum(
+    parts = [
       _each(weights[:, n]) * jax.lax.slice_in_dim(wide, n, n + size, axis=axis)
       for n in range(len(places))
-    )
+    ]
+    images = sum(parts[1:], start=parts[0])
   return images
 
 

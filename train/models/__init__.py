@@ -112,12 +112,13 @@ def create_model(config: Any, spec: DatasetSpec, *, bias_std: float) -> Network:
     "kernel_init": bias_initializer(0.0),  # every such kernel gets its start later
     "bias_init": bias_initializer(float(bias_std)),
   }
-  if is_own(config.model.name):
-    return own.create(config, spec, given, bias_std=bias_std)
-  entry = MODELS[config.model.name]
-  if config.model.drop_path and "drop_path" not in entry.fields:
+  name, drop_path = config.model.name, config.model.drop_path
+  if drop_path and "drop_path" not in title_and_fields(name)[1]:
     raise ValueError(
-      f"`model.drop_path` must be 0 for {config.model.name!r}, which drops no branch, "
-      f"got {config.model.drop_path}."
+      f"`model.drop_path` must be 0 for {name!r}, which drops no branch, got "
+      f"{drop_path}."
     )
+  if is_own(name):
+    return own.create(config, spec, given, bias_std=bias_std)
+  entry = MODELS[name]
   return entry.make(**given, **{field: config.model[field] for field in entry.fields})
