@@ -6,9 +6,9 @@ beside a dense delta-orthogonal network; 2 seeds. `curves-*.png` of the workdir 
 training at each depth, the table has the depth as its columns.
 
 Command: python -m train.sweep --config configs/sweeps/cnn_depth.py:cpu
-Variants: `:cpu` trains the 100 layers alone, for 351 steps; `:narrow` all depths, from
-the sparse starts, with 16 channels instead of 32 for 351 steps; `:smoke` three starts of
-10 layers of 16 channels on 640 images.
+Variants: `:cpu` trains the 100 layers alone, for 351 steps; `:narrow` all depths,
+from the sparse starts, with 16 channels instead of 32 for 351 steps; `:smoke` three
+starts of 10 layers of 16 channels on 640 images.
 Cost: an estimate for one CPU core, half an hour for `:cpu` (half a second a step), 40
 minutes for `:narrow` and 6 hours for all; `:smoke` a minute.
 """
