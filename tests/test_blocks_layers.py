@@ -33,6 +33,29 @@ def test_linen_equals_dense_with_the_dense_view():
     layer.apply({"params": params}, x[..., :16], layout)
 
 
+def test_layers_of_a_scan_keep_layouts_of_their_own_as_variables():
+  class Layer(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+      return linen_blocks.BlockDense(64, 0.25, 8, seed=None)(x), None
+
+  scan = nn.scan(
+    Layer,
+    variable_axes={"params": 0, "layouts": 0},
+    split_rngs={"params": True},
+    length=3,
+  )
+  x = jnp.eye(64)
+  variables = scan().init(jax.random.key(0), x, None)
+  layout = variables["layouts"]["BlockDense_0"]["layout"]
+  masks = np.asarray(blocks_lib.block_mask(layout))
+  assert masks.shape == (3, 64, 64) and (masks[0] != masks[1]).any()
+  y, _ = scan().apply(variables, x, None)
+  blocks = variables["params"]["BlockDense_0"]["blocks"]
+  dense = blocks_lib.blocks_to_dense(blocks, layout)
+  chex.assert_trees_all_close(y, dense[0] @ dense[1] @ dense[2], atol=1e-5)
+
+
 def test_linen_layouts_follow_seed_and_path():
   class Net(nn.Module):
     seed: int

@@ -38,6 +38,7 @@ from train.core.state import TrainState, take_seed
 from train.data.datasets import DatasetSpec
 from train.data.images import normalize
 from train.models import create_model
+from train.models.blocks import dense_view
 
 FORMATS: tuple[str, ...] = ("msgpack", "safetensors")
 _TREES = ("params", "batch_stats", "masks")
@@ -103,10 +104,11 @@ def export(
 
 def _content(plan: Plan, state: TrainState, seed: int) -> tuple[dict, dict]:
   """Returns trees of arrays, and what is to be known of them."""
-  layouts = {n: x for n, x in plan.recipe.model.layouts.items() if x is not None}
-  shown = evaluated(state)
-  trees = {"params": shown.params, "batch_stats": shown.batch_stats}
-  masks = {n: x for n, x in named_leaves(state.masks).items() if x is not None}
+  model, shown = plan.recipe.model.without_blocks, evaluated(state)
+  layouts = {n: x for n, x in model.layouts.items() if x is not None}
+  params, flags = dense_view(shown.params, state.masks, state.layouts)
+  trees = {"params": params, "batch_stats": shown.batch_stats}
+  masks = {n: x for n, x in named_leaves(flags).items() if x is not None}
   trees["masks"] = traverse_util.unflatten_dict(masks, sep="/")
   metadata = {
     "step": int(state.step),

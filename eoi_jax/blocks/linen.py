@@ -6,7 +6,7 @@ import functools
 import math
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import flax.linen as nn
 import jax
@@ -28,15 +28,17 @@ class BlockDense(nn.Module):
   `axis` or `features` it stands where `nn.DenseGeneral` stands: `features=(heads, dim)`
   projects to the query of an attention, `axis=(-2, -1)` back from its heads.
 
-  Parameters: `blocks` `[G, r, bi, bo]` and `bias`. The layout is not a variable: it is
-  a function of `seed` and of the path of the module, so layers of one network differ.
-  All layers of `nn.scan` have one path: give each its own by the argument `layout`.
+  Parameters: `blocks` `[G, r, bi, bo]` and `bias`. With a `seed` the layout is no
+  variable but a function of the seed and of the path of the module, so layers of one
+  network differ. With `seed=None` it is a variable: `layout` in the collection
+  "layouts", drawn by the key of the parameters. Save it with them, and scan it by
+  `variable_axes={"params": 0, "layouts": 0}`: all layers of `nn.scan` have one path.
 
   Attributes:
     features: output features, an int or several.
     density: fraction of the weights that exist, as in `block_layout`.
     block_size: units of a group, or "auto", as in `block_layout`.
-    seed: of the layout.
+    seed: of the layout; None makes the layout a variable.
     axis: input axes, the last ones of the input.
     use_bias: whether to add a bias.
     dtype: of the computation; None infers it from inputs and parameters.
@@ -55,7 +57,7 @@ class BlockDense(nn.Module):
   features: int | Sequence[int]
   density: float = 0.125
   block_size: int | Literal["auto"] = "auto"
-  seed: int = 0
+  seed: int | None = 0
   axis: int | Sequence[int] = -1
   use_bias: bool = True
   dtype: Any = None
@@ -70,7 +72,7 @@ class BlockDense(nn.Module):
 
     Args:
       inputs: `[..., in]`, or with as many last axes as `axis` has.
-      layout: layout to use in place of the layer's own, as with `nn.scan`.
+      layout: layout to use in place of the layer's own.
 
     Returns:
       `[..., *features]`.
@@ -84,10 +86,12 @@ class BlockDense(nn.Module):
     features = (features,) if isinstance(features, int) else tuple(features)
     rest = inputs.shape[: inputs.ndim - num_axes]
     shape = (math.prod(inputs.shape[len(rest) :]), math.prod(features))
-    if layout is None:
-      layout = _layout(
-        self.seed, "/".join(self.path), shape, self.density, self.block_size
-      )
+    options = (shape, self.density, self.block_size)
+    if layout is None and self.seed is None:
+      draw = lambda: _draw(self.make_rng("params"), *options)  # noqa: E731
+      layout = cast(BlockLayout, self.variable("layouts", "layout", draw).value)
+    elif layout is None:
+      layout = _layout(self.seed, "/".join(self.path), *options)
     elif layout.shape != shape:
       raise ValueError(f"`layout` must be of shape {shape}, got {layout.shape}.")
     blocks = self.param("blocks", self.kernel_init, layout, self.param_dtype)
@@ -104,10 +108,13 @@ class BlockDense(nn.Module):
     return y
 
 
+def _draw(key: jax.Array, shape, density: float, block_size) -> BlockLayout:
+  return block_layout(key, shape, density, block_size=block_size)
+
+
 @functools.lru_cache(maxsize=1024)
 def _layout(seed: int, path: str, shape, density: float, block_size) -> BlockLayout:
   """Layout of a seed and a path, as constants of the program that is being traced."""
   with jax.ensure_compile_time_eval():
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(path.encode()))
-    layout = block_layout(key, shape, density, block_size=block_size)
-    return jax.tree.map(np.asarray, layout)
+    return jax.tree.map(np.asarray, _draw(key, shape, density, block_size))

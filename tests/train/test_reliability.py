@@ -129,6 +129,7 @@ def state_of(step):
     {},
     {},
     jax.random.key(0),
+    {},
   )
 
 

@@ -15,11 +15,16 @@ from train.core import mesh
 from train.core.console import UserError, duration, table
 from train.core.optimizers import describe_optimizer
 from train.core.plan import Feed, Plan, data_spec, like_start, make_plan, seeds_of
-from train.core.start import SparsitySettings, densities, sparsity_settings
+from train.core.start import (
+  SparsitySettings,
+  create_network,
+  densities,
+  sparsity_settings,
+)
 from train.core.state import TrainState
 from train.core.steps import train_chunk
 from train.core.summaries import Taps, taps_table
-from train.models import create_model, title_and_fields
+from train.models import title_and_fields
 
 
 class Row(NamedTuple):
@@ -72,18 +77,20 @@ def list_kernels(config: Any) -> Layers:
   spec, sparsity = data_spec(config), sparsity_settings(config)
   scored = sparsity.distribution in config_lib.SCORED
   try:
-    model = create_model(config, spec, bias_std=sparsity.bias_std)
+    network = create_network(config, spec)
+    model = network.without_blocks
     inputs = jax.ShapeDtypeStruct((1, *spec.shape), jnp.float32)
     params = jax.eval_shape(model.init, jax.random.key(0), inputs)["params"]
     uniform = sparsity._replace(distribution="uniform") if scored else sparsity
     wanted = named_leaves(densities(uniform, params, model))
   except ValueError as error:
     raise UserError(str(error)) from error
+  blocks = {f"{layer}/kernel": d for layer, d in network.blocks.densities}
   rows, live = [], 0
   for name, kernel in find_kernels(params, model.kernels).items():
     count, size, shape = kernel.num_layers, kernel.layer_size, kernel.layer_shape
     row = Row(name, shape, count, count * size, count * size, None)
-    if (density := wanted[name]) is not None:
+    if (density := blocks.get(name, wanted[name])) is not None:
       each = np.broadcast_to(np.asarray(density, np.float64), (count,)).tolist()
       found = None if scored else sum(round(d * size) for d in each)
       row = row._replace(live=found, floor=min(shape[-2:]) / size)

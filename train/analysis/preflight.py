@@ -19,11 +19,12 @@ import eoi_jax
 from train.core.console import table
 from train.core.plan import make_plan, start_state
 from train.core.start import gains
-from train.core.state import named_key
+from train.core.state import named_key, take_seed
 from train.core.summaries import Layer, list_layers
 from train.data.images import normalize
 from train.data.streams import take
 from train.models import ACTIVATIONS
+from train.models.blocks import dense_view
 
 _METERS = "meters"  # the collection of variables; `stacks.stack` gives it an axis
 
@@ -190,9 +191,10 @@ def measure(config: Any, *, num_samples: int = 16) -> Inspection:
     UserError: if the data set is missing or a kernel cannot have its density.
   """
   plan = make_plan(config)
-  state = start_state(plan)
-  params, masks, stats = state.params, state.masks, state.batch_stats
-  model, spec, scale = plan.recipe.model, plan.recipe.spec, gains(config).scale
+  state = take_seed(start_state(plan), 0)
+  params, masks = dense_view(state.params, state.masks, state.layouts)
+  model, stats = plan.recipe.model.without_blocks, state.batch_stats
+  spec, scale = plan.recipe.spec, gains(config).scale
   if getattr(model, "remat", False):  # hides its layers
     model = model.clone(remat=False)
   variables = {"params": params, "batch_stats": stats}

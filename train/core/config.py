@@ -255,9 +255,11 @@ FIELDS = {
     "", _TEXT, "more arguments of a network of your own, as in Python: 'heads=8'"
   ),
   "model.depth": Field(
-    7, _integer(2, 10**5), "layers of mlp, cnn, cifar_resnet, first and last included"
+    7,
+    _integer(2, 10**5),
+    "layers of mlp, cnn, cifar_resnet, first and last included; blocks of vit4",
   ),
-  "model.width": Field(100, _integer(1, 10**6), "units or channels of mlp and cnn"),
+  "model.width": Field(100, _integer(1, 10**6), "units or channels of mlp, cnn, vit4"),
   "model.activation": Field("tanh", _one_of(*ACTIVATIONS), "after every hidden layer"),
   "model.dtype": Field("float32", _one_of(*DTYPES), "type of the computation"),
   "model.drop_path": Field(
@@ -266,7 +268,14 @@ FIELDS = {
     "deit3: stochastic depth, the chance that a block's branch is left out",
   ),
   "model.remat": Field(
-    False, _BOOLEAN, "mlp, cnn, deit3: compute activations twice, to save memory"
+    False, _BOOLEAN, "mlp, cnn, deit3, vit4: compute activations twice, to save memory"
+  ),
+  "model.blocks": Field(
+    0,
+    _integer(0, 10**6),
+    "mlp, vgg16, deit3, vit4: store and multiply only blocks of about this many units "
+    "in dense layers as wide; a layer's density is a number of blocks over that of its "
+    "groups, the total as near to the wanted one as these steps allow; 0: masks",
   ),
   "sparsity.start": Field(
     "eoi",

@@ -18,8 +18,8 @@ from train.core.optimizers import (
 )
 from train.core.start import (
   create_masks,
+  create_network,
   create_train_state,
-  gains,
   pruning_of,
   sparsity_settings,
 )
@@ -35,7 +35,6 @@ from train.data.datasets import (
 from train.data.images import Augmentation
 from train.data.load import load_dataset
 from train.data.streams import StreamOptions
-from train.models import create_model
 
 
 class Plan(NamedTuple):
@@ -107,7 +106,7 @@ def check_plan(config: Any) -> Recipe:
   spec = data_spec(config)
   try:
     recipe = Recipe(
-      model=create_model(config, spec, bias_std=gains(config).bias_std),
+      model=create_network(config, spec),
       spec=spec,
       optimizer=OptimizerSettings(**config.optimizer.to_dict()),
       batch_size=config.batch_size,

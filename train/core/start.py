@@ -1,6 +1,7 @@
 """The start of a training run: parameters and masks, a function of config and key.
 
-Gains, then densities and masks, then the kernels, then the optimizer.
+Gains, then the network with its blocks, densities and masks, then the kernels, then the
+optimizer.
 """
 
 import functools
@@ -13,14 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 
 import eoi_jax
+from eoi_jax import blocks as blocks_lib
 from eoi_jax.layouts import fill_tree, find_kernels, named_leaves
-from train.core.config import CRITICAL, DENSE_STARTS, SCORED
+from train.core.config import BY_SHAPE, CRITICAL, DENSE_STARTS, SCORED, flatten
 from train.core.console import UserError
 from train.core.optimizers import Pruning
 from train.core.state import Averages, Recipe, TrainState, named_key
-from train.data.datasets import Split
+from train.data.datasets import DatasetSpec, Split
 from train.data.images import normalize
-from train.models import ACTIVATIONS
+from train.models import ACTIVATIONS, MODELS, Blocks, Network, create_model
+from train.models.blocks import dense_view, named_layouts
 
 
 class Gains(NamedTuple):
@@ -120,6 +123,88 @@ def sparsity_settings(config: Any) -> SparsitySettings:
   return SparsitySettings(**{name: values[name] for name in SparsitySettings._fields})
 
 
+def create_network(config: Any, spec: DatasetSpec) -> Network:
+  """Builds the network of a config, with blocks if `model.blocks` asks for them.
+
+  Args:
+    config: a config whose fields have been checked.
+    spec: of the data set.
+
+  Raises:
+    UserError: if `model.blocks` does not go with other fields, or no layer is as wide.
+    ValueError: if the network does not exist in that form.
+  """
+  sparsity = sparsity_settings(config)
+  make = functools.partial(create_model, config, spec, bias_std=sparsity.bias_std)
+  if not config.model.blocks:
+    return make()
+  model, flat = make(), flatten(config)
+  networks = [name for name, entry in MODELS.items() if "blocks" in entry.fields]
+  for field, allowed in (("model.name", networks), *_WITH_BLOCKS.items()):
+    if flat[field] not in allowed:
+      raise UserError(
+        f"`{field}` must be one of {', '.join(map(str, allowed))} with `model.blocks`, "
+        f"got {flat[field]!r}."
+      )
+  inputs = jax.ShapeDtypeStruct((1, *spec.shape), jnp.float32)
+  params = jax.eval_shape(model.init, jax.random.key(0), inputs)["params"]
+  return make(blocks=_choose_blocks(config.model.blocks, sparsity, params, model))
+
+
+_WITH_BLOCKS: dict[str, tuple] = {
+  "sparsity.start": ("eoi",),
+  "sparsity.distribution": BY_SHAPE,
+  "sparsity.angle": (0.0,),
+  "dynamic.method": ("static",),
+}
+
+
+def _choose_blocks(
+  size: int, sparsity: SparsitySettings, params: Any, model: Network
+) -> Blocks:
+  """Chooses the layers that have blocks, and how many each group has there.
+
+  Dense kernels that are to be sparse get blocks if no side is shorter than a block;
+  others keep their masks. Of the wanted density of each kernel the whole blocks are
+  taken first; then kernels get one block more a group in the order of the rest, the
+  larger kernel first, where that brings the total nearer to the wanted one.
+  """
+  wanted = named_leaves(densities(sparsity, params, model))
+  met, rest, left = {}, [], 0.0
+  for name, kernel in find_kernels(params, model.layouts).items():
+    density = 1.0 if wanted[name] is None else float(np.mean(wanted[name]))
+    *window, fan_in, fan_out = kernel.layer_shape
+    side = min(fan_in, fan_out)
+    if window or side < max(size, 1 / density) or density >= 1:
+      continue
+    shape, weights = (fan_in, fan_out), kernel.num_layers * kernel.layer_size
+    groups = _groups(shape, density, size)[0]
+    blocks = math.floor(density * groups + 1e-6)
+    met[name] = (blocks, groups)
+    left += (density - blocks / groups) * weights
+    if _groups(shape, (blocks + 1) / groups, size) == (groups, blocks + 1):
+      left_out = round(density * groups - blocks, 6)
+      rest.append((left_out, weights / groups, name))
+  if not met:
+    raise UserError(
+      "`model.blocks` must be at most the smaller side of a dense layer that is to be "
+      f"sparse, got {size}."
+    )
+  for _, step, name in sorted(rest, reverse=True):
+    if step < 2 * left * (1 - 1e-6):
+      met[name], left = (met[name][0] + 1, met[name][1]), left - step
+  layers = ((n.removesuffix("/kernel"), r / groups) for n, (r, groups) in met.items())
+  return Blocks(size, tuple(layers))
+
+
+def _groups(shape: tuple[int, int], density: float, size: int) -> tuple[int, int]:
+  """Groups of a layout, and blocks of each group."""
+  layout = jax.eval_shape(
+    lambda: blocks_lib.block_layout(jax.random.key(0), shape, density, block_size=size)
+  )
+  return layout.num_groups, layout.num_matchings
+
+
 def create_train_state(
   key: jax.Array, *, sparsity: SparsitySettings, recipe: Recipe, masks: Any = None
 ) -> TrainState:
@@ -143,21 +228,26 @@ def create_train_state(
   if not sparsity.needs_masks:
     # Not one program: exact masks of a traced key are a callback to the host, and JAX
     # keeps no program with a callback in its compilation cache.
-    params, batch_stats = _jit_init(key, recipe=recipe)
-    wanted = densities(sparsity, params, model)
-    params, masks = _sparsify(key, params, wanted, sparsity, model)
-    return _jit_first_state(key, params, masks, wanted, batch_stats, recipe=recipe)
+    params, *others = _jit_init(key, recipe=recipe)
+    started = _start_kernels(key, params, others[1], sparsity, model)
+    return _jit_first_state(key, *started, *others, recipe=recipe)
   params, batch_stats = dense_start(key, sparsity=sparsity, recipe=recipe)
   wanted = masks
   if sparsity.start == "eoi":  # keeps the densities of the layers, not the masks
     wanted = eoi_jax.masks.mask_densities(masks, layouts=model.layouts)
     wanted = densities(sparsity, params, model, rule=wanted)
   params, masks = _sparsify(key, params, wanted, sparsity, model)
-  return _first_state(key, params, masks, wanted, batch_stats, recipe)
+  return _first_state(key, params, masks, wanted, batch_stats, {}, recipe)
 
 
 def _first_state(
-  key: jax.Array, params: Any, masks: Any, wanted: Any, batch_stats: Any, recipe: Recipe
+  key: jax.Array,
+  params: Any,
+  masks: Any,
+  wanted: Any,
+  batch_stats: Any,
+  layouts: Any,
+  recipe: Recipe,
 ) -> TrainState:
   if recipe.dynamic.method == "gmp":  # prunes what the start has left dense, too
     masks = jax.tree.map(
@@ -177,6 +267,7 @@ def _first_state(
     batch_stats=batch_stats,
     key=named_key(key, "train"),
     averages=averages,
+    layouts=layouts,
   )
 
 
@@ -206,10 +297,9 @@ def _state_by_shape(
   key: jax.Array, *, sparsity: SparsitySettings, recipe: Recipe
 ) -> TrainState:
   """The state at step 0 where shapes tell the densities: one program."""
-  params, batch_stats = _init(key, recipe)
-  wanted = densities(sparsity, params, recipe.model)
-  params, masks = _sparsify(key, params, wanted, sparsity, recipe.model)
-  return _first_state(key, params, masks, wanted, batch_stats, recipe)
+  params, *others = _init(key, recipe)
+  started = _start_kernels(key, params, others[1], sparsity, recipe.model)
+  return _first_state(key, *started, *others, recipe)
 
 
 @_compile_soon
@@ -220,19 +310,41 @@ def dense_start(
 
   Its kernels are those that the start "base" then masks.
   """
-  params, batch_stats = _init(key, recipe)
+  params, batch_stats, _ = _init(key, recipe)
   dense = sparsity._replace(start=sparsity.reference)
   return _sparsify(key, params, 1.0, dense, recipe.model)[0], batch_stats
 
 
-def _init(key: jax.Array, recipe: Recipe) -> tuple[Any, Any]:
+def _init(key: jax.Array, recipe: Recipe) -> tuple[Any, Any, Any]:
   inputs = jnp.zeros((1, *recipe.spec.shape), jnp.float32)
   variables = recipe.model.init(named_key(key, "params"), inputs)
-  return variables["params"], variables.get("batch_stats", {})
+  others = (variables.get(name, {}) for name in ("batch_stats", "layouts"))
+  return variables["params"], *others
 
 
 _jit_init = jax.jit(_init, static_argnames="recipe")
 _jit_first_state = jax.jit(_first_state, static_argnames="recipe")
+
+
+def _start_kernels(key, params, layouts, sparsity: SparsitySettings, model: Network):
+  """Starts masked kernels and blocks; returns parameters, masks, wanted densities."""
+  if not layouts:
+    wanted = densities(sparsity, params, model)
+    return *_sparsify(key, params, wanted, sparsity, model), wanted
+  no_masks = fill_tree(params, {})
+  whole, _ = jax.eval_shape(dense_view, params, no_masks, layouts)
+  found = named_leaves(densities(sparsity, whole, model.without_blocks))
+  wanted = fill_tree(params, {n: found[n] for n in named_leaves(params) if n in found})
+  masks = no_masks
+  if any(model.layouts.values()):
+    params, masks = _sparsify(key, params, wanted, sparsity, model)
+  blocks = {
+    f"{name}/blocks": blocks_lib.block_orthogonal(
+      named_key(key, f"{name}/blocks"), layout, scale=sparsity.scale
+    )
+    for name, layout in named_layouts(layouts).items()
+  }
+  return fill_tree(params, blocks, keep=True), masks, wanted
 
 
 def _sparsify(key, params, wanted, sparsity: SparsitySettings, model: Any):
@@ -312,7 +424,7 @@ def pruning_of(sparsity: SparsitySettings, recipe: Recipe) -> Pruning:
         f"`sparsity.distribution` = {sparsity.distribution!r}, got 'layer'."
       )
     return Pruning(1.0 if is_dense else sparsity.density, dynamic.density)
-  params, _ = jax.eval_shape(lambda: _init(jax.random.key(0), recipe))
+  params, *_ = jax.eval_shape(lambda: _init(jax.random.key(0), recipe))
   kernels = find_kernels(params, model.layouts)
   first = sparsity._replace(distribution="dense") if is_dense else sparsity
   last = sparsity._replace(start="base", density=dynamic.density)

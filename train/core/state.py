@@ -94,6 +94,7 @@ class TrainState(NamedTuple):
     opt_state: the optimizer's state, of `create_optimizer`: it holds the masks.
     batch_stats: running statistics of normalization layers, {} without any.
     key: the key of the training; keys of epochs and steps are folded into it.
+    layouts: places of the blocks of `model.blocks`; {} without.
     averages: running means of parameters and statistics; None without.
   """
 
@@ -102,7 +103,14 @@ class TrainState(NamedTuple):
   opt_state: Any
   batch_stats: Any
   key: jax.Array
+  layouts: Any
   averages: Averages | None = None
+
+  @property
+  def variables(self) -> dict[str, Any]:
+    """What the network is applied to."""
+    names = ("params", "batch_stats", "layouts")
+    return {name: getattr(self, name) for name in names}
 
   @property
   def masks(self) -> Any:

@@ -131,7 +131,7 @@ def train_step(
 
   def loss_fn(params, batch_stats, examples, part):
     inputs, shares, weights = examples
-    variables = {"params": params, "batch_stats": batch_stats}
+    variables = state.variables | {"params": params, "batch_stats": batch_stats}
     rngs = {"dropout": jax.random.fold_in(step_key(state, "dropout"), part)}
     logits, changed = recipe.model.apply(
       variables, inputs, train=True, mutable=["batch_stats"], rngs=rngs
@@ -292,12 +292,11 @@ def zero_sums() -> Sums:
 
 
 def eval_step(
-  params: Any, batch_stats: Any, batch: Split, weights: jax.Array, *, recipe: Recipe
+  state: TrainState, batch: Split, weights: jax.Array, *, recipe: Recipe
 ) -> Sums:
   """Returns cross-entropy and hits on a batch; examples of weight 0 are padding."""
-  variables = {"params": params, "batch_stats": batch_stats}
   inputs = normalize(batch.images, recipe.spec)
-  logits = recipe.model.apply(variables, inputs, train=False)
+  logits = recipe.model.apply(state.variables, inputs, train=False)
   shares = jax.nn.one_hot(batch.labels, recipe.spec.num_classes, dtype=jnp.float32)
   return _sums(logits, shares, weights)
 
@@ -338,8 +337,7 @@ def evaluate(
       batch = place_batch(batch, recipe.placement)
       weights = ((rows < size) & (batch.labels >= 0)).astype(jnp.float32)
       new = eval_step(
-        state.params,
-        state.batch_stats,
+        state,
         batch._replace(labels=jnp.maximum(batch.labels, 0)),
         weights,
         recipe=recipe,

@@ -15,6 +15,7 @@ from eoi_jax.layouts import find_kernels, named_leaves
 from train.core.config import flatten
 from train.core.console import table
 from train.models import title_and_fields
+from train.models.blocks import dense_view
 
 SHOWN = 128  # rows and columns of a kernel in a figure
 
@@ -149,16 +150,19 @@ def describe_start(config: Any, state: Any, scale: float, recipe: Any) -> AtStar
     config: the config.
     state: of the first seed.
     scale: gain of the kernels.
-    recipe: network and data set.
+    recipe: network and data set; blocks are shown as the kernels that they stand for.
   """
-  params, masks = state.params, state.masks
-  layers = list_layers(params, masks, scale, recipe.model)
+  params, masks = dense_view(state.params, state.masks, state.layouts)
+  model = recipe.model.without_blocks
+  layers = list_layers(params, masks, scale, model)
+  stored = sum(leaf.size for leaf in jax.tree.leaves(state.params))
   taps = {layer.name: layer.taps for layer in layers if layer.taps}
   summary: dict[str, Any] = {
     "start": config.sparsity.start,
     "chance": 1 / recipe.spec.num_classes,
     "orthogonality_error": max(layer.orthogonality_error for layer in layers),
-    **count_live(params, masks, recipe.model),
+    **count_live(params, masks, model),
+    "parameters_total": stored,
   }
   rows = [("kernel", "shape", "live weights", "density", "orthogonality error")]
   for layer in layers:

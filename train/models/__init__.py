@@ -11,6 +11,7 @@ from train.core.own import is_own
 from train.data.datasets import DatasetSpec
 from train.models import own
 from train.models.activations import ACTIVATIONS
+from train.models.blocks import NO_BLOCKS, Blocks
 from train.models.cnn import CNN
 from train.models.efficientnet import EfficientNet
 from train.models.mlp import MLP
@@ -26,6 +27,7 @@ __all__ = [
   "MLP",
   "MODELS",
   "VGG",
+  "Blocks",
   "EfficientNet",
   "Model",
   "Network",
@@ -56,15 +58,16 @@ class Model(NamedTuple):
 
 _DEEP = ("depth", "width", "activation", "dtype", "remat")
 _FIXED = ("activation", "dtype")
+_BLOCKS = ("blocks",)
 _VIT = functools.partial(ViT, patch_size=16, depth=12)
-_OF_VIT = (*_FIXED, "drop_path", "remat")
+_OF_VIT = (*_FIXED, "drop_path", "remat", *_BLOCKS)
 
 MODELS = {
-  "mlp": Model(MLP, _DEEP, "MLP"),
+  "mlp": Model(MLP, (*_DEEP, *_BLOCKS), "MLP"),
   "cnn": Model(CNN, _DEEP, "CNN"),
   "cifar_resnet": Model(cifar_resnet, ("depth", *_FIXED), "ResNet"),
-  "vgg16_c": Model(functools.partial(VGG, "C"), _FIXED, "VGG-16 (C)"),
-  "vgg16_d": Model(functools.partial(VGG, "D"), _FIXED, "VGG-16 (D)"),
+  "vgg16_c": Model(functools.partial(VGG, "C"), (*_FIXED, *_BLOCKS), "VGG-16 (C)"),
+  "vgg16_d": Model(functools.partial(VGG, "D"), (*_FIXED, *_BLOCKS), "VGG-16 (D)"),
   "resnet50": Model(resnet50, _FIXED, "ResNet-50"),
   "efficientnet_b0": Model(EfficientNet, _FIXED, "EfficientNet-B0"),
   "deit3_s": Model(
@@ -72,6 +75,11 @@ MODELS = {
   ),
   "deit3_b": Model(
     functools.partial(_VIT, width=768, num_heads=12), _OF_VIT, "DeiT III B"
+  ),
+  "vit4": Model(
+    functools.partial(ViT, patch_size=4, num_heads=4),
+    ("depth", "width", *_OF_VIT),
+    "ViT of 4 x 4 patches",
   ),
 }
 
@@ -89,7 +97,9 @@ def title_and_fields(name: str) -> tuple[str, tuple[str, ...]]:
   return MODELS[name].title, MODELS[name].fields
 
 
-def create_model(config: Any, spec: DatasetSpec, *, bias_std: float) -> Network:
+def create_model(
+  config: Any, spec: DatasetSpec, *, bias_std: float, blocks: Blocks = NO_BLOCKS
+) -> Network:
   """Builds the network of `config.model`.
 
   Models compare equal when their settings do, so that two runs which differ in
@@ -99,6 +109,7 @@ def create_model(config: Any, spec: DatasetSpec, *, bias_std: float) -> Network:
     config: a validated config.
     spec: of the data set.
     bias_std: deviation of the initial biases.
+    blocks: which layers have blocks (`train.core.start.create_network` chooses).
 
   Returns:
     A Linen module that knows its `layouts`: which leaves are kernels that may become
@@ -120,5 +131,5 @@ def create_model(config: Any, spec: DatasetSpec, *, bias_std: float) -> Network:
     )
   if is_own(name):
     return own.create(config, spec, given, bias_std=bias_std)
-  entry = MODELS[name]
-  return entry.make(**given, **{field: config.model[field] for field in entry.fields})
+  entry, values = MODELS[name], config.model.to_dict() | {"blocks": blocks}
+  return entry.make(**given, **{field: values[field] for field in entry.fields})

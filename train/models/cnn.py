@@ -73,8 +73,8 @@ class CNN(Network):
     if self.depth > 4:
       fields = (conv, activation)
       if self.remat and not self.is_initializing():
-        params = self.get_variable("params", "hidden")
-        x = run_in_segments(_Layer(*fields, parent=None), params, x)
+        variables = {"params": self.get_variable("params", "hidden")}
+        x = run_in_segments(_Layer(*fields, parent=None), variables, x)
       else:
         x, _ = stack(_Layer, self.depth - 4)(*fields, name="hidden")(x, None)
     x = activation(x)

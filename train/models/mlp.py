@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -59,21 +60,20 @@ class MLP(Network):
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps `[batch, ...]` inputs to `[batch, num_classes]` logits."""
     del train  # no layer behaves differently in training
-    dense = functools.partial(
-      nn.Dense,
-      kernel_init=self.kernel_init,
-      bias_init=self.bias_init,
-      dtype=jnp.dtype(self.dtype),
-    )
+    options: Any = {"kernel_init": self.kernel_init, "bias_init": self.bias_init}
+    dense = functools.partial(self.dense, dtype=jnp.dtype(self.dtype), **options)
     activation = ACTIVATIONS[self.activation]
     x = x.reshape((x.shape[0], -1))
-    x = dense(self.width, name="input")(x)
+    x = dense("input")(self.width, name="input")(x)
     if self.depth > 2:
-      fields = (functools.partial(dense, self.width), activation)
+      fields = (functools.partial(dense("hidden/dense"), self.width), activation)
       if self.remat and not self.is_initializing():
-        params = self.get_variable("params", "hidden")
-        x = run_in_segments(_Layer(*fields, parent=None), params, x)
+        collections = [
+          name for name in self.variables if "hidden" in self.variables[name]
+        ]
+        variables = {name: self.variables[name]["hidden"] for name in collections}
+        x = run_in_segments(_Layer(*fields, parent=None), variables, x)
       else:
         x, _ = stack(_Layer, self.depth - 2)(*fields, name="hidden")(x, None)
     x = activation(x)
-    return dense(self.num_classes, name="output")(x).astype(jnp.float32)
+    return dense("output")(self.num_classes, name="output")(x).astype(jnp.float32)

@@ -1,7 +1,7 @@
 """What a training needs to know of a network besides its forward pass."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -9,19 +9,42 @@ import jax
 import jax.numpy as jnp
 
 import eoi_jax
+from eoi_jax.blocks.linen import BlockDense
+from train.models.blocks import NO_BLOCKS, Blocks, zero_blocks
 
 
-class Network(nn.Module):
+class Network(nn.Module, kw_only=True):
   """A Linen module whose kernels are read off its layers.
 
   Attributes:
     others: table of `eoi_jax.kernel_layouts` for parameters that are no layer's.
     image_shape: of the images by which the layers are read; what axes mean does not
       depend on it, as a rule.
+    blocks: which of its dense layers have blocks, of a network that makes them by
+      `dense`.
   """
 
   others: ClassVar[Mapping[str, Any]] = {}
   image_shape = (32, 32, 3)
+  blocks: Blocks = NO_BLOCKS
+
+  def dense(self, path: str, **options: Any) -> Callable[..., nn.Module]:
+    """Returns what makes the dense layer `path`: `nn.Dense`, or one with blocks.
+
+    Args:
+      path: names of its modules from the network on, joined by "/".
+      **options: of `nn.Dense`, its features and name left out.
+    """
+    density = dict(self.blocks.densities).get(path)
+    if density is None:
+      return functools.partial(nn.Dense, **options)
+    options |= {"density": density, "block_size": self.blocks.size, "seed": None}
+    return functools.partial(BlockDense, **options | {"kernel_init": zero_blocks})
+
+  @property
+  def without_blocks(self) -> "Network":
+    """The network with kernels in place of blocks: that of `dense_view`."""
+    return self.clone(blocks=NO_BLOCKS) if self.blocks.size else self
 
   @staticmethod
   def may_be_sparse(name: str) -> bool:

@@ -31,7 +31,7 @@ def stack(block: Any, length: int, *, remat: bool = False, policy: Any = None) -
   """
   return nn.scan(
     nn.remat(block, prevent_cse=False, policy=policy) if remat else block,
-    variable_axes={"params": 0, "batch_stats": 0, "meters": 0},
+    variable_axes={"params": 0, "batch_stats": 0, "layouts": 0, "meters": 0},
     split_rngs={"params": True, "dropout": True},
     length=length,
   )

@@ -62,7 +62,8 @@ class VGG(Network):
       x = nn.max_pool(x, (2, 2), (2, 2))
     x = x.reshape((x.shape[0], -1))
     for number in (1, 2):
-      x = nn.Dense(512, dtype=dtype, name=f"dense{number}", **options)(x)
+      dense = self.dense(f"dense{number}", dtype=dtype, **options)
+      x = dense(512, name=f"dense{number}")(x)
       x = norm(name=f"dense_norm{number}")(activation(x))
-    dense = nn.Dense(self.num_classes, dtype=dtype, name="output", **options)
-    return dense(x).astype(jnp.float32)
+    dense = self.dense("output", dtype=dtype, **options)
+    return dense(self.num_classes, name="output")(x).astype(jnp.float32)

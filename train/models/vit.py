@@ -35,26 +35,27 @@ class _Attention(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     batch, tokens, width = x.shape
-    qkv = self.dense(3 * width, kernel_init=_SMALL, name="qkv")(x)
+    qkv = self.dense(3 * width, name="qkv")(x)
     qkv = qkv.reshape((batch, tokens, 3, self.num_heads, width // self.num_heads))
     query, key, value = (qkv[:, :, n] for n in range(3))
     logits = jnp.einsum("bqhd,bkhd->bhqk", query, key).astype(jnp.float32)
     scale = (width // self.num_heads) ** -0.5
     weights = nn.softmax(scale * logits).astype(x.dtype)
     y = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(x.shape)
-    return self.dense(width, kernel_init=_SMALL, name="projection")(y)
+    return self.dense(width, name="projection")(y)
 
 
 class _MLP(nn.Module):
   """The block that may be sparse: four times as wide inside."""
 
-  dense: Callable[..., nn.Module]
+  dense1: Callable[..., nn.Module]
+  dense2: Callable[..., nn.Module]
   activation: Callable[[jax.Array], jax.Array]
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    y = self.activation(self.dense(4 * x.shape[-1], name="dense1")(x))
-    return self.dense(x.shape[-1], name="dense2")(y)
+    y = self.activation(self.dense1(4 * x.shape[-1], name="dense1")(x))
+    return self.dense2(x.shape[-1], name="dense2")(y)
 
 
 class _Block(nn.Module):
@@ -63,7 +64,7 @@ class _Block(nn.Module):
   num_heads: int
   dense: Callable[..., nn.Module]
   norm: Callable[..., nn.Module]
-  activation: Callable[[jax.Array], jax.Array]
+  mlp: Callable[..., nn.Module]
   drop: Callable[..., nn.Module]
 
   @nn.compact
@@ -71,7 +72,7 @@ class _Block(nn.Module):
     y = self.norm(name="norm1")(x)
     y = _Attention(self.num_heads, self.dense, name="attention")(y)
     x = x + self.drop(name="drop1")(_Scale(name="scale1")(y))
-    y = _MLP(self.dense, self.activation, name="mlp")(self.norm(name="norm2")(x))
+    y = self.mlp(name="mlp")(self.norm(name="norm2")(x))
     return x + self.drop(name="drop2")(_Scale(name="scale2")(y)), None
 
 
@@ -114,22 +115,26 @@ class ViT(Network):
     """Maps `[batch, height, width, channels]` to `[batch, num_classes]` logits."""
     dtype, width = jnp.dtype(self.dtype), self.width
     of_dense: Any = {"bias_init": self.bias_init, "dtype": dtype}
-    dense = functools.partial(nn.Dense, kernel_init=self.kernel_init, **of_dense)
+    dense = functools.partial(nn.Dense, kernel_init=_SMALL, **of_dense)
+    inside = [
+      self.dense(f"blocks/mlp/{name}", kernel_init=self.kernel_init, **of_dense)
+      for name in ("dense1", "dense2")
+    ]
+    mlp = functools.partial(_MLP, *inside, ACTIVATIONS[self.activation])
     norm = functools.partial(LayerNorm, epsilon=1e-6)
     drop = functools.partial(  # of an example all tokens and channels, or none
       nn.Dropout, self.drop_path, broadcast_dims=(1, 2), deterministic=not train
     )
-    x = dense(width, kernel_init=_SMALL, name="patches")(self._patches(x))
+    x = dense(width, name="patches")(self._patches(x))
     positions = self.param("positions", _SMALL, (1, x.shape[1], width))
     token = self.param("class_token", _SMALL, (1, 1, width)).astype(dtype)
     token = jnp.broadcast_to(token, (x.shape[0], 1, width))
     x = jnp.concatenate([token, x + positions.astype(dtype)], axis=1)
     blocks = stack(_Block, self.depth, remat=self.remat)
-    activation = ACTIVATIONS[self.activation]
-    options = (dense, norm, activation, drop)
+    options = (dense, norm, mlp, drop)
     x, _ = blocks(self.num_heads, *options, name="blocks")(x, None)
     x = norm(name="norm")(x[:, 0])
-    output = dense(self.num_classes, kernel_init=_SMALL, name="output")
+    output = dense(self.num_classes, name="output")
     return output(x).astype(jnp.float32)
 
   def _patches(self, x: jax.Array) -> jax.Array:
