@@ -243,7 +243,7 @@ def test_micro_batches_add_up_and_statistics_advance_with_each():
   found = {}
   for count in (1, 4):
     optimizer = recipe.optimizer._replace(accumulate=count)
-    state = TrainState(jnp.int32(0), params, None, stats, jax.random.key(0))
+    state = TrainState(jnp.int32(0), params, None, stats, jax.random.key(0), {})
     of_count = recipe._replace(optimizer=optimizer)
     found[count] = jax.jit(
       lambda state, x: _gradient(loss_fn, state, (x,), of_count)  # noqa: B023

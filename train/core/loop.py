@@ -35,6 +35,7 @@ from train.core.start import gains
 from train.core.state import Recipe, TrainState, take_seed
 from train.core.steps import Sums, count_weights, evaluate, train_chunk
 from train.core.workdir import claim_workdir, replace_text
+from train.models.blocks import named_layouts
 
 
 class Result(NamedTuple):
@@ -466,7 +467,7 @@ def check_weights(state: TrainState) -> int:
   """Makes sure that every dead weight is exactly zero.
 
   Returns:
-    The number of live weights, of all seeds together.
+    The number of live weights of masks and blocks, of all seeds together.
 
   Raises:
     RuntimeError: naming the leaves; it is a defect of the program.
@@ -481,4 +482,5 @@ def check_weights(state: TrainState) -> int:
     }
     wrong = ", ".join(f"{number} of {name}" for name, number in found.items() if number)
     raise RuntimeError(f"dead weights are not zero at step {state.step}: {wrong}.")
-  return int(count.live)
+  blocks = named_layouts(state.layouts).values()
+  return int(count.live) + sum(layout.num_weights for layout in blocks)

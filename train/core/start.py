@@ -228,9 +228,9 @@ def create_train_state(
   if not sparsity.needs_masks:
     # Not one program: exact masks of a traced key are a callback to the host, and JAX
     # keeps no program with a callback in its compilation cache.
-    params, *others = _jit_init(key, recipe=recipe)
-    started = _start_kernels(key, params, others[1], sparsity, model)
-    return _jit_first_state(key, *started, *others, recipe=recipe)
+    params, batch_stats, layouts = _jit_init(key, recipe=recipe)
+    started = _start_kernels(key, params, layouts, sparsity, model)
+    return _jit_first_state(key, *started, batch_stats, layouts, recipe=recipe)
   params, batch_stats = dense_start(key, sparsity=sparsity, recipe=recipe)
   wanted = masks
   if sparsity.start == "eoi":  # keeps the densities of the layers, not the masks
@@ -297,9 +297,9 @@ def _state_by_shape(
   key: jax.Array, *, sparsity: SparsitySettings, recipe: Recipe
 ) -> TrainState:
   """The state at step 0 where shapes tell the densities: one program."""
-  params, *others = _init(key, recipe)
-  started = _start_kernels(key, params, others[1], sparsity, recipe.model)
-  return _first_state(key, *started, *others, recipe)
+  params, batch_stats, layouts = _init(key, recipe)
+  started = _start_kernels(key, params, layouts, sparsity, recipe.model)
+  return _first_state(key, *started, batch_stats, layouts, recipe)
 
 
 @_compile_soon

@@ -37,7 +37,7 @@ def stack(block: Any, length: int, *, remat: bool = False, policy: Any = None) -
   )
 
 
-def run_in_segments(block: nn.Module, params: Any, x: jax.Array) -> jax.Array:
+def run_in_segments(block: nn.Module, variables: Any, x: jax.Array) -> jax.Array:
   """Runs a stack and keeps few activations for the backward pass.
 
   The stack is cut in about `sqrt(length)` segments. The backward pass keeps their
@@ -45,28 +45,28 @@ def run_in_segments(block: nn.Module, params: Any, x: jax.Array) -> jax.Array:
   `length` to `2 sqrt(length)` activations, for one more forward pass.
 
   Args:
-    block: one block, without parent; its only variables are parameters.
-    params: its parameters with a leading axis of layers.
+    block: one block, without parent.
+    variables: its variables with a leading axis of layers, which do not change.
     x: input of the first block.
 
   Returns:
     Output of the last block, as `stack` gives it.
   """
-  length = jax.tree.leaves(params)[0].shape[0]
+  length = jax.tree.leaves(variables)[0].shape[0]
   size = math.isqrt(length)
   cut = length - length % size
 
-  def layer(x, layer_params):
-    return block.apply({"params": layer_params}, x, None)
+  def layer(x, layer_variables):
+    return block.apply(layer_variables, x, None)
 
   @jax.checkpoint
-  def segment(x, segment_params):
-    return jax.lax.scan(layer, x, segment_params)
+  def segment(x, segment_variables):
+    return jax.lax.scan(layer, x, segment_variables)
 
   def whole(leaf):
     return leaf[:cut].reshape(cut // size, size, *leaf.shape[1:])
 
-  x, _ = jax.lax.scan(segment, x, jax.tree.map(whole, params))
+  x, _ = jax.lax.scan(segment, x, jax.tree.map(whole, variables))
   if cut < length:
-    x, _ = segment(x, jax.tree.map(lambda leaf: leaf[cut:], params))
+    x, _ = segment(x, jax.tree.map(lambda leaf: leaf[cut:], variables))
   return x
