@@ -77,7 +77,7 @@ MODELS = {
     functools.partial(_VIT, width=768, num_heads=12), _OF_VIT, "DeiT III B"
   ),
   "vit4": Model(
-    functools.partial(ViT, patch_size=4, num_heads=4),
+    functools.partial(ViT, patch_size=4, width=128, num_heads=4),
     ("depth", "width", *_OF_VIT),
     "ViT of 4 x 4 patches",
   ),
