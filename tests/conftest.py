@@ -13,6 +13,10 @@ collect_ignore = ["programs"]
 # Implicit promotion hides mistakes in a library that promises exact zeros and dtypes.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Most of the time goes into compiling: do it fast rather than well, here and in the
+# processes that tests start.
+jax.config.update("jax_disable_most_optimizations", True)
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 # Each run starts from an empty cache of compiled programs, which its workers share.
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 

