@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import chex
 import jax
 import jax.extend
 import jax.numpy as jnp
@@ -62,33 +63,33 @@ def steps(tx, num_steps, *, params=PARAMS, updates=UPDATES):
 def test_one_change_by_hand():
   tx = dynamic_sparsity(optax.sgd(0.1), MASKS, schedule=in_step(1))
   params, state = steps(tx, 1)
-  np.testing.assert_array_equal(state.masks["kernel"], AFTER)
+  chex.assert_trees_all_equal(state.masks["kernel"], AFTER)
   want = np.float32([[3.95, -3.05, 0], [0, 0, 0]])
-  np.testing.assert_allclose(params["kernel"], want, rtol=1e-6)
-  np.testing.assert_array_equal(np.asarray(params["kernel"])[CHANGED], 0)
-  np.testing.assert_allclose(params["bias"], 0.9, rtol=1e-6)
+  chex.assert_trees_all_close(params["kernel"], want, rtol=1e-6)
+  chex.assert_trees_all_equal(np.asarray(params["kernel"])[CHANGED], 0)
+  chex.assert_trees_all_close(params["bias"], 0.9, rtol=1e-6)
   assert grown(state.num_grown) == 1 and int(state.num_updates) == 1
   # The new weight is trained from the next step on, the dropped one no more.
   params, state = steps(tx, 2)
   want = np.float32([[3.9, -3.1, 0], [0, -0.3, 0]])
-  np.testing.assert_allclose(params["kernel"], want, rtol=1e-6)
-  np.testing.assert_array_equal(state.masks["kernel"], AFTER)
+  chex.assert_trees_all_close(params["kernel"], want, rtol=1e-6)
+  chex.assert_trees_all_equal(state.masks["kernel"], AFTER)
 
 
 def test_the_step_may_be_skipped_as_published():
   tx = dynamic_sparsity(optax.adam(0.1), MASKS, schedule=in_step(2), skip_step=True)
   before, old = steps(tx, 1)
   params, state = steps(tx, 2)
-  np.testing.assert_array_equal(state.masks["kernel"], AFTER)
+  chex.assert_trees_all_equal(state.masks["kernel"], AFTER)
   kept = np.asarray(MASKS["kernel"]) & ~CHANGED
-  np.testing.assert_array_equal(
+  chex.assert_trees_all_equal(
     np.asarray(params["kernel"])[kept], np.asarray(before["kernel"])[kept]
   )
-  np.testing.assert_array_equal(params["bias"], before["bias"])
+  chex.assert_trees_all_equal(params["bias"], before["bias"])
   assert int(optax.tree.get(state, "mu")["kernel"][0, 2]) == 0
   for name in ("mu", "nu"):
     got, was = (np.asarray(optax.tree.get(s, name)["kernel"]) for s in (state, old))
-    np.testing.assert_array_equal(got, np.where(CHANGED, 0, was))
+    chex.assert_trees_all_equal(got, np.where(CHANGED, 0, was))
   first, second = (s.inner_state[0].count for s in (old, state))
   assert int(first) == int(second) == 1
 
@@ -146,14 +147,14 @@ def test_moments_start_anew_exactly_where_masks_change(name, standard_promotion)
   make, initial = MOMENTS[name]
   _, never = steps(static_sparsity(make(), MASKS), 3)
   _, state = steps(dynamic_sparsity(make(), MASKS, schedule=in_step(3)), 3)
-  np.testing.assert_array_equal(state.masks["kernel"], AFTER)
+  chex.assert_trees_all_equal(state.masks["kernel"], AFTER)
   for moment, value in initial.items():
     got, want = (optax.tree.get(s.inner_state, moment) for s in (state, never))
     expected = np.where(CHANGED, np.float32(value), want["kernel"])
-    np.testing.assert_array_equal(got["kernel"], expected)
+    chex.assert_trees_all_equal(got["kernel"], expected)
     assert (np.asarray(want["kernel"])[CHANGED] != value).any()  # it was used
     if name != "masked":
-      np.testing.assert_array_equal(got["bias"], want["bias"])
+      chex.assert_trees_all_equal(got["bias"], want["bias"])
 
 
 def test_a_history_is_reset_entry_by_entry():
@@ -166,7 +167,7 @@ def test_a_history_is_reset_entry_by_entry():
   live = np.asarray(state.masks["kernel"])
   dropped = np.asarray(MASKS["kernel"]) & ~live
   assert dropped.sum() == 1 and was.shape == (3, 2, 3) and was[:, dropped].any()
-  np.testing.assert_array_equal(got[:, live != MASKS["kernel"]], 0)
+  chex.assert_trees_all_equal(got[:, live != MASKS["kernel"]], 0)
   assert got[:, live & ~dropped].any()
 
 
@@ -174,7 +175,7 @@ def test_without_a_change_it_is_static_sparsity():
   inner = optax.adamw(0.1)
   static, _ = steps(static_sparsity(inner, MASKS), 20)
   dynamic, state = steps(dynamic_sparsity(inner, MASKS, schedule=lambda count: 0.0), 20)
-  jax.tree.map(np.testing.assert_array_equal, static, dynamic)
+  chex.assert_trees_all_equal(static, dynamic)
   assert grown(state.num_grown) == 0
 
 
@@ -182,7 +183,7 @@ def test_a_dead_weight_that_is_not_zero_is_brought_to_zero():
   params = {"kernel": jnp.float32([[4, 3, 1], [5, 6, 7]]), "bias": jnp.ones(3)}
   tx = dynamic_sparsity(optax.sgd(0.1), MASKS, schedule=in_step(1))
   got, _ = steps(tx, 1, params=params)
-  np.testing.assert_array_equal(np.asarray(got["kernel"])[~AFTER | CHANGED], 0)
+  chex.assert_trees_all_equal(np.asarray(got["kernel"])[~AFTER | CHANGED], 0)
 
 
 @pytest.mark.parametrize("params_dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
@@ -194,7 +195,7 @@ def test_dropped_weights_are_zero_in_any_precision(params_dtype):
   tx = dynamic_sparsity(optax.sgd(0.1), live, schedule=in_step(2, 0.5))
   got, state = steps(tx, 2, params=params, updates=updates)
   assert got.dtype == params_dtype and (state.masks != live).any()
-  np.testing.assert_array_equal(np.asarray(got, np.float32)[~state.masks], 0)
+  chex.assert_trees_all_equal(np.asarray(got, np.float32)[~state.masks], 0)
 
 
 def quadratic(params, goal):
@@ -250,11 +251,8 @@ def test_seeds_side_by_side_are_seeds_alone(name):
   for index, key in enumerate(keys):
     params, state = jax.tree.map(lambda leaf, i=index: leaf[i], together)
     want, want_state = alone(key)
-    jax.tree.map(np.testing.assert_array_equal, state.masks, want_state.masks)
-    for got, expected in zip(
-      jax.tree.leaves(params), jax.tree.leaves(want), strict=True
-    ):
-      np.testing.assert_allclose(got, expected, atol=1e-5)
+    chex.assert_trees_all_equal(state.masks, want_state.masks)
+    chex.assert_trees_all_close(params, want, atol=1e-5)
     assert grown(state.num_grown) > 5
   drawn = together[1].masks["a"]
   assert (drawn[0] != drawn[1]).any()
@@ -304,7 +302,7 @@ def test_a_run_goes_on_from_saved_arrays(name):
   # A new process builds the transformation anew; masks and key are in the state.
   tx = RECIPES[name](masks, jax.random.key(99))
   again = go_on(*jax.tree.unflatten(treedef, [jnp.asarray(x) for x in saved]), 29)
-  jax.tree.map(np.testing.assert_array_equal, whole, again)
+  chex.assert_trees_all_equal(whole, again)
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
@@ -315,7 +313,7 @@ def test_stacked_leaves_and_totals(scope):
   _, state = jit(functools.partial(run, tx))(params, goal)
   before, after = masks["a"].sum((1, 2)), state.masks["a"].sum((1, 2))
   if scope == "layer":
-    np.testing.assert_array_equal(before, after)
+    chex.assert_trees_all_equal(before, after)
     assert state.masks["b"].sum() == masks["b"].sum()
   else:
     total = lambda tree: sum(int(m.sum()) for m in jax.tree.leaves(tree))  # noqa: E731
@@ -353,7 +351,7 @@ def test_masks_are_found_in_any_state():
     ),
   ):
     masks = current_masks(tx.init(PARAMS))
-    np.testing.assert_array_equal(masks["kernel"], MASKS["kernel"])
+    chex.assert_trees_all_equal(masks["kernel"], MASKS["kernel"])
     assert masks["bias"] is None
   other = {"kernel": jnp.array([[T, F, T], [T, F, F]]), "bias": jnp.array([T, F, F])}
   both = optax.chain(
@@ -379,7 +377,7 @@ def test_it_may_stand_inside_another_transform():
   masks = current_masks(state)
   assert grown(optax.tree.get(state, "num_grown")) > 5
   for name, mask in masks.items():
-    np.testing.assert_array_equal(np.asarray(params[name])[~mask], 0)
+    chex.assert_trees_all_equal(np.asarray(params[name])[~mask], 0)
 
 
 def test_isometry_is_restored_within_the_masks():
@@ -407,13 +405,13 @@ def test_isometry_is_restored_within_the_masks():
   restore = functools.partial(restore_isometry, scale=1.0)
   with_it, state = steps(make(restore=restore), 1, **data)
   without, plain = steps(make(), 1, **data)
-  jax.tree.map(np.testing.assert_array_equal, state.masks, plain.masks)
+  chex.assert_trees_all_equal(state.masks, plain.masks)
   for name in ("dense", "conv"):
     errors = [frobenius(tree[name]["kernel"]) for tree in (with_it, without)]
     assert errors[0] < 0.25 * errors[1]
     dead = ~np.asarray(state.masks[name]["kernel"])
-    np.testing.assert_array_equal(np.asarray(with_it[name]["kernel"])[dead], 0)
-  np.testing.assert_array_equal(with_it["bias"], 1)
+    chex.assert_trees_all_equal(np.asarray(with_it[name]["kernel"])[dead], 0)
+  chex.assert_trees_all_equal(with_it["bias"], 1)
 
 
 def frobenius(kernel, scale=1.0):
@@ -431,17 +429,17 @@ def test_restoring_at_the_kernels_own_scale():
   for before, after in zip(start, got, strict=True):
     scale = float(jnp.sqrt(jnp.sum(before**2) / 12))
     assert frobenius(after, scale) < 0.2 * frobenius(before, scale)
-  np.testing.assert_array_equal(np.asarray(got)[~live], 0)
+  chex.assert_trees_all_equal(np.asarray(got)[~live], 0)
 
 
 def test_restoring_leaves_an_isometry_alone_and_survives_zeros():
   kernel = {"kernel": jnp.eye(4, 6)}
   ones = {"kernel": jnp.ones((4, 6), bool)}
-  np.testing.assert_array_equal(restore_isometry(kernel, ones)["kernel"], jnp.eye(4, 6))
+  chex.assert_trees_all_equal(restore_isometry(kernel, ones)["kernel"], jnp.eye(4, 6))
   zero = {"kernel": jnp.zeros((4, 6))}
   for scale in (1.0, None):
     got = restore_isometry(zero, ones, scale=scale)["kernel"]
-    np.testing.assert_array_equal(got, 0)
+    chex.assert_trees_all_equal(got, 0)
 
 
 def test_eight_devices_change_masks_as_one_does():

@@ -1,7 +1,6 @@
 """Masks that change under every optimizer: counts to the weight, exact zeros."""
 
-import functools
-
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,10 +46,6 @@ def make_start():
 PARAMS, MASKS = make_start()
 
 
-# Compiled for the count of programs, not for the time that they run.
-OPTIONS = {"xla_backend_optimization_level": 0}
-
-
 def train(tx, params, extra):
   """All steps in one scan; after each: live counts, and whether the dead are zero."""
   tx = optax.with_extra_args_support(tx)
@@ -67,7 +62,7 @@ def train(tx, params, extra):
     zeros = [jnp.all(m | (k == 0)) for m, k in zip(masks, kernels, strict=True)]
     return (params, state), (counts, jnp.stack(zeros).all())
 
-  @functools.partial(jax.jit, compiler_options=OPTIONS)
+  @jax.jit
   def run(params):
     return jax.lax.scan(step, (params, tx.init(params)), length=STEPS)
 
@@ -87,8 +82,7 @@ def check(inner, extra=None, *, leave_out_none=False):
   before = [int(mask.sum()) for mask in jax.tree.leaves(masks)]
   np.testing.assert_array_equal(counts, np.tile(before, (STEPS, 1)))
   assert zeros.all()
-  for leaf in jax.tree.leaves(params):
-    assert np.isfinite(leaf).all()
+  chex.assert_tree_all_finite(params)
   assert int(state.num_updates) == STEPS
   assert sum(int(count.sum()) for count in jax.tree.leaves(state.num_grown)) > 10
   for layer in ("hidden", "out"):

@@ -66,7 +66,7 @@ def test_a_dense_layer_keeps_norms():
   kernel = eoi_init(DENSITY)(jax.random.key(0), (32, 64))
   inputs = jax.random.normal(jax.random.key(1), (10, 32))
   outputs = jnp.matmul(inputs, kernel, precision="highest")
-  np.testing.assert_allclose(
+  chex.assert_trees_all_close(
     jnp.linalg.norm(outputs, axis=1), jnp.linalg.norm(inputs, axis=1), rtol=1e-5
   )
 
@@ -87,11 +87,11 @@ def test_convolution_keeps_norms(window, circular):
   inputs = jax.random.normal(jax.random.key(1), (3, *(5,) * len(window), IN))
   outputs = convolve(inputs, kernel, circular)
   middle = kernel[center(window)]
-  np.testing.assert_allclose(
+  chex.assert_trees_all_close(
     outputs, jnp.matmul(inputs, middle, precision="highest"), atol=1e-5
   )
   axes = tuple(range(1, inputs.ndim))
-  np.testing.assert_allclose(
+  chex.assert_trees_all_close(
     jnp.sqrt(jnp.sum(outputs**2, axes)), jnp.sqrt(jnp.sum(inputs**2, axes)), rtol=1e-5
   )
 
@@ -119,8 +119,8 @@ def test_how_much_of_the_density_is_at_the_center(center, density, at_center):
 def test_scale_multiplies_the_kernel(shape):
   key = jax.random.key(0)
   one, two = eoi_init(DENSITY)(key, shape), eoi_init(DENSITY, scale=1.5)(key, shape)
-  np.testing.assert_allclose(two, 1.5 * one, rtol=1e-6)
-  np.testing.assert_array_equal(one != 0, two != 0)
+  chex.assert_trees_all_close(two, 1.5 * one, rtol=1e-6)
+  chex.assert_trees_all_equal(one != 0, two != 0)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -129,7 +129,7 @@ def test_lower_precision_is_cast_last(dtype):
   kernel = init(key, (32, 64), dtype)
   assert kernel.dtype == dtype
   want = init(key, (32, 64)).astype(dtype)
-  np.testing.assert_array_equal(kernel.astype(jnp.float32), want.astype(jnp.float32))
+  chex.assert_trees_all_equal(kernel.astype(jnp.float32), want.astype(jnp.float32))
 
 
 def test_float64(x64):
@@ -143,10 +143,10 @@ def test_jit_and_vmap():
   keys = jax.random.split(jax.random.key(0), 3)
   alone = np.stack([np.asarray(init(key, shape)) for key in keys])
   compiled = jax.jit(init, static_argnums=1)(keys[0], shape)
-  np.testing.assert_array_equal(compiled, alone[0])
+  chex.assert_trees_all_equal(compiled, alone[0])
   together = np.asarray(jax.vmap(lambda key: init(key, shape))(keys))
-  np.testing.assert_array_equal(together != 0, alone != 0)
-  np.testing.assert_allclose(together, alone, rtol=0, atol=1e-6)
+  chex.assert_trees_all_equal(together != 0, alone != 0)
+  chex.assert_trees_all_close(together, alone, rtol=0, atol=1e-6)
 
 
 def test_out_sharding_of_one_device():
@@ -155,7 +155,7 @@ def test_out_sharding_of_one_device():
   sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
   kernel = eoi_init(DENSITY)(jax.random.key(0), (32, 64), out_sharding=sharding)
   assert kernel.sharding.is_equivalent_to(sharding, 2)
-  np.testing.assert_array_equal(kernel, eoi_init(DENSITY)(jax.random.key(0), (32, 64)))
+  chex.assert_trees_all_equal(kernel, eoi_init(DENSITY)(jax.random.key(0), (32, 64)))
 
 
 def check_kernel(kernel):
@@ -197,7 +197,7 @@ def test_flax_linen_dense_general_over_two_axes():
   assert kernel.shape == (2, IN, 4, 8)
   # Flax draws (in, out) with the axes merged: there it is orthogonal.
   check_kernel(kernel.reshape(2 * IN, 32))
-  np.testing.assert_allclose(
+  chex.assert_trees_all_close(
     jnp.linalg.norm(outputs.reshape(5, -1), axis=1),
     jnp.linalg.norm(inputs.reshape(5, -1), axis=1),
     rtol=1e-5,
@@ -214,7 +214,7 @@ def test_flax_nnx_linear():
   layer = nnx.Linear(IN, OUT, kernel_init=eoi_init(DENSITY), rngs=nnx.Rngs(0))
   check_kernel(layer.kernel[...])
   inputs = jax.random.normal(jax.random.key(1), (10, IN))
-  np.testing.assert_allclose(
+  chex.assert_trees_all_close(
     jnp.linalg.norm(layer(inputs), axis=1), jnp.linalg.norm(inputs, axis=1), rtol=1e-4
   )
 
@@ -257,7 +257,7 @@ def test_a_plain_list_of_arrays_trains():
   assert values[-1] < values[0] / 2
   for kernel, mask in zip(trained, masks, strict=True):
     assert np.count_nonzero(mask) == round(0.25 * mask.size)
-    np.testing.assert_array_equal(np.asarray(kernel)[~np.asarray(mask)], 0)
+    chex.assert_trees_all_equal(np.asarray(kernel)[~np.asarray(mask)], 0)
 
 
 @pytest.mark.parametrize("density", [0, -0.5, 1.5, float("nan")])
@@ -327,7 +327,7 @@ def test_grouped_convolutions_take_their_groups(value_error):
   )
   inputs = jax.random.normal(jax.random.key(1), (2, 5, 5, 8))
   outputs, _ = layer.init_with_output(jax.random.key(0), inputs)
-  np.testing.assert_allclose(
+  chex.assert_trees_all_close(
     jnp.linalg.norm(outputs), jnp.linalg.norm(inputs), rtol=1e-5
   )
 

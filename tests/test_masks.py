@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,7 +43,7 @@ def structure(tree):
 
 def equal(left, right):
   assert structure(left) == structure(right)
-  jax.tree.map(np.testing.assert_array_equal, left, right)
+  chex.assert_trees_all_equal(left, right)
 
 
 def check_mask(mask, kernel, count):
@@ -153,7 +154,7 @@ def test_a_stacked_leaf_is_as_many_kernels(params):
     check_mask(mask, kernel, round(DENSITY * 2048))
   assert len({np.asarray(mask).tobytes() for mask in stack}) == 3
   alone = kernel_masks(jax.random.key(1), params, DENSITY)
-  np.testing.assert_array_equal(masks["hidden"]["kernel"], alone["hidden"]["kernel"])
+  chex.assert_trees_all_equal(masks["hidden"]["kernel"], alone["hidden"]["kernel"])
 
 
 def test_which_leaves_are_kernels_is_the_callers_to_say(kernel):
@@ -229,9 +230,9 @@ def test_apply_masks_zeroes_the_dead_and_keeps_the_rest(params):
   for name in SHAPES:
     mask, kernel = np.asarray(masks[name]["kernel"]), np.asarray(got[name]["kernel"])
     before = np.asarray(noise[name]["kernel"])
-    np.testing.assert_array_equal(kernel[mask], before[mask])
-    np.testing.assert_array_equal(kernel[~mask], 0)
-    np.testing.assert_array_equal(got[name]["bias"], noise[name]["bias"])
+    chex.assert_trees_all_equal(kernel[mask], before[mask])
+    chex.assert_trees_all_equal(kernel[~mask], 0)
+    chex.assert_trees_all_equal(got[name]["bias"], noise[name]["bias"])
   equal(apply_masks(got, masks), got)
   equal(jax.jit(apply_masks)(noise, masks), got)
   # The support is inside the mask: nothing of the start is lost.
@@ -243,7 +244,7 @@ def test_apply_masks_gives_positive_zeros_whatever_was_there(bad):
   params = {"kernel": jnp.full((4, 4), bad, jnp.float32)}
   got = apply_masks(params, {"kernel": jnp.eye(4, dtype=bool)})["kernel"]
   dead = np.asarray(got)[~np.eye(4, dtype=bool)]
-  np.testing.assert_array_equal(dead.view(np.uint32), 0)
+  chex.assert_trees_all_equal(dead.view(np.uint32), 0)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.int32])
@@ -327,7 +328,7 @@ def test_random_masks_have_exact_counts_and_no_favourite_cells():
   keys = jax.random.split(jax.random.key(0), 1500)
   draw = jax.vmap(lambda key: random_masks(key, params, 0.3)["kernel"])
   masks = np.asarray(draw(keys))
-  np.testing.assert_array_equal(masks.sum(axis=(1, 2)), round(0.3 * 24))
+  chex.assert_trees_all_equal(masks.sum(axis=(1, 2)), round(0.3 * 24))
   standard_error = np.sqrt(0.3 * 0.7 / len(keys))
   assert np.abs(masks.mean(axis=0) - 7 / 24).max() < 5 * standard_error
   assert random_masks(keys[0], params, 0.3)["bias"] is None

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,7 +71,7 @@ def test_zeros_are_zeros_and_not_rounding(shape, density):
 def test_at_the_floor_it_is_a_partial_permutation(shape):
   _, matrices = sample(shape, 1 / max(shape))
   for matrix in matrices:
-    np.testing.assert_array_equal(np.abs(matrix[matrix != 0]), np.ones(min(shape)))
+    chex.assert_trees_all_equal(np.abs(matrix[matrix != 0]), np.ones(min(shape)))
     assert (np.count_nonzero(matrix, axis=np.argmax(shape)) <= 1).all()
 
 
@@ -93,7 +94,7 @@ def test_jit_equals_no_jit():
   compiled = jax.jit(sparse_orthogonal, static_argnums=(1, 2))
   for seed in range(3):
     key = jax.random.key(seed)
-    np.testing.assert_array_equal(
+    chex.assert_trees_all_equal(
       compiled(key, SHAPE, DENSITY), sparse_orthogonal(key, SHAPE, DENSITY)
     )
 
@@ -102,24 +103,24 @@ def test_jit_equals_no_jit():
 def test_vmap_over_keys_equals_a_loop(shape, density):
   keys, together = sample(shape, density)
   alone = np.stack([np.asarray(sparse_orthogonal(k, shape, density)) for k in keys])
-  np.testing.assert_array_equal(together != 0, alone != 0)
+  chex.assert_trees_all_equal(together != 0, alone != 0)
   # A batched program may contract multiplies and adds in another way.
-  np.testing.assert_allclose(together, alone, rtol=0, atol=1e-6)
+  chex.assert_trees_all_close(together, alone, rtol=0, atol=1e-6)
 
 
 def test_same_key_same_matrix_and_old_style_keys():
   key = jax.random.key(5)
   first = sparse_orthogonal(key, SHAPE, DENSITY)
-  np.testing.assert_array_equal(first, sparse_orthogonal(key, SHAPE, DENSITY))
+  chex.assert_trees_all_equal(first, sparse_orthogonal(key, SHAPE, DENSITY))
   raw = jax.random.key_data(key)
-  np.testing.assert_array_equal(first, sparse_orthogonal(raw, SHAPE, DENSITY))
+  chex.assert_trees_all_equal(first, sparse_orthogonal(raw, SHAPE, DENSITY))
 
 
 def test_shape_may_be_a_list_and_density_a_numpy_scalar():
   key = jax.random.key(5)
   want = sparse_orthogonal(key, SHAPE, DENSITY)
   got = sparse_orthogonal(key, list(SHAPE), np.float64(DENSITY))
-  np.testing.assert_array_equal(got, want)
+  chex.assert_trees_all_equal(got, want)
 
 
 def test_density_one_may_be_an_int():
@@ -169,7 +170,7 @@ def test_lower_precision_is_a_cast_at_the_end(dtype):
   matrix = sparse_orthogonal(key, SHAPE, DENSITY, dtype)
   assert matrix.dtype == dtype
   want = sparse_orthogonal(key, SHAPE, DENSITY, jnp.float32).astype(dtype)
-  np.testing.assert_array_equal(matrix.astype(jnp.float32), want.astype(jnp.float32))
+  chex.assert_trees_all_equal(matrix.astype(jnp.float32), want.astype(jnp.float32))
 
 
 def test_orthogonality_error_of_known_matrices():
@@ -186,10 +187,10 @@ def test_orthogonality_error_is_traceable_and_agrees_with_numpy():
   matrix = jax.random.normal(jax.random.key(0), (6, 9)) / 3
   got = jax.jit(orthogonality_error)(matrix)
   assert got.shape == ()
-  np.testing.assert_allclose(got, gram_error(matrix), rtol=1e-5)
-  np.testing.assert_allclose(orthogonality_error(matrix.T), got, rtol=1e-6)
+  chex.assert_trees_all_close(got, gram_error(matrix), rtol=1e-5)
+  chex.assert_trees_all_close(orthogonality_error(matrix.T), got, rtol=1e-6)
   batch = jax.vmap(orthogonality_error)(jnp.stack([matrix, 2 * matrix]))
-  np.testing.assert_allclose(batch[0], got, rtol=1e-6)
+  chex.assert_trees_all_close(batch[0], got, rtol=1e-6)
 
 
 def test_orthogonality_error_of_half_precision_is_computed_in_float32():

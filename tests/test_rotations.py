@@ -1,5 +1,6 @@
 """Rotations: drawn uniformly, applied in order by the published formula."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,15 +47,15 @@ def replay(golden, case, dtype, num_rotations=None):
 def test_recorded_sequences_give_the_recorded_matrices(golden, case):
   got, want = replay(golden, case, jnp.float32)
   assert got.shape == want.shape
-  np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
-  np.testing.assert_array_equal(got != 0, want != 0)
+  chex.assert_trees_all_close(got, want, rtol=0, atol=1e-6)
+  chex.assert_trees_all_equal(got != 0, want != 0)
 
 
 @pytest.mark.parametrize("case", sorted(APPLIED))
 def test_recorded_sequences_in_float64(golden, case, x64):
   got, want = replay(golden, case, jnp.float64)
   # The record is float32: a few units in its last place.
-  np.testing.assert_allclose(got, want, rtol=0, atol=2e-7)
+  chex.assert_trees_all_close(got, want, rtol=0, atol=2e-7)
 
 
 def test_the_last_draw_of_case4_is_not_in_its_matrix(golden):
@@ -70,7 +71,7 @@ def test_one_rotation_follows_the_formula_and_its_sign():
     [c + s * 3.0, 2.0, -s + c * 3.0],
     [c * 4.0 + s * 6.0, 5.0, -s * 4.0 + c * 6.0],
   ]
-  np.testing.assert_allclose(apply_rotations(matrix, rotations), want, rtol=1e-6)
+  chex.assert_trees_all_close(apply_rotations(matrix, rotations), want, rtol=1e-6)
 
 
 def test_order_matters_and_is_kept():
@@ -78,8 +79,8 @@ def test_order_matters_and_is_kept():
   backwards = jax.tree.map(lambda x: x[::-1], pairs)
   eye = jnp.eye(3)
   forth, back = apply_rotations(eye, pairs), apply_rotations(eye, backwards)
-  np.testing.assert_allclose(forth, rotate_one_by_one(eye, pairs), atol=1e-6)
-  np.testing.assert_allclose(back, rotate_one_by_one(eye, backwards), atol=1e-6)
+  chex.assert_trees_all_close(forth, rotate_one_by_one(eye, pairs), atol=1e-6)
+  chex.assert_trees_all_close(back, rotate_one_by_one(eye, backwards), atol=1e-6)
   assert float(jnp.abs(forth - back).max()) > 0.1
 
 
@@ -96,14 +97,14 @@ def test_plain_numpy_lists_of_axes_and_angles_are_welcome():
   rotations = Rotations(np.array([0, 0]), np.array([3, 1]), np.array([0.5, 0.25]))
   eye = np.eye(4, dtype=np.float32)
   got = apply_rotations(eye, rotations)
-  np.testing.assert_allclose(got, rotate_one_by_one(eye, rotations), atol=1e-6)
+  chex.assert_trees_all_close(got, rotate_one_by_one(eye, rotations), atol=1e-6)
 
 
 def test_no_rotation_changes_nothing():
   rotations = sample_rotations(jax.random.key(0), N, 0)
   assert [x.shape for x in rotations] == [(0,)] * 3
   matrix = jax.random.normal(jax.random.key(4), (5, N))
-  np.testing.assert_array_equal(apply_rotations(matrix, rotations), matrix)
+  chex.assert_trees_all_equal(apply_rotations(matrix, rotations), matrix)
 
 
 def test_untouched_cells_stay_exact_zeros():
@@ -111,7 +112,7 @@ def test_untouched_cells_stay_exact_zeros():
   got = np.asarray(apply_rotations(jnp.eye(6), rotations))
   want = np.eye(6, dtype=bool)
   want[:2, :2] = True
-  np.testing.assert_array_equal(got != 0, want)
+  chex.assert_trees_all_equal(got != 0, want)
 
 
 def test_samples_have_ordered_pairs_in_range():
@@ -150,14 +151,14 @@ def test_angles_are_uniform_on_the_circle():
 
 def test_a_constant_angle():
   rotations = sample_rotations(jax.random.key(0), N, T, angle=np.pi / 180)
-  np.testing.assert_array_equal(rotations.angle, np.full(T, np.float32(np.pi / 180)))
+  chex.assert_trees_all_equal(rotations.angle, np.full(T, np.float32(np.pi / 180)))
 
 
 def test_the_angle_does_not_change_the_pairs():
   free = sample_rotations(jax.random.key(0), N, T)
   fixed = sample_rotations(jax.random.key(0), N, T, angle=0.5)
-  np.testing.assert_array_equal(free.i, fixed.i)
-  np.testing.assert_array_equal(free.j, fixed.j)
+  chex.assert_trees_all_equal(free.i, fixed.i)
+  chex.assert_trees_all_equal(free.j, fixed.j)
 
 
 def test_an_angle_function_gets_a_key_and_a_shape():
@@ -177,8 +178,8 @@ def test_jit_equals_no_jit():
 
   key, matrix = jax.random.key(7), jnp.eye(5, N)
   plain, compiled = sample(key), jax.jit(sample)(key)
-  jax.tree.map(np.testing.assert_array_equal, plain, compiled)
-  np.testing.assert_allclose(
+  chex.assert_trees_all_equal(plain, compiled)
+  chex.assert_trees_all_close(
     apply_rotations(matrix, plain),
     jax.jit(apply_rotations)(matrix, compiled),
     rtol=0,
@@ -193,15 +194,15 @@ def test_vmap_over_keys_equals_a_loop():
   keys = jax.random.split(jax.random.key(8), 4)
   together = np.asarray(jax.vmap(rotated)(keys))
   alone = np.stack([np.asarray(rotated(key)) for key in keys])
-  np.testing.assert_array_equal(together != 0, alone != 0)
-  np.testing.assert_allclose(together, alone, rtol=0, atol=1e-6)
+  chex.assert_trees_all_equal(together != 0, alone != 0)
+  chex.assert_trees_all_close(together, alone, rtol=0, atol=1e-6)
 
 
 def test_keys_decide():
   def sample(seed):
     return sample_rotations(jax.random.key(seed), N, T)
 
-  jax.tree.map(np.testing.assert_array_equal, sample(1), sample(1))
+  chex.assert_trees_all_equal(sample(1), sample(1))
   assert (np.asarray(sample(1).i) != np.asarray(sample(2).i)).any()
 
 
@@ -209,9 +210,9 @@ def test_float64(x64):
   rotations = sample_rotations(jax.random.key(3), N, T)
   got = apply_rotations(jnp.eye(5, N, dtype=jnp.float64), rotations)
   assert got.dtype == jnp.float64
-  np.testing.assert_allclose(got @ got.T, np.eye(5), rtol=0, atol=1e-13)
+  chex.assert_trees_all_close(got @ got.T, np.eye(5), rtol=0, atol=1e-13)
   want = rotate_one_by_one(np.eye(5, N), rotations)
-  np.testing.assert_allclose(got, want, rtol=0, atol=1e-13)
+  chex.assert_trees_all_close(got, want, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,10 +60,7 @@ def live(masks):
 
 def check_zeros(params, masks):
   """Weights off the masks are exactly zero; dense leaves have no mask."""
-  for a, b in zip(
-    jax.tree.leaves(params), jax.tree.leaves(apply_masks(params, masks)), strict=True
-  ):
-    np.testing.assert_array_equal(a, b)
+  chex.assert_trees_all_equal(params, apply_masks(params, masks))
 
 
 @pytest.mark.parametrize("params", [MLP, CNN], ids=["mlp", "cnn"])
@@ -73,7 +71,7 @@ def test_counts_are_exact_and_other_leaves_stay(start, params):
   assert live(masks) == {n: round(0.3 * k.size) for n, k in kernels.items()}
   check_zeros(new, masks)
   for name, leaf in new.items():
-    np.testing.assert_array_equal(leaf["bias"], params[name]["bias"])
+    chex.assert_trees_all_equal(leaf["bias"], params[name]["bias"])
     assert masks[name]["bias"] is None
 
 
@@ -103,11 +101,11 @@ def test_a_layer_does_not_depend_on_the_rest_of_the_tree(start):
   start_all = functools.partial(sparsify, KEY, start=start, options=options)
   new, masks = start_all(MLP, 0.25)
   alone, mask = start_all({"third": MLP["third"]}, 0.25)
-  np.testing.assert_allclose(
+  chex.assert_trees_all_close(
     alone["third"]["kernel"], new["third"]["kernel"], atol=1e-6
   )
   if masks["third"]["kernel"] is not None:
-    np.testing.assert_array_equal(mask["third"]["kernel"], masks["third"]["kernel"])
+    chex.assert_trees_all_equal(mask["third"]["kernel"], masks["third"]["kernel"])
   assert float(jnp.abs(new["second"]["kernel"] - new["third"]["kernel"]).max()) > 0.1
 
 
@@ -118,7 +116,7 @@ def test_a_layer_does_not_depend_on_the_densities_of_others():
 
   one, _ = sparsify(KEY, MLP, densities(0.15))
   two, _ = sparsify(KEY, MLP, densities(0.7))
-  np.testing.assert_array_equal(one["second"]["kernel"], two["second"]["kernel"])
+  chex.assert_trees_all_equal(one["second"]["kernel"], two["second"]["kernel"])
 
 
 def test_base_is_the_dense_reference_times_the_mask():
@@ -128,8 +126,8 @@ def test_base_is_the_dense_reference_times_the_mask():
   assert max(float(e.max()) for e in gram_errors(dense).values()) < ATOL
   new, same = sparsify(KEY, MLP, masks, start="base")
   for name in MLP:
-    np.testing.assert_array_equal(same[name]["kernel"], masks[name]["kernel"])
-    np.testing.assert_array_equal(
+    chex.assert_trees_all_equal(same[name]["kernel"], masks[name]["kernel"])
+    chex.assert_trees_all_equal(
       new[name]["kernel"],
       np.where(masks[name]["kernel"], dense[name]["kernel"], 0.0),
     )
@@ -144,7 +142,7 @@ def test_ai_is_nearer_to_an_isometry_than_base_on_the_same_mask():
   base, base_mask = error("base")
   sgd, ai_mask = error("ai", num_steps=200)
   adam, _ = error("ai", method="adam")
-  np.testing.assert_array_equal(base_mask, ai_mask)
+  chex.assert_trees_all_equal(base_mask, ai_mask)
   assert adam < sgd < 0.7 * base
 
 
@@ -158,7 +156,7 @@ def test_references_of_convolutions():
     errors = {n: float(e[0]) for n, e in gram_errors(new).items()}
     assert (errors["conv/kernel"] < ATOL) == isometric
     base, masks = sparsify(KEY, CNN, 0.5, start="base", options={"reference": start})
-    np.testing.assert_array_equal(
+    chex.assert_trees_all_equal(
       base["conv"]["kernel"],
       jnp.where(masks["conv"]["kernel"], new["conv"]["kernel"], 0.0),
     )
@@ -169,7 +167,7 @@ def test_eoi_in_mask_keeps_the_mask_and_is_exact():
   new, same = sparsify(KEY, MLP, masks, start="eoi_in_mask")
   check_zeros(new, masks)
   for name in MLP:
-    np.testing.assert_array_equal(same[name]["kernel"], masks[name]["kernel"])
+    chex.assert_trees_all_equal(same[name]["kernel"], masks[name]["kernel"])
     filled = float(pattern_fill(new[name]["kernel"], masks[name]["kernel"]))
     assert filled > 0.15  # a perfect matching alone is 24 / 230
   assert max(float(e.max()) for e in gram_errors(new).values()) < ATOL
@@ -193,7 +191,7 @@ def test_a_mask_with_a_dead_unit_has_no_isometry(fallback, value_error):
   new, same = sparsify(
     KEY, MLP, masks, start="eoi_in_mask", options={"fallback": fallback}
   )
-  np.testing.assert_array_equal(same["second"]["kernel"], cut)
+  chex.assert_trees_all_equal(same["second"]["kernel"], cut)
   check_zeros(new, masks)
   errors = {n: float(e[0]) for n, e in gram_errors(new).items()}
   assert errors["first/kernel"] < ATOL and errors["third/kernel"] < ATOL
@@ -231,7 +229,7 @@ def test_eoi_structured_trains_whole_windows():
   assert masks["stem"]["kernel"] is None and masks["out"]["kernel"] is None
   assert max(float(e.max()) for e in gram_errors(new).values()) < ATOL
   mask, kernel = masks["wide"]["kernel"], new["wide"]["kernel"]
-  np.testing.assert_array_equal(mask, np.broadcast_to(kernel[1, 1] != 0, (3, 3, 8, 16)))
+  chex.assert_trees_all_equal(mask, np.broadcast_to(kernel[1, 1] != 0, (3, 3, 8, 16)))
   assert 0.25 * 128 - 8 < np.count_nonzero(mask[1, 1]) <= 0.25 * 128
   check_zeros(new, masks)
 
@@ -268,7 +266,7 @@ def test_grouped_convolutions_are_isometries(shape, groups):
   inputs = jax.random.normal(jax.random.key(1), (1, 6, 6, num_inputs))
   outputs = convolve(inputs, kernel, groups)
   if shape[2] * groups <= shape[3]:  # else the map contracts
-    np.testing.assert_allclose(
+    chex.assert_trees_all_close(
       jnp.linalg.norm(outputs), jnp.linalg.norm(inputs), rtol=1e-5
     )
   if groups == 8:
@@ -293,9 +291,7 @@ def test_depthwise_kernels_keep_every_channel_or_say_so(value_error):
   }
   new, masks = sparsify(KEY, params, densities)
   assert masks["depthwise"]["kernel"] is None
-  np.testing.assert_array_equal(
-    new["depthwise"]["kernel"], params["depthwise"]["kernel"]
-  )
+  chex.assert_trees_all_equal(new["depthwise"]["kernel"], params["depthwise"]["kernel"])
 
 
 def test_an_image_of_one_channel_is_no_depthwise_convolution():
@@ -305,7 +301,7 @@ def test_an_image_of_one_channel_is_no_depthwise_convolution():
   assert float(gram_errors(new, **options)["stem/kernel"][0]) < ATOL
   inputs = jax.random.normal(jax.random.key(1), (1, 6, 6, 1))
   outputs = convolve(inputs, new["stem"]["kernel"], 1)
-  np.testing.assert_allclose(
+  chex.assert_trees_all_close(
     jnp.linalg.norm(outputs), jnp.linalg.norm(inputs), rtol=1e-5
   )
   assert live(masks)["stem/kernel"] == 36
@@ -333,7 +329,7 @@ def test_patches_are_one_orthogonal_matrix():
     dimension_numbers=("NHWC", "HWIO", "NHWC"),
     precision="highest",
   )
-  np.testing.assert_allclose(
+  chex.assert_trees_all_close(
     jnp.sum(outputs**2, (1, 2, 3)), jnp.sum(inputs**2, (1, 2, 3)), rtol=1e-5
   )
 
@@ -351,7 +347,7 @@ def test_embeddings_stay_dense_unless_asked_for():
   params = {"embed": {"embedding": jnp.ones((64, 16))}, **tree(out=(16, 16))}
   new, masks = sparsify(KEY, params, 0.3)
   assert masks["embed"]["embedding"] is None
-  np.testing.assert_array_equal(new["embed"]["embedding"], jnp.ones((64, 16)))
+  chex.assert_trees_all_equal(new["embed"]["embedding"], jnp.ones((64, 16)))
   layouts = kernel_layouts(params, {"embed/embedding": "io"})
   new, masks = sparsify(KEY, params, 0.3, layouts=layouts)
   assert live(masks)["embed/embedding"] == round(0.3 * 1024)
@@ -409,12 +405,11 @@ def test_densities_are_static_under_jit(start):
   def compiled(key, params):
     return sparsify(key, params, 0.25, start=start, options=options)
 
-  for a, b in zip(
-    jax.tree.leaves(compiled(KEY, MLP)),
-    jax.tree.leaves(sparsify(KEY, MLP, 0.25, start=start, options=options)),
-    strict=True,
-  ):
-    np.testing.assert_allclose(a, b, atol=1e-5)
+  chex.assert_trees_all_close(
+    compiled(KEY, MLP),
+    sparsify(KEY, MLP, 0.25, start=start, options=options),
+    atol=1e-5,
+  )
 
 
 def test_masks_under_jit(value_error):
@@ -423,7 +418,7 @@ def test_masks_under_jit(value_error):
   start = functools.partial(sparsify, KEY, MLP)
   traced, _ = jax.jit(lambda m: start(m, start="base"))(masks)
   eager, _ = start(masks, start="base")
-  np.testing.assert_allclose(
+  chex.assert_trees_all_close(
     traced["second"]["kernel"], eager["second"]["kernel"], atol=1e-6
   )
   with value_error("masks", "concrete"):
@@ -481,7 +476,7 @@ def test_all_taps_of_every_kind_of_convolution(value_error):
       if block.ndim > 2:
         image = (5,) * (block.ndim - 2)
         values = conv_singular_values(block, image, padding="CIRCULAR")
-        np.testing.assert_allclose(values, 1.0, atol=1e-5)
+        chex.assert_trees_all_close(values, 1.0, atol=1e-5)
         if min(block.shape[-2:]) >= 16:  # channels enough for every tap
           assert (block != 0).any(axis=(-1, -2)).all(), "a tap is empty"
   with value_error("`taps`", "'center', 'all'", "'every'"):

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,7 +86,7 @@ def assert_dead_are_zero(params):
   """Bit for bit: not a tiny number, and not minus zero."""
   dead = dead_of(params)
   assert dead.size > 40
-  np.testing.assert_array_equal(dead.view(np.uint32), np.zeros(dead.size, np.uint32))
+  chex.assert_trees_all_equal(dead.view(np.uint32), np.zeros(dead.size, np.uint32))
 
 
 def assert_live_moved(params, start=PARAMS, masks=MASKS):
@@ -116,7 +117,7 @@ def test_every_optimizer_of_optax(name, standard_promotion):
   # In every one of the hundred steps, not in the last alone.
   for step in range(STEPS):
     now = jax.tree.map(lambda leaf, step=step: np.asarray(leaf)[step], updates)
-    np.testing.assert_array_equal(dead_of(now), 0)
+    chex.assert_trees_all_equal(dead_of(now), 0)
   assert_live_moved(params)
 
 
@@ -162,9 +163,9 @@ def test_dead_gradients_that_are_not_finite_do_no_harm(bad, standard_promotion):
   )
   params, state, _ = train(tx, spoil=spoil)
   clean, _, _ = train(tx)
-  jax.tree.map(np.testing.assert_array_equal, params, clean)
+  chex.assert_trees_all_equal(params, clean)
   assert_dead_are_zero(params)
-  assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(state))
+  chex.assert_tree_all_finite(state)
 
 
 def test_norms_and_moments_see_live_weights_only():
@@ -177,7 +178,7 @@ def test_norms_and_moments_see_live_weights_only():
   moments = [x for x in jax.tree.leaves(state) if x.shape == (8, 8) and x.dtype != bool]
   assert moments
   for moment in moments:
-    np.testing.assert_array_equal(moment != 0, MASKS["hidden"]["kernel"])
+    chex.assert_trees_all_equal(moment != 0, MASKS["hidden"]["kernel"])
 
 
 def test_it_equals_the_inner_transform_on_live_weights():
@@ -189,7 +190,7 @@ def test_it_equals_the_inner_transform_on_live_weights():
 
   want, _, _ = train(optax.sgd(0.1, momentum=0.9), loss=masked_loss)
   jax.tree.map(
-    lambda got, want: np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7),
+    lambda got, want: chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-7),
     params,
     want,
   )
@@ -199,7 +200,7 @@ def test_without_a_mask_it_is_the_inner_transform():
   dense = jax.tree.map(lambda _: None, PARAMS)
   params, _, _ = train(static_sparsity(optax.sgd(0.1, momentum=0.9), dense))
   want, _, _ = train(optax.sgd(0.1, momentum=0.9))
-  jax.tree.map(np.testing.assert_array_equal, params, want)
+  chex.assert_trees_all_equal(params, want)
 
 
 def test_one_update_with_and_without_jit():
@@ -208,18 +209,18 @@ def test_one_update_with_and_without_jit():
   updates = jax.grad(loss)(PARAMS)
   plain, _ = tx.update(updates, state, PARAMS)
   compiled, _ = jax.jit(tx.update)(updates, state, PARAMS)
-  np.testing.assert_array_equal(dead_of(plain), 0)
+  chex.assert_trees_all_equal(dead_of(plain), 0)
   for left, right in zip(
     jax.tree.leaves(plain), jax.tree.leaves(compiled), strict=True
   ):
-    np.testing.assert_array_equal(left == 0, right == 0)
-    np.testing.assert_allclose(left, right, rtol=1e-6)
+    chex.assert_trees_all_equal(left == 0, right == 0)
+    chex.assert_trees_all_close(left, right, rtol=1e-6)
 
 
 def test_update_without_params():
   tx = static_sparsity(optax.sgd(0.1), MASKS)
   updates, _ = tx.update(jax.grad(loss)(PARAMS), tx.init(PARAMS))
-  np.testing.assert_array_equal(dead_of(updates), 0)
+  chex.assert_trees_all_equal(dead_of(updates), 0)
   assert (np.asarray(updates["hidden"]["bias"]) != 0).all()
 
 
@@ -248,7 +249,7 @@ def test_low_precision_parameters_keep_their_dtype(dtype):
   tx = static_sparsity(optax.sgd(0.1), MASKS)
   updates, _ = tx.update(params, tx.init(params), params)
   assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype(dtype)}
-  np.testing.assert_array_equal(dead_of(updates), 0)
+  chex.assert_trees_all_equal(dead_of(updates), 0)
 
 
 class Pair(NamedTuple):
@@ -295,7 +296,7 @@ def test_any_pytree(kind, standard_promotion):
   got, _, _ = train(tx, params=params, loss=square, steps=10)
   assert jax.tree.structure(got) == jax.tree.structure(params)
   kernel, bias = jax.tree.leaves(got)
-  np.testing.assert_array_equal(np.asarray(kernel)[~np.asarray(mask)], 0)
+  chex.assert_trees_all_equal(np.asarray(kernel)[~np.asarray(mask)], 0)
   moved = np.asarray(kernel) != np.asarray(PARAMS["hidden"]["kernel"])
   assert moved[np.asarray(mask)].all()
   assert (np.asarray(bias) != 0.1).all()
@@ -319,7 +320,7 @@ def test_extra_args_reach_the_inner_transform():
 def test_extra_args_are_ignored_by_an_inner_without_them():
   tx = static_sparsity(optax.sgd(0.1), MASKS)
   updates, _ = tx.update(PARAMS, tx.init(PARAMS), PARAMS, value=3.0)
-  np.testing.assert_array_equal(dead_of(updates), 0)
+  chex.assert_trees_all_equal(dead_of(updates), 0)
 
 
 def test_the_state_is_a_pytree_of_arrays_that_round_trips():
@@ -331,7 +332,7 @@ def test_the_state_is_a_pytree_of_arrays_that_round_trips():
   updates = jax.grad(loss)(PARAMS)
   one, _ = tx.update(updates, state, PARAMS)
   two, _ = tx.update(updates, again, PARAMS)
-  jax.tree.map(np.testing.assert_array_equal, one, two)
+  chex.assert_trees_all_equal(one, two)
 
 
 def wrong_masks():

@@ -1,5 +1,6 @@
 """A small training of the quickstart's net, and how to compare two."""
 
+import chex
 import jax
 import numpy as np
 
@@ -35,9 +36,7 @@ def leaves(state):
 def assert_identical(state, other):
   """Compares two states bit by bit."""
   assert jax.tree.structure(state) == jax.tree.structure(other)
-  for a, b in zip(leaves(state), leaves(other), strict=True):
-    assert a.dtype == b.dtype
-    np.testing.assert_array_equal(a, b)
+  chex.assert_trees_all_equal(leaves(state), leaves(other), strict=True)
 
 
 def numbers(records):

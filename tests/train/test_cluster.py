@@ -14,32 +14,35 @@ import numpy as np
 import pytest
 
 from eoi_jax import apply_masks
-from tests.train.small import small
 from train.core import mesh
 from train.core.checkpoints import Checkpoints
+from train.core.command import load_config
 from train.core.console import UserError
-from train.core.plan import make_plan, start_state
+from train.core.loop import train_and_evaluate
 
 ROOT = Path(__file__).parents[2]
-COMMAND = [
-  sys.executable,
-  "-m",
-  "train.run",
-  "--config=configs/quickstart.py",
-  "--config.compare.field=",
-  "--config.compare.choices=()",
-  "--config.model.depth=4",
-  "--config.model.width=128",  # large enough to be split
-  "--config.num_epochs=3",
-  "--config.steps_per_dispatch=1",
-  "--config.optimizer.ema=0.9",
-  "--quiet",
-]
+CONFIG = """
+from tests.train.small import small
+
+def get_config():
+  fields = {"model.depth": 4, "model.width": 128}  # large enough to be split
+  return small(steps_per_dispatch=1, **fields, **{"optimizer.ema": 0.9})
+"""
+
+pytestmark = pytest.mark.usefixtures("module_promotion")
 
 
-def start(workdir, devices, *flags):
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+  path = tmp_path_factory.mktemp("configs") / "wide.py"
+  path.write_text(CONFIG)
+  return path
+
+
+def start(file, workdir, devices, *flags):
+  command = [sys.executable, "-m", "train.run", f"--config={file}", "--quiet"]
   return subprocess.Popen(
-    [*COMMAND, f"--workdir={workdir}", *flags],
+    [*command, f"--workdir={workdir}", *flags],
     cwd=ROOT,
     env=os.environ
     | {
@@ -63,48 +66,46 @@ def losses(workdir):
   return [line["loss"] for line in lines if line["split"] == "train"]
 
 
-def masks(workdir):
-  """Masks of the last checkpoint, read on one device wherever it was written."""
-  fields = {"model.depth": 4, "model.width": 128, "optimizer.ema": 0.9}
-  like = start_state(make_plan(small(**fields)))
+@pytest.fixture(scope="module")
+def one_device(file, tmp_path_factory):
+  """The losses of one process with one device, and its last state."""
+  workdir = tmp_path_factory.mktemp("one")
+  result = train_and_evaluate(load_config(str(file)), workdir)
+  assert len(losses(workdir)) == 60
+  return losses(workdir), result.state
+
+
+def assert_same(workdir, one_device):
+  """Compares the last checkpoint, read on one device wherever it was written."""
+  expected, wanted = one_device
+  chex.assert_trees_all_close(losses(workdir), expected, atol=1e-5)
   with Checkpoints(workdir / "checkpoints", keep=9) as checkpoints:
-    state = checkpoints.restore(like)
+    state = checkpoints.restore(wanted)
   assert int(state.step) == 60
+  for mask in jax.tree.leaves(state.masks):
+    assert mask.dtype == bool and 0 < mask.sum() < mask.size
+  chex.assert_trees_all_equal(state.masks, wanted.masks)
   averages = apply_masks(state.averages.params, state.masks)
   chex.assert_trees_all_equal(averages, state.averages.params)  # dead ones are zero
-  return [np.asarray(mask) for mask in jax.tree.leaves(state.masks)]
-
-
-@pytest.fixture(scope="module")
-def one_device(tmp_path_factory):
-  workdir = tmp_path_factory.mktemp("one")
-  finish(start(workdir, 1))
-  assert len(losses(workdir)) == 60
-  return workdir
-
-
-def assert_same(workdir, other):
-  np.testing.assert_allclose(losses(workdir), losses(other), atol=1e-5)
-  for ours, theirs in zip(masks(workdir), masks(other), strict=True):
-    assert ours.dtype == bool and 0 < ours.sum() < ours.size
-    np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.slow
-def test_eight_devices_with_parameters_in_parts(one_device, tmp_path):
+def test_eight_devices_with_parameters_in_parts(file, one_device, tmp_path):
   flags = "--config.placement=sharded", "--config.optimizer.accumulate=2"
-  (output,) = finish(start(tmp_path, 8, *flags))
+  (output,) = finish(start(file, tmp_path, 8, *flags))
   assert "test accuracy" in output
   assert_same(tmp_path, one_device)
 
 
 @pytest.mark.slow
-def test_two_processes_of_two_devices_and_one_of_eight_goes_on(one_device, tmp_path):
+def test_two_processes_of_two_devices_and_one_of_eight_goes_on(
+  file, one_device, tmp_path
+):
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
   flags = [f"--coordinator=localhost:{port}", "--num_processes=2"]
-  both = [start(tmp_path, 2, *flags, f"--process_id={index}") for index in range(2)]
+  both = [start(file, tmp_path, 2, *flags, f"--process_id={n}") for n in range(2)]
   first, second = finish(*both)
   assert "test accuracy" in first and "test accuracy" not in second
   environment = json.loads((tmp_path / "environment.jsonl").read_text())
@@ -112,7 +113,7 @@ def test_two_processes_of_two_devices_and_one_of_eight_goes_on(one_device, tmp_p
   assert_same(tmp_path, one_device)
   # As if all had been stopped after step 40: another slice takes the run over.
   shutil.rmtree(tmp_path / "checkpoints" / "60")
-  finish(start(tmp_path, 8, "--config.placement=sharded"))
+  finish(start(file, tmp_path, 8, "--config.placement=sharded"))
   environments = (tmp_path / "environment.jsonl").read_text().splitlines()
   assert [json.loads(x)["device"][:3] for x in environments] == ["4 x", "8 x"]
   assert_same(tmp_path, one_device)

@@ -49,7 +49,7 @@ def test_masks_move_and_counts_stay(config, result):
     for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
       assert (old != new).any()
       axes = tuple(range(old.ndim - 2, old.ndim))  # each layer of a stack by itself
-      np.testing.assert_array_equal(old.sum(axes), new.sum(axes))
+      chex.assert_trees_all_equal(old.sum(axes), new.sum(axes))
 
 
 def test_records_count_the_grown_weights(result):

@@ -6,10 +6,12 @@ import itertools
 import logging
 import math
 import os
+import random
 import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -36,8 +38,6 @@ from train.core.workdir import claim_workdir, is_claimed
 
 pytestmark = pytest.mark.usefixtures("module_promotion")
 
-PROGRAM = Path(__file__).parents[1] / "programs" / "kill_and_resume.py"
-
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
@@ -46,16 +46,31 @@ def finished(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_kill_9_changes_nothing():
-  done = subprocess.run(
-    [sys.executable, str(PROGRAM), "2"],
-    capture_output=True,
-    text=True,
-    timeout=500,
-    check=False,
+def test_kill_9_changes_nothing(tmp_path):
+  fields = {"num_epochs": 12, "steps_per_dispatch": 2, "seeds": (0, 1)}
+  fields |= {"optimizer.accumulate": 2, "optimizer.ema": 0.9}
+  fields |= {"dynamic.method": "gmp", "dynamic.every": 5, "dynamic.density": 0.05}
+  alone = train_and_evaluate(small(**fields), tmp_path / "alone")
+  file, workdir = tmp_path / "long.py", tmp_path / "killed"
+  file.write_text(
+    "from tests.train.small import small\n\n\n"
+    f"def get_config():\n  return small(**{fields})\n"
   )
-  assert done.returncode == 0, done.stdout + done.stderr
-  assert "2 kills: bit-identical" in done.stdout
+  command = [sys.executable, "-m", "train.run", f"--config={file}", "--quiet"]
+  metrics = workdir / "metrics.jsonl"
+  for first, last in ((5, 60), (61, 110)):  # of 132 lines
+    moment = random.randint(first, last)
+    with subprocess.Popen(
+      [*command, f"--workdir={workdir}"], cwd=Path(__file__).parents[2]
+    ) as process:
+      while process.poll() is None:
+        if metrics.exists() and metrics.read_bytes().count(b"\n") >= moment:
+          process.kill()
+        time.sleep(0.005)
+    assert process.returncode == -signal.SIGKILL
+  resumed = train_and_evaluate(small(**fields), workdir)
+  assert_identical(resumed.state, alone.state)
+  assert numbers(resumed.curves.records) == numbers(alone.curves.records)
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(finished, tmp_path, monkeypatch):

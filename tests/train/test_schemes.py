@@ -1,5 +1,6 @@
 """Every scheme by config alone: where the density goes, and how the weights start."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,17 +74,13 @@ def test_distributions_have_the_exact_total_and_eoi_keeps_it(distribution):
   assert max(gram_errors(eoi).values()) < 1e-5
   if distribution != "erk":
     again = start(distribution, "base")
-    for a, b in zip(
-      jax.tree.leaves(base.masks), jax.tree.leaves(again.masks), strict=True
-    ):
-      np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(base.masks, again.masks)
 
 
 @pytest.mark.slow
 def test_ai_starts_on_the_masks_that_were_scored():
   base, ai = start("snip", "base"), start("snip", "ai")
-  for a, b in zip(jax.tree.leaves(base.masks), jax.tree.leaves(ai.masks), strict=True):
-    np.testing.assert_array_equal(a, b)
+  chex.assert_trees_all_equal(base.masks, ai.masks)
 
   def distance(state):
     errors = []

@@ -1,5 +1,6 @@
 """Several seeds in one program: each is what it would be alone."""
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -32,14 +33,9 @@ def test_each_seed_is_its_own_run(many, tmp_path, index):
   alone = train_and_evaluate(small(seed=SEEDS[index]), tmp_path)
   state = take_seed(many.state, index)
   assert int(state.step) == int(alone.state.step) == 60
-  for ours, theirs in zip(
-    jax.tree.leaves(state.masks), jax.tree.leaves(alone.state.masks), strict=True
-  ):
-    np.testing.assert_array_equal(ours, theirs)
-  for ours, theirs in zip(
-    jax.tree.leaves(state.params), jax.tree.leaves(alone.state.params), strict=True
-  ):
-    np.testing.assert_allclose(ours, theirs, atol=1e-5)  # another program
+  chex.assert_trees_all_equal(state.masks, alone.state.masks)
+  # Another program.
+  chex.assert_trees_all_close(state.params, alone.state.params, atol=1e-5)
   for ours, theirs in zip(many.curves.records, alone.curves.records, strict=True):
     assert ours["step"] == theirs["step"]
     assert ours["seeds"]["loss"][index] == pytest.approx(theirs["loss"], abs=1e-4)
@@ -86,14 +82,8 @@ def test_starts_of_several_seeds_are_those_of_one(fields):
     alone = start_state(make_plan(small(seed=seed, **fields)))
     state = take_seed(together, index)
     assert (jax.random.key_data(state.key) == jax.random.key_data(alone.key)).all()
-    for ours, theirs in zip(
-      jax.tree.leaves(state.masks), jax.tree.leaves(alone.masks), strict=True
-    ):
-      np.testing.assert_array_equal(ours, theirs)
-    for ours, theirs in zip(
-      jax.tree.leaves(state.params), jax.tree.leaves(alone.params), strict=True
-    ):
-      np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    chex.assert_trees_all_equal(state.masks, alone.masks)
+    chex.assert_trees_all_close(state.params, alone.params, atol=1e-5)
 
 
 @pytest.mark.parametrize("seeds", [(1, 1), (-1,), ("a",), 3, (True,), (1.0,)])
