@@ -22,13 +22,7 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
 def check_key(key: Any) -> jax.Array:
-  """Returns one typed PRNG key or raises ValueError.
-
-  Args:
-    key: a typed key of any implementation, or legacy uint32 key data.
-
-  Returns:
-    Typed key of shape `()`.
+  """Returns the typed key of a typed one or of legacy uint32 key data.
 
   Raises:
     ValueError: if `key` is anything else: an int, a stream of NNX, several keys.
@@ -89,13 +83,7 @@ def random_bits(data: Any, counters: jax.Array) -> jax.Array:
 
   Written out, it compiles three times faster than `jax.random.bits` on a CPU (.1 s
   instead of .3 s), and the number at a place does not depend on the array's shape.
-
-  Args:
-    data: threefry key data, uint32 `[2]`.
-    counters: uint32 of any shape.
-
-  Returns:
-    uint32 of the shape of `counters`.
+  `data` is threefry key data, uint32 `[2]`; `counters` are uint32 of any shape.
   """
   first, second = _threefry(data[0], data[1], jnp.zeros_like(counters), counters)
   # Without the barrier every use of the bits would compute them again.

@@ -127,16 +127,8 @@ class Plan(NamedTuple):
 def num_candidates(lo: int, hi: int, budget: int, schedule: str) -> int:
   """Candidate rotations that reach `budget` nonzeros but for a negligible chance.
 
-  It is rounded up so that nearby budgets share a number, and a compiled program.
-
-  Args:
-    lo: number of rows, the smaller side.
-    hi: number of columns, the larger side.
-    budget: largest number of nonzeros.
-    schedule: one of `SCHEDULES`.
-
-  Returns:
-    Number `T` of rotations to draw.
+  It is rounded up so that nearby budgets share a number, and a compiled program. `lo`
+  and `hi` are the smaller and the larger side.
   """
   if budget <= lo:
     return 0
@@ -174,14 +166,8 @@ def limit_rotations(num_columns: int, density: float) -> float:
 
   `1 - d = E[1 / (1 + a W)]` with `W` exponential and `a = exp(2 t / N) / N`, to first
   order in `1 / N`: a rotation multiplies by `1 + 2 / N`, not `exp(2 / N)`, and starts
-  with one nonzero instead of a share of it.
-
-  Args:
-    num_columns: number `N >= 2` of columns.
-    density: target in `(0, 1]`; 1 counts as the last float64 below it.
-
-  Returns:
-    Number of rotations, at least 0, not rounded.
+  with one nonzero instead of a share of it. Density 1 counts as the last float64 below
+  it; the result is not rounded.
   """
   if density <= 1 / num_columns:
     return 0.0
@@ -198,17 +184,7 @@ def limit_rotations(num_columns: int, density: float) -> float:
 def draw_rotations(
   words: jax.Array, place: jax.Array, num_columns: int | jax.Array, angle: Angle
 ) -> Rotations:
-  """The rotations of `sample_rotations` at some places of its sequence.
-
-  Args:
-    words: threefry key data, uint32 `[2]`.
-    place: int32 `[T]`.
-    num_columns: an int or int32 scalar.
-    angle: as `check_angle` returns it.
-
-  Returns:
-    `Rotations` with fields `[T]`.
-  """
+  """The rotations of `sample_rotations` at some places `[T]` of its sequence."""
   counters = jnp.arange(3, dtype=jnp.uint32)[:, None]
   bits = keys_lib.random_bits(words, counters + 3 * place.astype(jnp.uint32)[None, :])
   if angle is None:
@@ -244,14 +220,6 @@ def _angle_from_bits(bits: jax.Array) -> jax.Array:
 def draw_angles(words: jax.Array, shape: tuple[int, ...], angle: Angle) -> jax.Array:
   """Angles in radians of the given `shape`, by the rule of `sample_rotations`.
 
-  Args:
-    words: threefry key data, uint32 `[2]`; it is consumed.
-    shape: shape of the result.
-    angle: as `check_angle` returns it.
-
-  Returns:
-    Float array of `shape`.
-
   Raises:
     ValueError: if `angle` is a function that returns another shape.
   """
@@ -279,12 +247,7 @@ def check_angle(angle: Any) -> Angle:
 def candidates(words: jax.Array, matrix: Matrix, settings: Settings) -> Rotations:
   """Draws the sequence of candidate rotations.
 
-  A matrix gets the same sequence however much larger `settings` are.
-
-  Args:
-    words: threefry key data, uint32 `[2]`.
-    matrix: sizes of the matrix.
-    settings: the largest sizes, the law of the angles, the schedule.
+  A matrix gets the same sequence however much larger the sizes in `settings` are.
 
   Returns:
     `Rotations` of length `settings.num_rotations`, plus `hi - lo` first ones if

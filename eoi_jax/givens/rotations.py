@@ -214,13 +214,6 @@ def _rotate(work: np.ndarray, i: int, j: int, angle: float) -> None:
 def _check_rotations(rotations: Rotations, num_columns: int) -> Rotations:
   """Returns rotations as arrays `[T]`, checked as far as their values are known.
 
-  Args:
-    rotations: three sequences or arrays.
-    num_columns: number of columns that the planes may name.
-
-  Returns:
-    `Rotations` of int32, int32 and floating arrays.
-
   Raises:
     ValueError: if the fields differ in length or a plane is invalid.
   """

@@ -121,7 +121,10 @@ def sparsify(
   if given is None:
     counts = kernel_counts(params, densities_or_masks, layouts)
   else:
-    counts = {n: (k, _known_counts(k, mask)) for n, (k, mask) in given.items()}
+    counts = {
+      name: (kernel, None if _is_traced(mask) else live_counts(kernel, mask))
+      for name, (kernel, mask) in given.items()
+    }
   data = _keys.key_data(key)
   key_values, key_masks = _keys.fold_in(data, 0), _keys.fold_in(data, 1)
   stacks: dict[Any, list[str]] = {}
@@ -165,10 +168,6 @@ def _given_masks(params: Any, tree: Any, layouts) -> dict[str, Any] | None:
   return given_kernels(params, tree, layouts, "masks")
 
 
-def _known_counts(kernel: Kernel, mask: Any) -> np.ndarray | None:
-  return None if isinstance(mask, jax.core.Tracer) else live_counts(kernel, mask)
-
-
 def _block_counts(kernel: Kernel, counts: np.ndarray | None) -> np.ndarray | None:
   """Shares the trained weights of each layer out to its groups, evenly.
 
@@ -191,11 +190,12 @@ def _check_dtype(kernel: Kernel) -> None:
     )
 
 
+def _is_traced(*arrays: Any) -> bool:
+  return any(isinstance(array, jax.core.Tracer) for array in arrays)
+
+
 def _join(parts: list[Any]) -> Any:
-  if len(parts) == 1:
-    return parts[0]
-  traced = any(isinstance(part, jax.core.Tracer) for part in parts)
-  return (jnp if traced else np).concatenate(parts)
+  return (jnp if _is_traced(*parts) else np).concatenate(parts)
 
 
 # The starts.
@@ -361,7 +361,7 @@ def _eoi_in_mask(
   if fallback not in (None, *FALLBACKS):
     raise ValueError(f"`fallback` must be None or in {FALLBACKS}, got {fallback!r}.")
   masks = stack.known_masks()
-  if isinstance(masks, jax.core.Tracer):
+  if _is_traced(masks):
     stack._replace(budgets=None).known_budgets()
   center = eoi.center_tap(stack.shape[:-2])
   dtype = np.promote_types(stack.dtype, jnp.float32)
@@ -488,8 +488,7 @@ def _sample(stack: _Stack, budgets: np.ndarray, scale: float, options, shape) ->
   """
   dtype = np.promote_types(stack.dtype, jnp.float32)
   shared = shape == stack.matrix_shape and options["schedule"] in (None, "iid")
-  traced = isinstance(stack.keys, jax.core.Tracer)
-  if shared and not traced and len(budgets) < _MANY:
+  if shared and not _is_traced(stack.keys) and len(budgets) < _MANY:
     shapes = [shape] * len(budgets)
     drawn = np.stack(
       sample_many(
@@ -539,10 +538,7 @@ def _by_value(values: np.ndarray, sample: Callable[..., Any]) -> Any:
   parts = [_on_host(sample(r, int(values[r[0]]))) for r in rows]
   if len(parts) == 1:
     return parts[0]
-  order = np.argsort(np.concatenate(rows))
-  if isinstance(parts[0], jax.core.Tracer):
-    return jnp.concatenate(parts)[order]
-  return np.concatenate(parts)[order]
+  return _join(parts)[np.argsort(np.concatenate(rows))]
 
 
 def _delta(stack: _Stack, matrices: Any) -> Any:
@@ -552,7 +548,7 @@ def _delta(stack: _Stack, matrices: Any) -> Any:
     return matrices
   place = (slice(None), *eoi.center_tap(window))
   shape = (len(matrices), *stack.shape)
-  if isinstance(matrices, jax.core.Tracer):
+  if _is_traced(matrices):
     return jnp.zeros(shape, matrices.dtype).at[place].set(matrices)
   kernels = np.zeros(shape, matrices.dtype)
   kernels[place] = matrices
@@ -562,27 +558,20 @@ def _delta(stack: _Stack, matrices: Any) -> Any:
 def _at_all_taps(stack: _Stack, support: Any) -> Any:
   """Masks of the support of matrices, at every tap."""
   window = stack.shape[:-2]
-  xp = jnp if isinstance(support, jax.core.Tracer) else np
+  xp = jnp if _is_traced(support) else np
   support = support.reshape(-1, *(1,) * len(window), *stack.matrix_shape)
   return xp.broadcast_to(support, (len(support), *stack.shape))
 
 
 def _on_host(array: Any) -> Any:
   """A NumPy array; None and a traced array as they are."""
-  if array is None or isinstance(array, jax.core.Tracer):
-    return array
-  return np.asarray(array)
+  return array if array is None or _is_traced(array) else np.asarray(array)
 
 
 def _where(masks: Any, values: Any) -> Any:
   """The values on the masks, zero elsewhere."""
-  if isinstance(masks, jax.core.Tracer) or isinstance(values, jax.core.Tracer):
-    return jnp.where(masks, values, jnp.zeros((), values.dtype))
-  return np.where(masks, values, np.zeros((), values.dtype))
-
-
-def _kind(kind: str) -> Callable[..., Blocks]:
-  return functools.partial(_dense_blocks, kind=kind)
+  xp = jnp if _is_traced(masks, values) else np
+  return xp.where(masks, values, xp.zeros((), values.dtype))
 
 
 # Of each start: the function, and the names of its options.
@@ -593,5 +582,5 @@ STARTS: dict[str, tuple[Callable[..., Blocks], tuple[str, ...]]] = {
   "base": (_base, ("reference",)),
   "ai": (_ai, ("reference", "method", "num_steps", "step_size")),
   "sao": (_sao, ("degree", "relu")),
-  **{kind: (_kind(kind), ()) for kind in REFERENCES},
+  **{kind: (functools.partial(_dense_blocks, kind=kind), ()) for kind in REFERENCES},
 }

@@ -47,15 +47,7 @@ def top_mask(scores: jax.Array, count) -> jax.Array:
 
 
 def top_masks(scores: dict[str, jax.Array], count) -> dict[str, jax.Array]:
-  """Marks the `count` highest scores of several arrays, as `top_mask` of all in a row.
-
-  Args:
-    scores: real arrays by name, without nan.
-    count: number of entries to mark, as in `top_mask`.
-
-  Returns:
-    Bool arrays by name.
-  """
+  """Marks the `count` highest scores of several arrays: `top_mask` of all in a row."""
   with jax.numpy_dtype_promotion("standard"):
     dtype = jnp.result_type(*scores.values())
   flat = [jnp.ravel(s).astype(dtype) for s in scores.values()]
@@ -67,14 +59,8 @@ def top_masks(scores: dict[str, jax.Array], count) -> dict[str, jax.Array]:
 def mark_highest(scores: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
   """Masks of the `count` highest of all scores; of equal ones, the first.
 
-  Selection in linear time on the host, where it is many times faster than sorting.
-
-  Args:
-    scores: real arrays by name, without nan, of one dtype.
-    count: number of entries to mark.
-
-  Returns:
-    Bool arrays by name.
+  Selection in linear time on the host, where it is many times faster than sorting, of
+  arrays without nan and of one dtype.
   """
   if count == 0:
     return {name: np.zeros(s.shape, bool) for name, s in scores.items()}

@@ -108,19 +108,7 @@ def update(
   live: Any,
   **extra_args: Any,
 ) -> tuple[Any, Any]:
-  """One update of `inner` on vectors of live weights.
-
-  Args:
-    inner: a transformation that takes extra arguments.
-    updates: tree like `params`.
-    inner_state: state of `inner` on the vectors.
-    params: tree of arrays, or None.
-    live: tree like `params` of `LiveWeights`; None = dense leaf.
-    **extra_args: passed on to `inner`.
-
-  Returns:
-    Updates like `params`, which take dead weights to zero, and the new state.
-  """
+  """`masked_update` on vectors, with `LiveWeights` in place of the masks."""
   vectors = None if params is None else gather(live, params)
   slopes = gather(live, updates)
   moves, inner_state = inner.update(slopes, inner_state, vectors, **extra_args)

@@ -102,13 +102,9 @@ def dynamic_sparsity(
       a function `params -> masks`.
     schedule: number of steps done (1, 2, ...) to the fraction of the live weights that
       is replaced after that step, 0 = no change; `drop_schedule`, say.
-    drop: "magnitude", "gradient", "random" or `(key, weights, updates) -> scores` of
-      one layer: the lowest are dropped.
-    grow: likewise: the highest are grown.
-    scope: "layer": every layer keeps its count exactly. "global": all masked weights
-      compete, the total is kept exactly, and each layer keeps its best live weight.
-      "unit": every layer keeps its count, and from the first change on its outputs have
-      equal counts, up to one (constant fan-in, as SRigL).
+    drop: score whose lowest are dropped, as in `evolve_masks`.
+    grow: score whose highest are grown, likewise.
+    scope: "layer", "global" or "unit" (SRigL): who competes with whom, likewise.
     regrow: whether a weight that was just dropped may come back, as published.
     mean_decay: of the running mean of the dense gradients that both rules see, in
       `[0, 1)`; 0 shows them the last gradients alone. The mean starts at zero and takes
@@ -155,11 +151,7 @@ def rigl(
   fraction: float = 0.3,
   every: int = 100,
   until: float = 0.75,
-  scope: str = "layer",
-  mean_decay: float = 0.0,
-  skip_step: bool = False,
-  restore: Restore | None = None,
-  layouts: Layouts | None = None,
+  **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
   """RigL: drops the smallest weights and grows those of the largest gradients.
 
@@ -170,13 +162,8 @@ def rigl(
     fraction: fraction of the live weights to replace, at the start of a cosine.
     every: steps from one change of the masks to the next.
     until: fraction of the training after which masks stay.
-    scope: "layer", "global" or "unit" (SRigL), as in `dynamic_sparsity`.
-    mean_decay: of the running mean of gradients that growth looks at, in `[0, 1)`; 0
-      looks at those of one batch alone, as published.
-    skip_step: whether the optimizer's step is left out where masks change, as
-      published.
-    restore: `(params, masks) -> params`, done after growth: `restore_isometry`, say.
-    layouts: which leaves are stacks of layers; None = each leaf is one layer.
+    **options: of `dynamic_sparsity`: `scope`, `mean_decay`, `skip_step`, `restore`,
+      `layouts`.
 
   Returns:
     A transformation with state `DynamicSparsityState`.
@@ -184,8 +171,7 @@ def rigl(
   Reference: Evci et al., 2020, arXiv:1911.11134.
   """
   schedule = drop_schedule(fraction, num_steps=num_steps, every=every, until=until)
-  rules = make_rules("magnitude", "gradient", scope, True, layouts, has_key=False)
-  return _moving_masks(inner, masks, rules, schedule, mean_decay, skip_step, restore)
+  return dynamic_sparsity(inner, masks, schedule=schedule, **options)
 
 
 def set_evolution(
@@ -197,10 +183,7 @@ def set_evolution(
   fraction: float = 0.3,
   every: int = 100,
   until: float = 0.75,
-  scope: str = "layer",
-  skip_step: bool = False,
-  restore: Restore | None = None,
-  layouts: Layouts | None = None,
+  **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
   """SET: drops the smallest weights and grows others at random.
 
@@ -212,10 +195,7 @@ def set_evolution(
     fraction: fraction of the live weights to replace, at the start of a cosine.
     every: steps from one change of the masks to the next.
     until: fraction of the training after which masks stay.
-    scope: "layer", "global" or "unit", as in `dynamic_sparsity`.
-    skip_step: whether the optimizer's step is left out where masks change.
-    restore: `(params, masks) -> params`, done after growth: `restore_isometry`, say.
-    layouts: which leaves are stacks of layers; None = each leaf is one layer.
+    **options: of `dynamic_sparsity`: `scope`, `skip_step`, `restore`, `layouts`.
 
   Returns:
     A transformation with state `DynamicSparsityState`.
@@ -224,8 +204,9 @@ def set_evolution(
   Evci et al., 2020.
   """
   schedule = drop_schedule(fraction, num_steps=num_steps, every=every, until=until)
-  rules = make_rules("magnitude", "random", scope, True, layouts, has_key=True)
-  return _moving_masks(inner, masks, rules, schedule, 0.0, skip_step, restore, key)
+  return dynamic_sparsity(
+    inner, masks, schedule=schedule, grow="random", key=key, **options
+  )
 
 
 def gradual_pruning(
