@@ -71,7 +71,7 @@ def test_one_rotation_follows_the_formula_and_its_sign():
     [c + s * 3.0, 2.0, -s + c * 3.0],
     [c * 4.0 + s * 6.0, 5.0, -s * 4.0 + c * 6.0],
   ]
-  chex.assert_trees_all_close(apply_rotations(matrix, rotations), want, rtol=1e-6)
+  np.testing.assert_allclose(apply_rotations(matrix, rotations), want, rtol=1e-6)
 
 
 def test_order_matters_and_is_kept():
