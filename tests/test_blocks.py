@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from eoi_jax import blocks as blocks_lib
+from tests.cases import few
 
 # (in, out), density, block size: square, wide, tall, even and not, both sides uneven
 # with groups of the same sizes, a classifier, all blocks, one group.
@@ -38,7 +39,7 @@ def sample(shape, density, block_size):
   return layout, blocks_lib.block_orthogonal(jax.random.key(1), layout)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", few(CASES, 2))
 def test_hundreds_of_kernels_are_orthogonal(case):
   layout, blocks = sample(*case)
   chex.assert_shape(blocks, layout.blocks_shape)
@@ -50,7 +51,7 @@ def test_hundreds_of_kernels_are_orthogonal(case):
   assert np.abs(gram - np.eye(min(case[0]))).max() < 5e-6
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", few(CASES, 2))
 def test_blocks_are_disjoint_matchings(case):
   layout, _ = sample(*case)
   inputs, outputs = np.asarray(layout.inputs), np.asarray(layout.outputs)
@@ -63,7 +64,7 @@ def test_blocks_are_disjoint_matchings(case):
       assert len(set(inputs[layer, h])) == layout.num_matchings
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", few(CASES, 2))
 def test_counts_are_those_of_the_mask(case):
   (rows, cols), density, block_size = case
   layout, blocks = sample(*case)
@@ -85,7 +86,7 @@ def test_counts_are_those_of_the_mask(case):
   assert mask.any(1).all() and mask.any(2).all()  # no unit is dead
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", few(CASES, 2))
 def test_dense_view_and_back(case):
   layout, blocks = sample(*case)
   matrix = blocks_lib.blocks_to_dense(blocks, layout)

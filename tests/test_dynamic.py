@@ -23,6 +23,7 @@ from eoi_jax.optim import (
   set_evolution,
   static_sparsity,
 )
+from tests.cases import few
 
 # optax's Adam promotes float with int itself.
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -142,7 +143,7 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(MOMENTS))
+@pytest.mark.parametrize("name", few(sorted(MOMENTS)))
 def test_moments_start_anew_exactly_where_masks_change(name, standard_promotion):
   make, initial = MOMENTS[name]
   _, never = steps(static_sparsity(make(), MASKS), 3)
@@ -186,7 +187,7 @@ def test_a_dead_weight_that_is_not_zero_is_brought_to_zero():
   chex.assert_trees_all_equal(np.asarray(got["kernel"])[~AFTER | CHANGED], 0)
 
 
-@pytest.mark.parametrize("params_dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+@pytest.mark.parametrize("params_dtype", few([jnp.bfloat16, jnp.float16, jnp.float32]))
 def test_dropped_weights_are_zero_in_any_precision(params_dtype):
   keys = jax.random.split(jax.random.key(0), 2)
   params, updates = (jax.random.normal(k, (16, 16)) for k in keys)
@@ -239,7 +240,7 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES))
+@pytest.mark.parametrize("name", few(sorted(RECIPES)))
 def test_seeds_side_by_side_are_seeds_alone(name):
   def train(key):
     params, masks, goal = problem(key)
@@ -280,7 +281,7 @@ def test_under_vmap_a_step_without_a_change_runs_no_selection():
   assert {"while", "scan"} & set(primitives(jaxpr))
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES))
+@pytest.mark.parametrize("name", few(sorted(RECIPES)))
 def test_a_run_goes_on_from_saved_arrays(name):
   params, masks, goal = problem(jax.random.key(1))
   tx = RECIPES[name](masks, jax.random.key(2))
@@ -321,6 +322,7 @@ def test_stacked_leaves_and_totals(scope):
     assert (before != after).any() and (after > 0).all()
 
 
+@pytest.mark.slow
 def test_masks_improve_towards_the_goal():
   """A sparse target is found: RigL ends below static masks, and SET does, too."""
   params, masks, _ = problem(jax.random.key(4))
@@ -442,6 +444,7 @@ def test_restoring_leaves_an_isometry_alone_and_survives_zeros():
     chex.assert_trees_all_equal(got, 0)
 
 
+@pytest.mark.slow
 def test_eight_devices_change_masks_as_one_does():
   program = Path(__file__).parent / "programs" / "sharded_dynamic.py"
   result = subprocess.run(

@@ -9,6 +9,7 @@ import pytest
 
 from eoi_jax import current_masks, random_masks
 from eoi_jax.optim import drop_schedule, dynamic_sparsity
+from tests.cases import few
 from tests.optimizers import (
   COMBINATIONS,
   EXCEPTIONS,
@@ -92,9 +93,14 @@ def check(inner, extra=None, *, leave_out_none=False):
     assert grown.size and np.mean(grown != 0) > 0.5
 
 
+ADAMW_FIRST = sorted(
+  set(OPTIMIZERS) - {*EXCEPTIONS, *STATIC_ONLY}, key=lambda n: n != "optax.adamw"
+)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:optax")
 @pytest.mark.filterwarnings("ignore:`.*` is deprecated:DeprecationWarning")
-@pytest.mark.parametrize("name", sorted(set(OPTIMIZERS) - {*EXCEPTIONS, *STATIC_ONLY}))
+@pytest.mark.parametrize("name", few(ADAMW_FIRST))
 def test_every_optimizer_of_optax(name, standard_promotion):
   # GaLore itself refuses a tree with None in it.
   none = name == "optax.contrib.galore"
@@ -104,6 +110,6 @@ def test_every_optimizer_of_optax(name, standard_promotion):
 USED = ("MultiSteps", "multi_transform", "inject_hyperparams", "masked", "noise last")
 
 
-@pytest.mark.parametrize("name", USED)
+@pytest.mark.parametrize("name", few(USED))
 def test_combinations(name, standard_promotion):
   check(COMBINATIONS[name]())

@@ -7,6 +7,7 @@ import pytest
 
 from eoi_jax import orthogonality_error, sparse_orthogonal
 from eoi_jax.givens import pattern_fill
+from tests.cases import few
 
 
 def _blocks(size, block):
@@ -45,7 +46,7 @@ PATTERNS = {
 }
 
 
-@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize("name", few(PATTERNS))
 def test_inside_the_pattern_orthogonal_and_filled(name):
   pattern, least = PATTERNS[name]
   for seed in range(3):

@@ -16,6 +16,7 @@ from eoi_jax import (
   static_sparsity,
 )
 from eoi_jax.layouts import find_kernels
+from tests.cases import few
 
 ATOL = 5e-6
 DENSITY = 0.2
@@ -71,7 +72,7 @@ def test_a_dense_layer_keeps_norms():
   )
 
 
-@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("window", few(WINDOWS, 2))
 def test_delta_kernels_live_at_the_center_alone(window):
   kernel = np.asarray(draw(window))
   assert kernel.shape == (*window, IN, OUT)
@@ -80,7 +81,7 @@ def test_delta_kernels_live_at_the_center_alone(window):
   assert float(orthogonality_error(jnp.asarray(middle))) < ATOL
 
 
-@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("window", few(WINDOWS, 2))
 @pytest.mark.parametrize("circular", [True, False])
 def test_convolution_keeps_norms(window, circular):
   kernel = draw(window)
@@ -176,7 +177,7 @@ LINEN = {
 }
 
 
-@pytest.mark.parametrize("layer", sorted(LINEN))
+@pytest.mark.parametrize("layer", few(sorted(LINEN)))
 def test_flax_linen_layers(layer):
   module, shape = LINEN[layer]
   inputs = jax.random.normal(jax.random.key(1), shape)

@@ -15,6 +15,7 @@ from eoi_jax.signal import (
   jacobian_singular_values,
   spectrum_summary,
 )
+from tests.cases import few
 
 KEY = jax.random.key(0)
 SIZES = (784, *[100] * 6, 10)  # the paper's MLP-7
@@ -72,7 +73,7 @@ def start(density, seed, **options):
   return sparsify(jax.random.key(seed), TEMPLATE, density, **options)[0]
 
 
-@pytest.mark.parametrize("density", [0.05, 0.1, 0.2])
+@pytest.mark.parametrize("density", few([0.05, 0.1, 0.2]))
 def test_a_linear_net_is_an_isometry_at_every_density(density, inputs):
   values = jacobian_singular_values(linear_net, start(density, 0), inputs)
   chex.assert_shape(values, (NUM_SAMPLES, 10))
@@ -89,7 +90,7 @@ PAPER = {
 TOLERANCES = (0.014, 0.14, 0.04)
 
 
-@pytest.mark.parametrize("density", PAPER)
+@pytest.mark.parametrize("density", few(PAPER))
 def test_a_tanh_net_has_the_spectrum_of_the_paper(density, inputs):
   summaries = []
   for seed in range(4):
@@ -109,6 +110,7 @@ def test_a_random_mask_loses_the_signal(inputs):
   assert np.mean(means) == pytest.approx(3e-5, rel=0.3)
 
 
+@pytest.mark.slow
 def test_approximate_isometry_comes_near_but_not_close(inputs):
   """Published mean: .85. Ours is .80, of deviation .05 from seed to seed (n = 20).
 
@@ -139,7 +141,7 @@ def test_values_are_those_of_the_jacobian_matrix(cnn, x64):
   all_close(alone, values[1:2], rtol=1e-10)
 
 
-@pytest.mark.parametrize("case", ["mlp7", "cnn"])
+@pytest.mark.parametrize("case", few(["mlp7", "cnn"]))
 def test_extremes_agree_with_the_exact_values(case, inputs, cnn):
   function, params, x = tanh_net, start(0.1, 0), inputs[:4]
   if case == "cnn":
@@ -152,6 +154,7 @@ def test_extremes_agree_with_the_exact_values(case, inputs, cnn):
   chex.assert_trees_all_equal(extremes.mean_square_error, jnp.zeros(4))
 
 
+@pytest.mark.slow
 def test_extremes_of_a_wide_output(cnn):
   """Fewer iterations than singular values: bounds, and an estimate with an error."""
 
@@ -281,6 +284,7 @@ def test_complex_parameters_of_real_networks():
   assert_values(apply_fn, gains[None], normal(5, 2, 8), expected)
 
 
+@pytest.mark.slow
 def test_explicit_meshes():
   mesh = jax.make_mesh((1,), ("x",), axis_types=(AxisType.Explicit,))
   split = NamedSharding(mesh, PartitionSpec("x", None))

@@ -11,14 +11,15 @@ from flax import nnx
 
 import eoi_jax
 from eoi_jax.masks import magnitude_scores, random_scores
+from tests.cases import few
 from tests.golden_nets import NETS, load_net
 
 RTOL = 1e-5  # the expected scores are float64, ours are rounded to float32
 WIDE = {"dtype": jnp.float64}
 
 
-@pytest.mark.parametrize("name", NETS)
-@pytest.mark.parametrize("method", ["snip", "grasp_onebatch", "grasp_halves"])
+@pytest.mark.parametrize("name", few(NETS))
+@pytest.mark.parametrize("method", few(["snip", "grasp_onebatch", "grasp_halves"], 2))
 def test_recorded_scores_and_masks(golden, name, method):
   net = load_net(golden, name)
   (x, y), half = net.batch, len(net.batch[1]) // 2
@@ -84,7 +85,7 @@ def test_snip_on_tanh(tanh_case):
   assert scores["a"]["kernel"].dtype == jnp.float32
 
 
-@pytest.mark.parametrize("temperature", [200.0, 1.5])
+@pytest.mark.parametrize("temperature", few([200.0, 1.5]))
 @pytest.mark.parametrize("parts", [1, 2])
 def test_grasp_on_tanh(tanh_case, temperature, parts):
   params, (inputs, labels), (a, bias, b, x, y) = tanh_case
@@ -141,6 +142,7 @@ def _batch_norm_loss(params, x, y):
   return -logs[np.arange(len(y)), y].mean()
 
 
+@pytest.mark.slow
 def test_snip_with_batch_statistics_and_circular_padding():
   model = BatchNormNet()
   rng = np.random.default_rng(1)
@@ -189,6 +191,7 @@ def test_64_bit_types_stay_off(tanh_case):
   chex.assert_trees_all_equal_dtypes(narrow, wide)
 
 
+@pytest.mark.slow
 def test_networks_with_types_of_their_own():
   """The carries of an LSTM are float32 whatever its inputs are."""
   model = nn.Sequential([nn.RNN(nn.OptimizedLSTMCell(5)), nn.Dense(3)])
@@ -215,7 +218,7 @@ def test_bfloat16_scores_are_float32(tanh_case):
   chex.assert_trees_all_close(scores, expected, atol=0.01)
 
 
-@pytest.mark.parametrize("function", [eoi_jax.snip_scores, eoi_jax.grasp_scores])
+@pytest.mark.parametrize("function", few([eoi_jax.snip_scores, eoi_jax.grasp_scores]))
 def test_inputs_outputs_labels_and_losses(tanh_case, function):
   """Trees of inputs, auxiliary outputs, soft labels, a loss, and jit: the same."""
   params, (x, y), _ = tanh_case
@@ -280,6 +283,7 @@ class NnxNet(nnx.Module):
     return self.last(nnx.relu(self.norm(self.first(x))))
 
 
+@pytest.mark.slow
 def test_nnx_in_training_mode_leaves_the_statistics_alone(tanh_case):
   _, batch, _ = tanh_case
   module = NnxNet(nnx.Rngs(0))
@@ -299,6 +303,7 @@ def test_nnx_in_training_mode_leaves_the_statistics_alone(tanh_case):
   assert live == (6 * 8 + 8 * 4) // 2
 
 
+@pytest.mark.slow
 def test_explicit_meshes_and_shard_map(tanh_case):
   params, batch, _ = tanh_case
   expected = eoi_jax.snip_scores(_tanh_net, params, batch)

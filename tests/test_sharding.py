@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROGRAM = Path(__file__).parent / "programs" / "sharded_init.py"
 
 
@@ -27,10 +29,12 @@ def _finish(process: subprocess.Popen) -> str:
   return output
 
 
+@pytest.mark.slow
 def test_eight_devices():
   assert "equal on 8 devices" in _finish(_start(8))
 
 
+@pytest.mark.slow
 def test_two_processes_of_two_devices():
   with socket.socket() as free:
     free.bind(("localhost", 0))

@@ -20,6 +20,7 @@ from eoi_jax import (
 )
 from eoi_jax.givens import pattern_fill
 from eoi_jax.layouts import find_kernels
+from tests.cases import few
 
 ATOL = 5e-6
 KEY = jax.random.key(0)
@@ -63,7 +64,7 @@ def check_zeros(params, masks):
   chex.assert_trees_all_equal(params, apply_masks(params, masks))
 
 
-@pytest.mark.parametrize("params", [MLP, CNN], ids=["mlp", "cnn"])
+@pytest.mark.parametrize("params", few([MLP, CNN]), ids=["mlp", "cnn"])
 @pytest.mark.parametrize("start", MASKED)
 def test_counts_are_exact_and_other_leaves_stay(start, params):
   new, masks = sparsify(KEY, params, 0.3, start=start, options=FEW_STEPS.get(start))
@@ -95,7 +96,9 @@ def test_eoi_has_any_budgets_and_is_exact(layers, given):
   check_zeros(new, masks)
 
 
-@pytest.mark.parametrize("start", [*MASKED, "sao", "eoi_structured", "orthogonal"])
+@pytest.mark.parametrize(
+  "start", few([*MASKED, "sao", "eoi_structured", "orthogonal"], 2)
+)
 def test_a_layer_does_not_depend_on_the_rest_of_the_tree(start):
   options = FEW_STEPS.get(start)
   start_all = functools.partial(sparsify, KEY, start=start, options=options)
@@ -146,6 +149,7 @@ def test_ai_is_nearer_to_an_isometry_than_base_on_the_same_mask():
   assert adam < sgd < 0.7 * base
 
 
+@pytest.mark.slow
 def test_references_of_convolutions():
   for start, isometric in [
     ("orthogonal", False),
@@ -181,7 +185,7 @@ def test_eoi_in_mask_of_convolutions_uses_the_center_of_the_mask():
   assert float(gram_errors(new)["kernel"][0]) < ATOL
 
 
-@pytest.mark.parametrize("fallback", ["partial", "ai", "base"])
+@pytest.mark.parametrize("fallback", few(["partial", "ai", "base"]))
 def test_a_mask_with_a_dead_unit_has_no_isometry(fallback, value_error):
   masks = random_masks(jax.random.key(3), MLP, 0.4)
   cut = masks["second"]["kernel"].at[5].set(False)
@@ -356,7 +360,7 @@ def test_embeddings_stay_dense_unless_asked_for():
   np.testing.assert_allclose(gram, np.eye(16), atol=ATOL)
 
 
-@pytest.mark.parametrize("start", [*MASKED, "sao", "eoi_in_mask"])
+@pytest.mark.parametrize("start", few([*MASKED, "sao", "eoi_in_mask"]))
 def test_stacked_leaves_hold_independent_layers(start):
   params = {"hidden": {"kernel": jnp.zeros((4, 24, 24)), "bias": jnp.ones((4, 24))}}
   layouts = kernel_layouts(params, {"*/kernel": "sio"})
@@ -397,7 +401,7 @@ def test_scale_multiplies_isometric_kernels():
   assert max(float(e.max()) for e in errors.values()) < 2 * ATOL
 
 
-@pytest.mark.parametrize("start", ["eoi", "base", "ai"])
+@pytest.mark.parametrize("start", few(["eoi", "base", "ai"]))
 def test_densities_are_static_under_jit(start):
   options = FEW_STEPS.get(start)
 
@@ -454,6 +458,7 @@ def test_errors_name_the_leaf(value_error):
     sparsify(KEY, MLP, masks)
 
 
+@pytest.mark.slow
 def test_all_taps_of_every_kind_of_convolution(value_error):
   params = {
     "square": {"kernel": jnp.zeros((3, 3, 16, 24))},

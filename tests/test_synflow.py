@@ -9,10 +9,11 @@ import pytest
 
 import eoi_jax
 from eoi_jax.signal import find_collapse
+from tests.cases import few
 from tests.golden_nets import NETS, load_net
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", few(NETS))
 def test_recorded_scores_and_masks(golden, name):
   net = load_net(golden, name)
   shape = (1, *net.batch[0].shape[1:])
@@ -51,7 +52,7 @@ ACTIVATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", few(ACTIVATIONS, 3))
 def test_activations_are_linear(name):
   """`|W1| 1 + |b1|`, times the slope, times `|W2|`: written out."""
   activation, slope = ACTIVATIONS[name]
@@ -102,6 +103,7 @@ def _positive_total(params, stats, x):
   return (total @ params["dense"]["kernel"] + params["dense"]["bias"]).sum()
 
 
+@pytest.mark.slow
 def test_batch_statistics_and_circular_padding():
   model, rng = Net(), np.random.default_rng(1)
   variables = model.init(jax.random.key(0), jnp.ones((1, 4, 4, 2)))
@@ -162,7 +164,7 @@ def _deep_params(depth, width, scale, key=0):
   }
 
 
-@pytest.mark.parametrize("scale", [1e-3, 30.0])
+@pytest.mark.parametrize("scale", few([1e-3, 30.0]))
 def test_a_thousand_layers_neither_over_nor_underflow(scale):
   params = _deep_params(1000, 8, scale)  # R is about 10**-2100 or 10**2300
   scores = eoi_jax.synflow_scores(_deep, params, (1, 8), layouts=_layouts(params))
@@ -200,7 +202,7 @@ def test_a_thousand_layers_neither_over_nor_underflow(scale):
     np.testing.assert_allclose(layers[5:], layers[-1], rtol=1e-5)
 
 
-@pytest.mark.parametrize("density", [0.125, 1.0])
+@pytest.mark.parametrize("density", few([0.125, 1.0]))
 def test_masks_of_a_deep_net_are_exact_and_leave_no_layer_dead(density):
   params = _deep_params(300, 16, 10.0)
   masks = eoi_jax.synflow_masks(
@@ -213,6 +215,7 @@ def test_masks_of_a_deep_net_are_exact_and_leave_no_layer_dead(density):
   assert found.message == ""
 
 
+@pytest.mark.slow
 def test_all_scores_of_a_thousand_layers_are_finite_and_exact():
   params = _deep_params(1000, 16, 1.0)
   kernels = jax.vmap(lambda k: jnp.linalg.qr(k)[0])(params["hidden"]["kernel"])
@@ -326,6 +329,7 @@ def _linear_block(params, tokens):
   return (x @ params["head"]["kernel"] + params["head"]["bias"]).sum()
 
 
+@pytest.mark.slow
 def test_a_transformer_block_is_scored_as_its_linear_form():
   model, tokens = Block(), jax.ShapeDtypeStruct((1, 5), jnp.int32)
   params = model.init(jax.random.key(0), jnp.ones((1, 5), jnp.int32))["params"]

@@ -11,6 +11,7 @@ import pytest
 import eoi_jax
 from configs import default
 from eoi_jax.layouts import find_kernels
+from tests.cases import few
 from train.data.datasets import DATASETS
 from train.models import (
   ACTIVATIONS,
@@ -99,7 +100,7 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", few(MODELS, 3))
 def test_mixed_precision_keeps_parameters_and_logits_in_float32(name):
   model = MODELS[name].make(num_classes=10, dtype="bfloat16", **SMALL.get(name, {}))
   variables = abstract(model, (64, 64, 3))
@@ -196,7 +197,7 @@ def test_convolutions_and_their_gradients_are_those_of_lax(
   chex.assert_trees_all_equal(layer.apply(params, inputs), wanted)
 
 
-@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize("strides", few([1, 2], 0))
 def test_convolutions_have_derivatives_of_every_kind(strides):
   layer = convolution(4, 3, strides, use_bias=False)
   keys = jax.random.split(jax.random.key(1), 4)
@@ -276,6 +277,7 @@ def test_equal_convolutions_are_one_program():
   assert calls[0] is calls[1]  # else each call outside of `jit` would compile
 
 
+@pytest.mark.slow
 def test_scores_of_a_network_do_not_depend_on_how_it_convolves(monkeypatch):
   model = ResNet(num_classes=3, stages=(2,), width=4)
   inputs = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
@@ -350,6 +352,7 @@ def test_the_program_does_not_grow_with_the_depth(model, remat):
   assert program(1000) == program(100)
 
 
+@pytest.mark.slow
 def test_training_moves_the_statistics_of_every_layer():
   model = cifar_resnet(20, num_classes=10)
   inputs = 3 + jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
@@ -367,6 +370,7 @@ def test_training_moves_the_statistics_of_every_layer():
     assert (old != new).reshape(old.shape[0], -1).any(axis=-1).all()
 
 
+@pytest.mark.slow
 def test_a_thousand_linear_layers_from_eoi_are_one_isometry():
   model = MLP(1000, 64, 10, "linear")
   params = jax.tree.map(
@@ -383,7 +387,7 @@ def test_a_thousand_linear_layers_from_eoi_are_one_isometry():
   chex.assert_trees_all_close(values, jnp.ones(10), atol=1e-3)
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", few(ACTIVATIONS))
 def test_the_scanned_stack_equals_a_plain_loop(activation):
   model = MLP(5, 8, 3, activation, bias_init=jax.nn.initializers.normal(0.1))
   inputs = jax.random.normal(jax.random.key(1), (4, 2, 3))

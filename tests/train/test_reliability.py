@@ -294,6 +294,7 @@ def test_event_files_hold_the_metrics(tmp_path):
   assert b"train/loss" in content and b"train/loss_std" in content
 
 
+@pytest.mark.slow
 def test_a_dry_run_leaves_nothing(tmp_path, monkeypatch):
   from train.analysis import dry_run
 

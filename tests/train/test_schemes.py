@@ -9,6 +9,7 @@ import pytest
 import eoi_jax
 from configs import default, mnist_schemes, quickstart
 from eoi_jax.layouts import named_leaves
+from tests.cases import few
 from train.core import config as config_lib
 from train.core import loop
 from train.core.console import UserError
@@ -162,6 +163,7 @@ def test_nonzeros_at_the_centre_follow_the_mode(fields, center):
   assert masks["input1/kernel"].sum() == round(density * nonzero.size)
 
 
+@pytest.mark.slow
 def test_all_taps_take_part_in_an_isometry():
   params, masks = convolutions(**{"sparsity.taps": "all", "model.width": 32})
   kernel = np.asarray(params["hidden/conv/kernel"])[0]
@@ -172,6 +174,7 @@ def test_all_taps_take_part_in_an_isometry():
   np.testing.assert_allclose(values, 1.0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_base_and_ai_begin_with_the_reference():
   fields = {"sparsity.reference": "conv_orthogonal", "sparsity.distribution": "erk"}
   for name, zero in (("conv_orthogonal", False), ("delta_orthogonal", True)):
@@ -184,7 +187,7 @@ def test_base_and_ai_begin_with_the_reference():
       assert (kernel[~mask] == 0).all()
 
 
-@pytest.mark.parametrize("start", ["eoi", "eoi_structured", "base"])
+@pytest.mark.parametrize("start", few(["eoi", "eoi_structured", "base"]))
 def test_uniform_with_dense_ends(start):
   fields = {"sparsity.distribution": "uniform_skip", "sparsity.start": start}
   _, masks = convolutions(**fields)

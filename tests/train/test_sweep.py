@@ -93,6 +93,7 @@ def starts(workdir):
   }
 
 
+@pytest.mark.slow
 def test_what_is_done_is_left_alone(loaded, undisturbed):
   before = starts(undisturbed)
   run_all(loaded, undisturbed)
@@ -101,6 +102,7 @@ def test_what_is_done_is_left_alone(loaded, undisturbed):
   assert (status.word, status.epoch) == ("done", 3.0) and 0 < status.accuracy < 1
 
 
+@pytest.mark.slow
 def test_failed_cells_are_tried_again_on_request(loaded, undisturbed):
   (broken, _) = running.share(loaded.cells, 0, 1, "*/too_sparse/*")
   note = undisturbed / broken.path / "failed.json"
@@ -113,6 +115,7 @@ def test_failed_cells_are_tried_again_on_request(loaded, undisturbed):
   assert status.word == "failed" and "got 0.03" in status.note
 
 
+@pytest.mark.slow
 def test_a_workdir_of_another_config_is_refused(file, loaded, undisturbed):
   base = loaded.cells[0].config.copy_and_resolve_references()
   base.num_epochs, base.seeds = 4, (0, 1)
@@ -245,6 +248,7 @@ def test_a_smoke_form_trains_on_real_mnist(tfds_data_dir, tmp_path):
   assert found["density"] == pytest.approx(0.1, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_command_shows_the_status(file, undisturbed):
   arguments = (f"--config={file}", f"--workdir={undisturbed}", "--status")
   options = {"cwd": ROOT, "capture_output": True, "text": True, "check": False}
@@ -253,6 +257,7 @@ def test_the_command_shows_the_status(file, undisturbed):
   assert "steps_per_dispatch=4/uniform-base/seed=1" in done.stdout
 
 
+@pytest.mark.slow
 def test_an_axis_is_no_flag(file):
   arguments = (f"--config={file}", "--config.steps_per_dispatch=7")
   done = subprocess.run(
