@@ -151,7 +151,11 @@ def rigl(
   fraction: float = 0.3,
   every: int = 100,
   until: float = 0.75,
-  **options: Any,
+  scope: str = "layer",
+  mean_decay: float = 0.0,
+  skip_step: bool = False,
+  restore: Restore | None = None,
+  layouts: Layouts | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """RigL: drops the smallest weights and grows those of the largest gradients.
 
@@ -162,8 +166,11 @@ def rigl(
     fraction: fraction of the live weights to replace, at the start of a cosine.
     every: steps from one change of the masks to the next.
     until: fraction of the training after which masks stay.
-    **options: of `dynamic_sparsity`: `scope`, `mean_decay`, `skip_step`, `restore`,
-      `layouts`.
+    scope: "layer", "global" or "unit" (SRigL), as in `dynamic_sparsity`.
+    mean_decay: as in `dynamic_sparsity`; 0, as published, looks at one batch.
+    skip_step: as in `dynamic_sparsity`.
+    restore: as in `dynamic_sparsity`.
+    layouts: as in `dynamic_sparsity`.
 
   Returns:
     A transformation with state `DynamicSparsityState`.
@@ -171,7 +178,8 @@ def rigl(
   Reference: Evci et al., 2020, arXiv:1911.11134.
   """
   schedule = drop_schedule(fraction, num_steps=num_steps, every=every, until=until)
-  return dynamic_sparsity(inner, masks, schedule=schedule, **options)
+  rules = make_rules("magnitude", "gradient", scope, True, layouts, has_key=False)
+  return _moving_masks(inner, masks, rules, schedule, mean_decay, skip_step, restore)
 
 
 def set_evolution(
@@ -183,7 +191,10 @@ def set_evolution(
   fraction: float = 0.3,
   every: int = 100,
   until: float = 0.75,
-  **options: Any,
+  scope: str = "layer",
+  skip_step: bool = False,
+  restore: Restore | None = None,
+  layouts: Layouts | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """SET: drops the smallest weights and grows others at random.
 
@@ -195,7 +206,10 @@ def set_evolution(
     fraction: fraction of the live weights to replace, at the start of a cosine.
     every: steps from one change of the masks to the next.
     until: fraction of the training after which masks stay.
-    **options: of `dynamic_sparsity`: `scope`, `skip_step`, `restore`, `layouts`.
+    scope: "layer", "global" or "unit", as in `dynamic_sparsity`.
+    skip_step: as in `dynamic_sparsity`.
+    restore: as in `dynamic_sparsity`.
+    layouts: as in `dynamic_sparsity`.
 
   Returns:
     A transformation with state `DynamicSparsityState`.
@@ -204,9 +218,8 @@ def set_evolution(
   Evci et al., 2020.
   """
   schedule = drop_schedule(fraction, num_steps=num_steps, every=every, until=until)
-  return dynamic_sparsity(
-    inner, masks, schedule=schedule, grow="random", key=key, **options
-  )
+  rules = make_rules("magnitude", "random", scope, True, layouts, has_key=True)
+  return _moving_masks(inner, masks, rules, schedule, 0.0, skip_step, restore, key)
 
 
 def gradual_pruning(
