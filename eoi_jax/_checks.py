@@ -6,6 +6,7 @@ import math
 import operator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 
@@ -53,3 +54,13 @@ def density(value: Any) -> float:
 def compute_dtype(dtype: Any) -> jnp.dtype:
   """Float64 for float64, float32 for every other floating dtype."""
   return jnp.dtype("float64" if jnp.dtype(dtype) == jnp.float64 else "float32")
+
+
+def matrix(value: Any) -> jax.Array:
+  """Returns argument `matrix` as a floating array `[rows, cols]`."""
+  value = jnp.asarray(value)
+  if value.ndim != 2:
+    raise ValueError(f"`matrix` must have shape (rows, cols), got shape {value.shape}.")
+  if not jnp.issubdtype(value.dtype, jnp.floating):
+    raise ValueError(f"`matrix` must be floating point, got {value.dtype}.")
+  return value

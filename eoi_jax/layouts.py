@@ -82,11 +82,6 @@ class Layout:
     """Numbers of the axes with a letter, in order."""
     return tuple(n for n, axis in enumerate(self.axes) if axis == letter)
 
-  @property
-  def window_rank(self) -> int:
-    """Number of axes of the window, 0 of a dense kernel."""
-    return self.axes.count("w")
-
   def __str__(self) -> str:
     """The letters, and the groups if there are several."""
     return self.axes + (f" groups={self.groups}" if self.groups != 1 else "")

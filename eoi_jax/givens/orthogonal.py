@@ -16,6 +16,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from eoi_jax import _checks as checks
 from eoi_jax import _keys as keys_lib
 from eoi_jax.givens import _plan as plan_lib
 from eoi_jax.givens import _tuning as tuning
@@ -261,13 +262,7 @@ def orthogonality_error(matrix: jax.Array) -> jax.Array:
     >>> float(orthogonality_error(2 * jnp.eye(3, 5)))
     3.0
   """
-  matrix = jnp.asarray(matrix)
-  if matrix.ndim != 2:
-    raise ValueError(
-      f"`matrix` must have shape (rows, cols), got shape {matrix.shape}."
-    )
-  if not jnp.issubdtype(matrix.dtype, jnp.floating):
-    raise ValueError(f"`matrix` must be floating point, got {matrix.dtype}.")
+  matrix = checks.matrix(matrix)
   matrix = matrix.astype(np.promote_types(matrix.dtype, jnp.float32))
   if matrix.shape[0] < matrix.shape[1]:
     matrix = matrix.T

@@ -76,13 +76,7 @@ def apply_rotations(matrix: jax.Array, rotations: Rotations) -> jax.Array:
 
   Reference: Nowak et al., 2024, arXiv:2406.01755, section 4.
   """
-  matrix = jnp.asarray(matrix)
-  if matrix.ndim != 2:
-    raise ValueError(
-      f"`matrix` must have shape (rows, cols), got shape {matrix.shape}."
-    )
-  if not jnp.issubdtype(matrix.dtype, jnp.floating):
-    raise ValueError(f"`matrix` must be floating point, got {matrix.dtype}.")
+  matrix = checks.matrix(matrix)
   rotations = _check_rotations(rotations, matrix.shape[1])
   compute_dtype = checks.compute_dtype(matrix.dtype)
   rotated = _rotate_one_by_one(matrix.astype(compute_dtype), rotations)

@@ -124,21 +124,18 @@ def given_kernels(
     return {}
   leaves = named_leaves(params)
   named = fill_tree(params, {name: leaves[name] for name in given})
+  refusal = f"`{argument}` must be None for {{!r}}, which is no kernel."
   try:
     kernels = find_kernels(named, layouts)
   except ValueError:
-    _check_named(given, leaves, argument)
+    for name in given:
+      if jnp.ndim(leaves[name]) < 2:
+        raise ValueError(refusal.format(name)) from None
     raise
   for name in given:
     if name not in kernels:
-      raise ValueError(f"`{argument}` must be None for {name!r}, which is no kernel.")
+      raise ValueError(refusal.format(name))
   return {name: (kernels[name], given[name]) for name in kernels}
-
-
-def _check_named(given, leaves, argument: str) -> None:
-  for name in given:
-    if jnp.ndim(leaves[name]) < 2:
-      raise ValueError(f"`{argument}` must be None for {name!r}, which is no kernel.")
 
 
 def kernel_counts(

@@ -504,16 +504,8 @@ def _reset_moments(
   Subtrees of the state with the structure of the parameters belong to them. A leaf that
   has the shape of its parameter, or that with leading axes (a history, say), is reset
   entry by entry; what is shared between entries (factored moments, norms of a layer)
-  stays.
-
-  Args:
-    inner: the transformation.
-    inner_state: its state.
-    params: tree of arrays, the parameters after the change.
-    changed: tree like `params`: bool leaves, True = start anew; None = nothing.
-
-  Returns:
-    A state of the structure and dtypes of `inner_state`.
+  stays. `changed` is a tree like `params`, the parameters after the change: bool
+  leaves, True = start anew; None = nothing.
   """
 
   def reset(mask, old, new):
