@@ -166,6 +166,7 @@ def test_references_of_convolutions():
     )
 
 
+@pytest.mark.slow
 def test_eoi_in_mask_keeps_the_mask_and_is_exact():
   masks = random_masks(jax.random.key(3), MLP, 0.4)
   new, same = sparsify(KEY, MLP, masks, start="eoi_in_mask")

@@ -56,7 +56,11 @@ def start(file, workdir, devices, *flags):
 
 
 def finish(*processes):
-  outputs = [process.communicate(timeout=300)[0] for process in processes]
+  try:
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
   assert [process.returncode for process in processes] == [0] * len(processes), outputs
   return outputs
 
