@@ -118,6 +118,7 @@ def test_mixed_precision_keeps_parameters_and_logits_in_float32(name):
   assert "bf16[2," in jaxpr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("small", "shape"), [(MLP(10, 8, 3), (4, 4, 1)), (CNN(12, 4, 3), (8, 8, 3))]
 )
