@@ -86,6 +86,7 @@ def test_donated_states_leave_the_callers_masks_and_key():
   assert not mask.is_deleted() and not jax.random.key_data(key).is_deleted()
 
 
+@pytest.mark.slow
 def test_multi_steps_within_and_around():
   for inner in (static_sparsity, KINDS["rigl"]):
     tx = inner(optax.MultiSteps(optax.adam(0.1), 2), MASKS)

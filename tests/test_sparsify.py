@@ -207,6 +207,7 @@ def test_a_mask_with_a_dead_unit_has_no_isometry(fallback, value_error):
     assert np.abs(values[:23] - 1).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_sao_of_dense_kernels_and_convolutions():
   new, masks = sparsify(KEY, CNN, 0.25, start="sao")
   assert masks["stem"]["kernel"] is None and masks["out"]["kernel"] is None
