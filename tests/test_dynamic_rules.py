@@ -129,6 +129,7 @@ def test_rules_of_ones_own():
   assert got.tolist() == [F, F, T, T, T, T]
 
 
+@pytest.mark.slow
 def test_layers_of_a_stack_are_layers_of_their_own():
   keys = jax.random.split(jax.random.key(5), 3)
   weights, updates = (jax.random.normal(k, (4, 6, 8)) for k in keys[:2])

@@ -339,6 +339,7 @@ def test_what_is_no_key_is_refused(value_error, key):
     eoi_init(DENSITY)(key, (16, 16))
 
 
+@pytest.mark.slow
 def test_keys_of_any_kind_draw_the_same_in_any_company():
   init = eoi_init(DENSITY)
   for impl in ("rbg", "unsafe_rbg", "threefry2x32"):

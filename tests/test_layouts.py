@@ -227,6 +227,7 @@ class Transformer(nn.Module):
     return nn.DenseGeneral((2, 5), name="head")(x)
 
 
+@pytest.mark.slow
 def test_a_whole_transformer_in_linen():
   tokens = jnp.zeros((2, 5), jnp.int32)
   model = Transformer()

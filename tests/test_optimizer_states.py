@@ -131,6 +131,7 @@ def test_bfloat16_gradients_take_float32_weights_to_zero():
   np.testing.assert_array_equal(got[~MASKS["a"]["kernel"]], 0)
 
 
+@pytest.mark.slow
 def test_any_kind_of_key():
   key = jax.random.key(0, impl="rbg")
   tree = {"a": PARAMS["a"]["kernel"], "b": PARAMS["b"]["kernel"]}

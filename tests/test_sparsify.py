@@ -178,6 +178,7 @@ def test_eoi_in_mask_keeps_the_mask_and_is_exact():
   assert max(float(e.max()) for e in gram_errors(new).values()) < ATOL
 
 
+@pytest.mark.slow
 def test_eoi_in_mask_of_convolutions_uses_the_center_of_the_mask():
   params = {"kernel": jnp.zeros((3, 3, 16, 16))}
   masks = random_masks(jax.random.key(3), params, 0.4)
@@ -279,6 +280,7 @@ def test_grouped_convolutions_are_isometries(shape, groups):
     assert bool((kernel != 0).any(axis=(0, 1, 2)).all()), "a channel is dead"
 
 
+@pytest.mark.slow
 def test_depthwise_kernels_keep_every_channel_or_say_so(value_error):
   params = tree(depthwise=(3, 3, 1, 32), pointwise=(1, 1, 32, 64))
   with value_error("depthwise/kernel", "doubt", "groups=32"):
@@ -403,7 +405,7 @@ def test_scale_multiplies_isometric_kernels():
   assert max(float(e.max()) for e in errors.values()) < 2 * ATOL
 
 
-@pytest.mark.parametrize("start", few(["eoi", "base", "ai"]))
+@pytest.mark.parametrize("start", few(["eoi", "base", "ai"], 0))
 def test_densities_are_static_under_jit(start):
   options = FEW_STEPS.get(start)
 

@@ -164,7 +164,7 @@ def _deep_params(depth, width, scale, key=0):
   }
 
 
-@pytest.mark.parametrize("scale", few([1e-3, 30.0]))
+@pytest.mark.parametrize("scale", few([1e-3, 30.0], 0))
 def test_a_thousand_layers_neither_over_nor_underflow(scale):
   params = _deep_params(1000, 8, scale)  # R is about 10**-2100 or 10**2300
   scores = eoi_jax.synflow_scores(_deep, params, (1, 8), layouts=_layouts(params))
@@ -235,6 +235,7 @@ def test_all_scores_of_a_thousand_layers_are_finite_and_exact():
     assert live == round(0.125 * (1000 * 256 + 48))
 
 
+@pytest.mark.slow
 def test_rounds_keep_the_published_counts():
   """One round at a time, by hand: the mask follows from the counts of each round."""
   params = _deep_params(3, 5, 1.0)

@@ -157,6 +157,7 @@ def test_impossible_plans_are_refused_without_compiling(fields, words, monkeypat
     make_plan(small(**fields))
 
 
+@pytest.mark.slow
 def test_a_diverging_run_stops_with_the_step(tmp_path):
   with pytest.raises(UserError, match=r"loss is nan after step \d+ .*learning_rate"):
     train_and_evaluate(small(**{"optimizer.learning_rate": 1e30}), tmp_path)
