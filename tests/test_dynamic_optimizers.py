@@ -94,7 +94,7 @@ def check(inner, extra=None, *, leave_out_none=False):
 
 
 ADAMW_FIRST = sorted(
-  set(OPTIMIZERS) - {*EXCEPTIONS, *STATIC_ONLY}, key=lambda n: n != "optax.adamw"
+  set(OPTIMIZERS) - {*EXCEPTIONS, *STATIC_ONLY}, key=lambda n: (n != "optax.adamw", n)
 )
 
 
