@@ -16,7 +16,7 @@ from configs import default, mnist_mlp7
 MLP = {"model.width": 1024}
 VIT = {
   "data.name": "cifar10",
-  "data.augment": True,
+  "data.augment": "crop_flip",
   "model.name": "vit4",
   "model.depth": 6,
   "model.width": 512,

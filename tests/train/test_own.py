@@ -166,7 +166,7 @@ class Net(nn.Module):
     ),
     (NET, {"model__options": "features=9"}, r"to logits \[2, 10\], got \[2, 9\]"),
     (NET, {"sparsity__bias_std": 0.1}, "bias_std` = 0.1 needs .* 'bias_init'"),
-    (NET, {"model__drop_path": 0.1}, "needs .* 'drop_path'"),
+    (NET, {"model__drop_path": 0.1}, "drop_path` must be 0 for .*Net', .* got 0.1"),
     (NET, {"sparsity__scale": "critical"}, "'critical' needs .* 'activation'"),
     (NET, {"model__options": "9"}, r"\(features\) as in 'a=1, b=2.5', got '9'"),
     (NET, {"model__options": "features={9: 1}"}, "tuples in place of dictionaries"),

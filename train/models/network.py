@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 import eoi_jax
-from eoi_jax.blocks.linen import BlockDense
 from train.models.blocks import NO_BLOCKS, Blocks, zero_blocks
 
 
@@ -38,6 +37,8 @@ class Network(nn.Module, kw_only=True):
     density = dict(self.blocks.densities).get(path)
     if density is None:
       return functools.partial(nn.Dense, **options)
+    from eoi_jax.blocks.linen import BlockDense
+
     options |= {"density": density, "block_size": self.blocks.size, "seed": None}
     return functools.partial(BlockDense, **options | {"kernel_init": zero_blocks})
 

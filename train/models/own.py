@@ -114,11 +114,10 @@ def _check(
   for key, parameter in declared.items():
     if _is_required(parameter) and key not in known - {"options"}:
       raise UserError(f"`model.options` must give {key!r}, which {name} needs.")
-  sparsity, drop_path = config.sparsity, config.model.drop_path
+  sparsity = config.sparsity
   for key, needed, field in (
     ("activation", sparsity.scale == "critical", "`sparsity.scale` = 'critical'"),
     ("activation", sparsity.start == "sao", "`sparsity.start` = 'sao'"),
-    ("drop_path", drop_path, f"`model.drop_path` = {drop_path}"),
     ("bias_init", bias_std, f"`sparsity.bias_std` = {bias_std:.3g}"),
   ):
     if needed and key not in declared:
