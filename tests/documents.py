@@ -1,6 +1,7 @@
 """Code blocks of Markdown pages: Python to run, commands to check."""
 
 import importlib.metadata
+import os
 import pathlib
 import re
 import shlex
@@ -91,8 +92,10 @@ def commands(known: list[list[str]], start: str):
 
 
 def run(*words: str) -> str:
-  """Output of a command in the checkout, which must succeed."""
+  """Output of a command in the checkout, which must succeed, compiled as for users."""
   output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-  result = subprocess.run(words, cwd=ROOT, **output)
+  env = dict(os.environ)
+  env.pop("JAX_DISABLE_MOST_OPTIMIZATIONS", None)
+  result = subprocess.run(words, cwd=ROOT, env=env, **output)
   assert result.returncode == 0, result.stdout
   return result.stdout

@@ -74,6 +74,7 @@ def test_uses_the_public_api_only(path):
 def test_runs_from_a_clean_kernel(path, tmp_path, monkeypatch):
   monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
   monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+  monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")  # they compute for long
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of the machinery that runs notebooks
     from nbclient import NotebookClient
