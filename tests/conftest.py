@@ -36,6 +36,13 @@ def shared_compilation_cache(tmp_path_factory):
     yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+  """Frees the compiled programs of a file, which add up to gigabytes."""
+  yield
+  jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def golden():
   """The folder of recorded arrays (torch layout, float64 definitions)."""
