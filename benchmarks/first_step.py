@@ -4,7 +4,7 @@ python -m benchmarks.first_step [--configs quickstart,mnist_mlp7,...] [--kernels
   [--output benchmarks/results/first_step]
 
 Each config is run twice, in new processes and new workdirs: cold, with an empty cache
-of compiled programs, then warm, with the cache that the first run left. Measured are
+of compiled programs and decoded images, then warm, with what the first run left there. Measured are
 the seconds until the first line of training metrics stands in the workdir, and the
 programs that XLA compiled until then; the process is then ended. `--kernels` measures
 `eoi_jax.sparsify` of a ResNet-50's kernels: the first call of a new process, cold and
@@ -64,7 +64,7 @@ def processor() -> str:
 
 
 def environment(cache: pathlib.Path) -> dict[str, str]:
-  """Environment of a run whose compiled programs are kept under `cache`."""
+  """Environment of a run whose programs and images are kept under `cache`."""
   kept = {k: v for k, v in os.environ.items() if not k.startswith("JAX_COMPILATION")}
   return kept | {"XDG_CACHE_HOME": str(cache), "JAX_LOG_COMPILES": "1"}
 
