@@ -7,8 +7,9 @@ Each config is run twice, in new processes and new workdirs: cold, with an empty
 of compiled programs and decoded images, then warm, with what the first run left there.
 Measured are the seconds until the first line of training metrics stands in the workdir,
 and the programs that XLA compiled until then; the process is then ended. `--kernels`
-measures `eoi_jax.sparsify` of a ResNet-50's kernels: the first call of a new process, cold and
-warm, and the next call. Configs whose data set is missing are left out with a line.
+measures `eoi_jax.sparsify` of a ResNet-50's kernels: the first call of a new process,
+cold and warm, and the next call. Configs whose data set is missing are left out with a
+line.
 Writes OUTPUT.json and OUTPUT.md.
 """
 
