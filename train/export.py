@@ -104,7 +104,7 @@ def export(
 
 def _content(plan: Plan, state: TrainState, seed: int) -> tuple[dict, dict]:
   """Returns trees of arrays, and what is to be known of them."""
-  model, shown = plan.recipe.model.without_blocks, evaluated(state)
+  model, shown = plan.recipe.model.without_blocks, state.evaluated
   layouts = {n: x for n, x in model.layouts.items() if x is not None}
   params, flags = dense_view(shown.params, state.masks, state.layouts)
   trees = {"params": params, "batch_stats": shown.batch_stats}
@@ -118,11 +118,6 @@ def _content(plan: Plan, state: TrainState, seed: int) -> tuple[dict, dict]:
     "spec": plan.recipe.spec._asdict(),
   }
   return jax.tree.map(np.asarray, trees), metadata
-
-
-def evaluated(state: TrainState) -> TrainState:
-  """Returns the state whose parameters and statistics evaluations use."""
-  return state if state.averages is None else state.averaged
 
 
 def load(path: str | Path) -> Exported:

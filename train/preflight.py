@@ -41,8 +41,9 @@ def preflight(config: Any, workdir: Path, *, num_samples: int = 16) -> Inspectio
   """
   validate(config)
   workdir.mkdir(parents=True, exist_ok=True)
-  plot_batch(workdir / "batch.png", make_plan(config))
-  inspection = measure(config, num_samples=num_samples)
+  plan = make_plan(config)
+  plot_batch(workdir / "batch.png", plan)
+  inspection = measure(plan, num_samples=num_samples)
   replace_text(workdir / "preflight.json", as_json(inspection))
   plot_inspection(workdir / "preflight", inspection, title(config))
   return inspection

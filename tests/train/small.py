@@ -3,6 +3,7 @@
 import chex
 import jax
 import numpy as np
+import pytest
 
 from configs import quickstart
 from train.core import loop
@@ -56,6 +57,13 @@ def stop_after(step, action, monkeypatch):
   monkeypatch.setattr(loop, "check_finite", acting)
 
 
-def interrupt():
-  """What Ctrl-C does."""
-  raise KeyboardInterrupt
+def train_until(step, config, workdir, monkeypatch):
+  """Trains, and stops after a step as by Ctrl-C."""
+
+  def interrupt():
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    stop_after(step, interrupt, patch)
+    with pytest.raises(KeyboardInterrupt):
+      loop.train_and_evaluate(config, workdir)

@@ -9,7 +9,7 @@ import scipy.ndimage
 from PIL import Image, ImageEnhance, ImageOps
 
 from configs import default
-from tests.train.small import assert_identical, interrupt, small, stop_after
+from tests.train.small import assert_identical, small, train_until
 from train.core.loop import train_and_evaluate
 from train.core.plan import make_plan, start_state
 from train.core.steps import epoch_order, prepare, train_chunk
@@ -283,9 +283,6 @@ def test_a_run_with_all_of_it_goes_on_to_the_last_bit(tmp_path, monkeypatch):
   config, two = small(**EVERYTHING), small(**EVERYTHING, steps_per_dispatch=2)
   whole = train_and_evaluate(config, tmp_path / "whole")
   assert whole.state.step == 10  # an epoch is as long as without repeats
-  with monkeypatch.context() as patch:
-    stop_after(7, interrupt, patch)
-    with pytest.raises(KeyboardInterrupt):
-      train_and_evaluate(two, tmp_path / "parts")
+  train_until(7, two, tmp_path / "parts", monkeypatch)
   parts = train_and_evaluate(two, tmp_path / "parts")
   assert_identical(parts.state, whole.state)

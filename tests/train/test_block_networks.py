@@ -10,7 +10,7 @@ import pytest
 import eoi_jax
 from configs import default
 from eoi_jax.layouts import named_leaves
-from tests.train.small import assert_identical, interrupt, numbers, small, stop_after
+from tests.train.small import assert_identical, numbers, small, train_until
 from train.analysis import dry_run, preflight
 from train.core import summaries
 from train.core.console import UserError
@@ -115,7 +115,7 @@ def test_what_makes_no_sense_with_blocks_is_refused(fields, words):
 
 @pytest.mark.slow
 def test_the_preflight_measures_the_kernels_that_blocks_stand_for():
-  found = preflight.measure(config_of(), num_samples=2)
+  found = preflight.measure(make_plan(config_of()), num_samples=2)
   rows = {row.layer.name: row for row in found.rows}
   assert list(rows) == ["input/kernel", "hidden/dense/kernel", "output/kernel"]
   assert rows["hidden/dense/kernel"].layer.live == 3 * 32 * 8
@@ -130,10 +130,7 @@ def test_training_goes_on_where_it_was_stopped_for_every_seed(tmp_path, monkeypa
   alone = train_and_evaluate(small(**fields), tmp_path / "alone")
   config = small(seeds=(0, 5), **fields)
   whole = train_and_evaluate(config, tmp_path / "whole")
-  with monkeypatch.context() as patch:
-    stop_after(28, interrupt, patch)
-    with pytest.raises(KeyboardInterrupt):
-      train_and_evaluate(config, tmp_path / "cut")
+  train_until(28, config, tmp_path / "cut", monkeypatch)
   resumed = train_and_evaluate(config, tmp_path / "cut")
   assert_identical(resumed.state, whole.state)
   assert numbers(resumed.curves.records) == numbers(whole.curves.records)

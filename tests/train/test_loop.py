@@ -8,14 +8,7 @@ import pytest
 
 from eoi_jax import apply_masks
 from tests.cases import few
-from tests.train.small import (
-  assert_identical,
-  interrupt,
-  leaves,
-  numbers,
-  small,
-  stop_after,
-)
+from tests.train.small import assert_identical, leaves, numbers, small, train_until
 from train.core import config as config_lib
 from train.core.console import UserError
 from train.core.loop import train_and_evaluate
@@ -87,10 +80,7 @@ def test_metrics_are_complete_and_in_order(finished):
 @pytest.mark.parametrize("stop_at", few([28, 8, 60]))
 def test_a_killed_run_ends_bit_identical(finished, tmp_path, monkeypatch, stop_at):
   result, _ = finished
-  with monkeypatch.context() as patch:
-    stop_after(stop_at, interrupt, patch)
-    with pytest.raises(KeyboardInterrupt):
-      train_and_evaluate(small(), tmp_path)
+  train_until(stop_at, small(), tmp_path, monkeypatch)
   # What a death in the middle of a write leaves behind.
   with open(tmp_path / "metrics.jsonl", "a") as file:
     file.write('{"step": 5')

@@ -8,13 +8,7 @@ import pytest
 from configs import cifar10_dynamic
 from eoi_jax import apply_masks
 from eoi_jax.layouts import named_leaves
-from tests.train.small import (
-  assert_identical,
-  interrupt,
-  numbers,
-  small,
-  stop_after,
-)
+from tests.train.small import assert_identical, numbers, small, train_until
 from train.core import config as config_lib
 from train.core.console import UserError
 from train.core.loop import train_and_evaluate
@@ -77,9 +71,7 @@ def test_means_of_the_parameters_are_evaluated_and_forget_dropped_weights(result
 
 
 def test_a_stopped_run_ends_as_if_never_stopped(config, result, tmp_path, monkeypatch):
-  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-    stop_after(28, interrupt, patch)
-    train_and_evaluate(config, tmp_path)
+  train_until(28, config, tmp_path, monkeypatch)
   again = train_and_evaluate(config, tmp_path)
   assert_identical(again.state, result.state)
   assert numbers(again.curves.records) == numbers(result.curves.records)

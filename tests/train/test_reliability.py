@@ -20,13 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.train.small import (
-  assert_identical,
-  interrupt,
-  numbers,
-  small,
-  stop_after,
-)
+from tests.train.small import assert_identical, numbers, small, stop_after, train_until
 from train.core import loop
 from train.core.checkpoints import Checkpoints
 from train.core.console import UserError
@@ -89,10 +83,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(finished, tmp_path, monkeypa
 
 
 def interrupted(workdir, monkeypatch, step=48):
-  with monkeypatch.context() as patch:
-    stop_after(step, interrupt, patch)
-    with pytest.raises(KeyboardInterrupt):
-      train_and_evaluate(small(), workdir)
+  train_until(step, small(), workdir, monkeypatch)
   return workdir / "checkpoints" / "40"
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 import eoi_jax
 from train.core.console import table
-from train.core.plan import make_plan, start_state
+from train.core.plan import Plan, start_state
 from train.core.start import gains
 from train.core.state import named_key, take_seed
 from train.core.summaries import Layer, list_layers
@@ -180,18 +180,17 @@ class Inspection(NamedTuple):
   slopes: tuple[float, float]
 
 
-def measure(config: Any, *, num_samples: int = 16) -> Inspection:
-  """Builds the network of a config and measures it at its start.
+def measure(plan: Plan, *, num_samples: int = 16) -> Inspection:
+  """Builds a network and measures it at its start.
 
   Args:
-    config: a validated config.
+    plan: of the training.
     num_samples: training images for Jacobian and gradients.
 
   Raises:
-    UserError: if the data set is missing or a kernel cannot have its density.
+    UserError: if a kernel cannot have its density.
   """
-  plan = make_plan(config)
-  state = take_seed(start_state(plan), 0)
+  config, state = plan.config, take_seed(start_state(plan), 0)
   params, masks = dense_view(state.params, state.masks, state.layouts)
   model, stats = plan.recipe.model.without_blocks, state.batch_stats
   spec, scale = plan.recipe.spec, gains(config).scale

@@ -369,7 +369,7 @@ def _evaluation(run: _Run, state: TrainState, step: int) -> dict[str, Any]:
   """Returns the record of the held-out split; of the test set if none is held out."""
   live = check_weights(state) // len(seeds_of(run.plan.config))
   if state.averages is not None:
-    check_weights(state.averaged)
+    check_weights(state.evaluated)
   held_out = run.plan.dataset.validation is not None
   name, split = ("validation",) * 2 if held_out else ("monitor", "test")
   return run.record(
@@ -398,9 +398,9 @@ def _evaluate(plan: Plan, feed: Feed, state: TrainState, split: str) -> dict[str
   With running means of the parameters they are those of the means; those of the
   parameters themselves are `raw_loss` and `raw_accuracy`.
   """
-  named = {"": state}
+  named = {"": state.evaluated}
   if state.averages is not None:
-    named = {"": state.averaged, "raw_": state}
+    named["raw_"] = state
   parts: dict[str, list[Sums]] = {prefix: [] for prefix in named}
   for data, size in feed.evaluated(split):
     for prefix, one in named.items():

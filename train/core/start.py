@@ -400,12 +400,12 @@ def densities(
     found = eoi_jax.allocate(params, sparsity.density, **options)
   if not sparsity.constant_fan_in:
     return found
+  wanted, whole = named_leaves(found), {}
   for name, kernel in find_kernels(params, model.layouts).items():
-    if (density := named_leaves(found)[name]) is not None:
+    if wanted[name] is not None:
       fan_in = kernel.layer_size // kernel.layer_shape[-1]
-      whole = np.maximum(np.rint(np.asarray(density) * fan_in), 1) / fan_in
-      found = fill_tree(found, {name: whole}, keep=True)
-  return found
+      whole[name] = np.maximum(np.rint(np.asarray(wanted[name]) * fan_in), 1) / fan_in
+  return fill_tree(found, whole, keep=True)
 
 
 def pruning_of(sparsity: SparsitySettings, recipe: Recipe) -> Pruning:

@@ -118,9 +118,10 @@ class TrainState(NamedTuple):
     return eoi_jax.current_masks(self.opt_state)
 
   @property
-  def averaged(self) -> TrainState:
-    """The state with the averages as its parameters and statistics."""
-    assert self.averages is not None
+  def evaluated(self) -> TrainState:
+    """The state that evaluations see: with the averages in place, if there are any."""
+    if self.averages is None:
+      return self
     return self._replace(**self.averages._asdict())
 
 

@@ -181,11 +181,10 @@ def describe_start(config: Any, state: Any, scale: float, recipe: Any) -> AtStar
 
 def count_live(params: Any, masks: Any, model: Any) -> dict[str, Any]:
   """Returns the part of a summary that masks tell: densities and live parameters."""
-  kernels = {
-    name: (int(leaf.size if mask is None else np.sum(np.asarray(mask))), leaf.size)
-    for name, kernel in find_kernels(params, model.layouts).items()
-    for leaf, mask in [(kernel.leaf, named_leaves(masks)[name])]
-  }
+  flags, kernels = named_leaves(masks), {}
+  for name, kernel in find_kernels(params, model.layouts).items():
+    mask, size = flags[name], kernel.leaf.size
+    kernels[name] = (size if mask is None else int(np.sum(np.asarray(mask))), size)
   live, size = np.sum(list(kernels.values()), axis=0).tolist()
   total = sum(leaf.size for leaf in jax.tree.leaves(params))
   return {

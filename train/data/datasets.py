@@ -187,8 +187,8 @@ def read_split(builder: Any, split: str) -> Split:
   Decoding takes 10 s for CIFAR-10. What is decoded is kept in the cache, under a name
   that changes with the files.
   """
-  files = [Path(path) for path in builder.info.splits[split].filepaths]
-  facts = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+  files = [(str(f), os.stat(f)) for f in builder.info.splits[split].filepaths]
+  facts = [(name, found.st_size, found.st_mtime_ns) for name, found in files]
   name = f"{builder.info.full_name}/{split}-{zlib.crc32(repr(facts).encode()):08x}.npz"
   folder = cache.directory("data")
   path = None if folder is None else folder / name.replace("/", "-")
