@@ -63,8 +63,8 @@ def place_state(state: Any, placement: Placement | None) -> Any:
 
 def put_state(state: Any, placement: Placement | None) -> Any:
   """Brings a state that every process has whole to its place."""
-  if placement is None:
-    return state
+  if placement is None:  # committed, as a restored state is: both run one program
+    return jax.device_put(state, jax.devices()[0])
   return jax.tree.map(_put, state, _shardings(state, placement))
 
 
