@@ -172,10 +172,10 @@ def default_workdir(arguments: list[str]) -> Path:
 def use_compilation_cache() -> None:
   """Keeps compiled programs for later processes; before the first one is compiled.
 
-  Programs of one kind of processor have a directory of their own. Where
+  Programs of one kind of processor have a directory of their own. Where nothing but
   JAX_COMPILATION_CACHE_DIR is set, it decides.
   """
-  if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+  if "JAX_COMPILATION_CACHE_DIR" in os.environ and cache.VARIABLE not in os.environ:
     return
   if (path := cache.directory(f"xla/{_processor()}")) is not None:
     import jax
