@@ -233,12 +233,15 @@ def describe_optimizer(settings: OptimizerSettings) -> str:
 
 @functools.lru_cache(maxsize=64)
 def check_optimizer(settings: OptimizerSettings) -> None:
-  """Tries an optimizer and its schedule on shapes alone.
+  """Checks the options of an optimizer; what is not of `MAIN` is tried on shapes.
 
   Raises:
     UserError: if an option does not fit, or updates need more than gradients,
       parameters and the loss.
   """
+  optimizer_arguments(settings)
+  if settings.name in MAIN and not settings.options:
+    return
   settings = settings._replace(schedule="constant", schedule_options="", warmup=0.0)
   params = {"kernel": jnp.zeros((8, 4)), "bias": jnp.zeros(4)}
 
