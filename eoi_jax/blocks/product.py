@@ -35,7 +35,7 @@ from eoi_jax.blocks.layout import BlockLayout
 
 METHODS = ("auto", "loop", "batched")
 _NAMES = ("x", "blocks", "y")
-_UNROLL = 16  # blocks of a group in one step of a compiled loop
+_UNROLL = 8  # blocks of a group in one step of a compiled loop
 _LOOP_SIZE = 4096  # entries of a group of `x` or `y` that a step of the loop must have
 
 
