@@ -79,8 +79,12 @@ def test_order_matters_and_is_kept():
   backwards = jax.tree.map(lambda x: x[::-1], pairs)
   eye = jnp.eye(3)
   forth, back = apply_rotations(eye, pairs), apply_rotations(eye, backwards)
-  chex.assert_trees_all_close(forth, rotate_one_by_one(eye, pairs), atol=1e-6)
-  chex.assert_trees_all_close(back, rotate_one_by_one(eye, backwards), atol=1e-6)
+  chex.assert_trees_all_close(
+    forth, rotate_one_by_one(eye, pairs), atol=1e-6, rtol=1e-7
+  )
+  chex.assert_trees_all_close(
+    back, rotate_one_by_one(eye, backwards), atol=1e-6, rtol=1e-7
+  )
   assert float(jnp.abs(forth - back).max()) > 0.1
 
 
@@ -97,7 +101,9 @@ def test_plain_numpy_lists_of_axes_and_angles_are_welcome():
   rotations = Rotations(np.array([0, 0]), np.array([3, 1]), np.array([0.5, 0.25]))
   eye = np.eye(4, dtype=np.float32)
   got = apply_rotations(eye, rotations)
-  chex.assert_trees_all_close(got, rotate_one_by_one(eye, rotations), atol=1e-6)
+  chex.assert_trees_all_close(
+    got, rotate_one_by_one(eye, rotations), atol=1e-6, rtol=1e-7
+  )
 
 
 def test_no_rotation_changes_nothing():

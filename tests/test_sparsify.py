@@ -105,7 +105,7 @@ def test_a_layer_does_not_depend_on_the_rest_of_the_tree(start):
   new, masks = start_all(MLP, 0.25)
   alone, mask = start_all({"third": MLP["third"]}, 0.25)
   chex.assert_trees_all_close(
-    alone["third"]["kernel"], new["third"]["kernel"], atol=1e-6
+    alone["third"]["kernel"], new["third"]["kernel"], atol=1e-6, rtol=1e-7
   )
   if masks["third"]["kernel"] is not None:
     chex.assert_trees_all_equal(mask["third"]["kernel"], masks["third"]["kernel"])
@@ -417,6 +417,7 @@ def test_densities_are_static_under_jit(start):
     compiled(KEY, MLP),
     sparsify(KEY, MLP, 0.25, start=start, options=options),
     atol=1e-5,
+    rtol=1e-7,
   )
 
 
@@ -427,7 +428,7 @@ def test_masks_under_jit(value_error):
   traced, _ = jax.jit(lambda m: start(m, start="base"))(masks)
   eager, _ = start(masks, start="base")
   chex.assert_trees_all_close(
-    traced["second"]["kernel"], eager["second"]["kernel"], atol=1e-6
+    traced["second"]["kernel"], eager["second"]["kernel"], atol=1e-6, rtol=1e-7
   )
   with value_error("masks", "concrete"):
     jax.jit(start)(masks)
@@ -485,7 +486,7 @@ def test_all_taps_of_every_kind_of_convolution(value_error):
       if block.ndim > 2:
         image = (5,) * (block.ndim - 2)
         values = conv_singular_values(block, image, padding="CIRCULAR")
-        chex.assert_trees_all_close(values, 1.0, atol=1e-5)
+        chex.assert_trees_all_close(values, 1.0, atol=1e-5, rtol=1e-7)
         if min(block.shape[-2:]) >= 16:  # channels enough for every tap
           assert (block != 0).any(axis=(-1, -2)).all(), "a tap is empty"
   with value_error("`taps`", "'center', 'all'", "'every'"):

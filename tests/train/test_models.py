@@ -336,7 +336,7 @@ def test_the_cnn_wraps_around():
     return model.apply(variables, inputs), plain(variables["params"], inputs)
 
   found, expected = both()
-  chex.assert_trees_all_close(found, expected, atol=ATOL)
+  chex.assert_trees_all_close(found, expected, atol=ATOL, rtol=1e-7)
 
 
 @pytest.mark.parametrize("model", [MLP(100, 128, 10), CNN(100, 128, 10)], ids=repr)
@@ -385,7 +385,7 @@ def test_a_thousand_linear_layers_from_eoi_are_one_isometry():
   # A linear map's matrix: its values on the basis of the inputs.
   matrix = model.apply({"params": params}, jnp.eye(256))
   values = jnp.linalg.svd(matrix, compute_uv=False)
-  chex.assert_trees_all_close(values, jnp.ones(10), atol=1e-3)
+  chex.assert_trees_all_close(values, jnp.ones(10), atol=1e-3, rtol=1e-7)
 
 
 @pytest.mark.parametrize("activation", few(ACTIVATIONS))
@@ -407,7 +407,7 @@ def test_the_scanned_stack_equals_a_plain_loop(activation):
     return model.apply({"params": params}, inputs), dense(params["output"], x)
 
   found, expected = both()
-  chex.assert_trees_all_close(found, expected, atol=ATOL)
+  chex.assert_trees_all_close(found, expected, atol=ATOL, rtol=1e-7)
 
 
 def test_two_layers_need_no_stack():
