@@ -157,6 +157,8 @@ def competitors(network: Network) -> dict[str, Any]:
 
 def torch_loop(plan: Plan, steps: int) -> Any | None:
   """Returns the network in an eager torch loop; None without torch."""
+  # Its threads would spin after each step, and take the cores from the others' turns.
+  os.environ.setdefault("OMP_WAIT_POLICY", "passive")
   try:
     import torch  # pyright: ignore[reportMissingImports]
 

@@ -7,7 +7,7 @@ convolutions in that form already, of transposed arrays, and so are theirs. Wher
 result is smaller than the kernel, for one filter a channel and for 1 x 1 windows a
 convolution is a sum of products, one a tap. The gradient on a kernel of fewer channels
 than pixels is a matrix product a few images at a time, whose operands fit in a core's
-cache: 1.5 (16 channels) to 5 times (64) faster than as a convolution.
+cache: 2 (16 channels) to 5 times (64) faster than as a convolution.
 """
 
 import functools
@@ -176,7 +176,7 @@ def _kernel_gradient(out, inputs, kernel, *, window: _Window, call_jaxpr) -> jax
   return result.transpose(1, 2, 0, 3)
 
 
-_PIXELS = 4096  # of a few images: the operands of a product stay in a core's cache
+_NUMBERS = 2**18  # of a few images: the operands of a product stay in a core's cache
 
 
 def _products(out, inputs, shape: tuple[int, ...], padding) -> jax.Array:
@@ -187,7 +187,7 @@ def _products(out, inputs, shape: tuple[int, ...], padding) -> jax.Array:
   """
   rows, cols, channels, features = shape
   size, height, width = out.shape[:3]
-  images = min(size, max(1, _PIXELS // (height * width)))
+  images = min(size, max(1, _NUMBERS // (height * width * max(channels, features))))
   missing = -size % images
   zero = jnp.zeros((), out.dtype)
   precise = jnp.promote_types(out.dtype, jnp.float32)
@@ -198,14 +198,18 @@ def _products(out, inputs, shape: tuple[int, ...], padding) -> jax.Array:
 
   def add(total, part):
     outs, pixels = part
-    edges = ((0, 0, 0), (0, 0, 0), *((*pair, 0) for pair in padding))
-    pixels = jax.lax.pad(pixels.transpose(3, 0, 1, 2), zero, edges)
-    left = jnp.stack([pixels[..., col : col + width] for col in range(cols)])
+    edges = ((0, 0, 0), *((*pair, 0) for pair in padding), (0, 0, 0))
+    pixels = jax.lax.pad(pixels, zero, edges)
     shifts = (((0, 0, 0), (r, rows - 1 - r, 0), *((0, 0, 0),) * 2) for r in range(rows))
-    right = jnp.concatenate([jax.lax.pad(outs, zero, s) for s in shifts], -1)
-    left = left.reshape(cols * channels, -1)
-    right = right.reshape(-1, rows * features)
-    return total + jnp.matmul(left, right, preferred_element_type=precise), None
+    left = [pixels[:, :, col : col + width] for col in range(cols)]
+    right = [jax.lax.pad(outs, zero, shift) for shift in shifts]
+    # Pixels first on both sides, as they come: XLA shares such a product among cores.
+    return total + jax.lax.dot_general(
+      jnp.concatenate(left, -1).reshape(-1, cols * channels),
+      jnp.concatenate(right, -1).reshape(-1, rows * features),
+      (((0,), (0,)), ((), ())),
+      preferred_element_type=precise,
+    ), None
 
   total = jnp.zeros((cols * channels, rows * features), precise)
   total, _ = jax.lax.scan(add, total, (parts(out), parts(inputs)))
