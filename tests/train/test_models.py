@@ -247,7 +247,7 @@ def test_convolutions_have_derivatives_of_every_kind(strides):
 
 
 def test_kernel_gradients_add_up_over_groups_of_images(monkeypatch):
-  monkeypatch.setattr(_cpu_convolution, "_PIXELS", 130)  # 2 images, and 1 is left
+  monkeypatch.setattr(_cpu_convolution, "_NUMBERS", 700)  # 2 images, and 1 is left
   layer = convolution(6, 3, padding=0, use_bias=False)
   inputs = jax.random.normal(jax.random.key(1), (5, 10, 9, 4))
   params = layer.init(jax.random.key(0), inputs)
