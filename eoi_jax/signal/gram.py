@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from typing import Any
 
 import jax
@@ -58,22 +57,25 @@ def _isometry_errors(kernel: jax.Array, scale: jax.Array) -> jax.Array:
   """Largest entry of a kernel's autocorrelation less that of an isometry."""
   if kernel.shape[-2] > kernel.shape[-1]:
     kernel = jnp.swapaxes(kernel, -1, -2)
-  *window, rows, cols = kernel.shape
-  # The lag with the opposite sign gives the transpose: half of them are enough.
-  lags = itertools.product(*[range(-size + 1, size) for size in window])
-  lags = [lag for lag in lags if lag >= (0,) * len(window)]
-  errors = []
-  for lag in lags:
-    ends = list(zip(lag, window, strict=True))
-    here = kernel[tuple(slice(max(0, -x), min(n, n - x)) for x, n in ends)]
-    there = kernel[tuple(slice(max(0, x), min(n, n + x)) for x, n in ends)]
-    gram = jnp.einsum(
-      "tac,tbc->ab",
-      here.reshape(-1, rows, cols),
-      there.reshape(-1, rows, cols).conj(),
+  kernel = jnp.expand_dims(kernel, 0)  # a window for a matrix, too
+  *window, rows, _ = kernel.shape
+
+  # A loop over the taps, each beside all of them, compiles as fast as a dense kernel.
+  def add(grams, tap):
+    products = jnp.einsum(
+      "ac,...bc->...ab",
+      kernel[tuple(tap)],
+      kernel.conj(),
       precision=jax.lax.Precision.HIGHEST,
     )
-    if not any(lag):
-      gram -= jnp.eye(rows, dtype=gram.dtype) * (scale**2)
-    errors.append(jnp.max(jnp.abs(gram)))
-  return jnp.max(jnp.stack(errors))
+    start = (*(jnp.array(window) - 1 - tap), 0, 0)
+    sums = jax.lax.dynamic_slice(grams, start, products.shape) + products
+    return jax.lax.dynamic_update_slice(grams, sums, start), None
+
+  lags = [2 * size - 1 for size in window]
+  grams = jnp.broadcast_to(0 * kernel.reshape(-1)[0], (*lags, rows, rows))
+  taps = jnp.array(list(np.ndindex(*window)))
+  grams, _ = jax.lax.scan(add, grams, taps)
+  none = tuple(size - 1 for size in window)
+  identity = jnp.eye(rows, dtype=grams.dtype) * (scale**2)
+  return jnp.max(jnp.abs(grams.at[none].add(-identity)))

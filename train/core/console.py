@@ -1,6 +1,7 @@
 """What a person at the terminal sees: errors in one line, the log, progress."""
 
 import logging
+import math
 import os
 import sys
 import time
@@ -110,7 +111,7 @@ class Progress:
   def __init__(self, name: str, step: int, num_steps: int, num_epochs: int):
     self._name, self._num_steps, self._num_epochs = name, num_steps, num_epochs
     self._first, self._begin = step, time.monotonic()
-    self._bar, self._last_line, self._evaluation = None, self._begin, ""
+    self._bar, self._last_line, self._evaluation = None, -math.inf, ""
     if sys.stderr.isatty() and logger.isEnabledFor(logging.INFO):
       from tqdm import tqdm
 
@@ -153,7 +154,7 @@ class Progress:
         rate = (now - self._begin) / max(step - self._first, 1)
         logger.info(
           "%s: epoch %.1f/%d, step %*d/%d, loss %.4f, accuracy %5.1f%%%s, "
-          "%.0f steps/s, %s left",
+          "%.3g steps/s, %s left",
           self._name,
           record["epoch"],
           self._num_epochs,

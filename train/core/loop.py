@@ -261,8 +261,8 @@ def _train(run: _Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
     state, *_ = train_chunk(state, run.feed.nothing(), count, recipe=recipe)
     jax.block_until_ready(state)
     compile_seconds = time.perf_counter() - begin
-  if not run.metrics.records:
-    run.metrics.write(_evaluation(run, state, step))
+  # Users wait for the first step: step 0 is evaluated after it, from a copy.
+  untrained = None if run.metrics.records else _copy(state)
   progress = Progress(run.name, step, recipe.num_steps, config.num_epochs)
   trace = _Trace(config.profile, run.metrics.path.with_name("profile"))
   with progress, trace, mesh.Preemption() as preemption:
@@ -272,6 +272,10 @@ def _train(run: _Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
       state, record = _chunk(run, state, step, count)
       trace.after(step + count)
       check_finite(record, state, config, run.checkpoints.newest)
+      if untrained is not None:
+        progress.update(record)
+        run.metrics.write(_evaluation(run, untrained, 0))
+        untrained = None
       run.metrics.write(record)
       step = record["step"]
       if _due(config.eval_every, step, recipe):
@@ -292,6 +296,11 @@ def _train(run: _Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         raise SystemExit(mesh.EXIT_STATUS)
   times = {"train_seconds": run.seconds, "compile_seconds": compile_seconds}
   return state, times
+
+
+@jax.jit
+def _copy(state: TrainState) -> TrainState:
+  return jax.tree.map(jnp.copy, state)
 
 
 def _due(every: int, step: int, recipe: Recipe) -> bool:
@@ -335,9 +344,13 @@ class _Trace:
 
 
 def _count(run: _Run, step: int) -> int:
-  """Returns the number of steps of the chunk after `step`."""
-  length = run.plan.recipe.steps_per_epoch
-  return min(run.plan.config.steps_per_dispatch, length - step % length)
+  """Returns the number of steps of the chunk after `step`.
+
+  Chunks end at multiples of `steps_per_dispatch` in each epoch, and after step 1.
+  """
+  size, rest = run.plan.config.steps_per_dispatch, run.plan.recipe.steps_per_epoch
+  done = step % rest
+  return min(size - done % size, rest - done) if step else 1
 
 
 def _chunk(
