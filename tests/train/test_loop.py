@@ -69,7 +69,7 @@ def test_metrics_are_complete_and_in_order(finished):
   steps = {
     s: [r["step"] for r in records if r["split"] == s] for s in ("train", "test")
   }
-  assert steps["train"] == [8, 16, 20, 28, 36, 40, 48, 56, 60]
+  assert steps["train"] == [1, 8, 16, 20, 28, 36, 40, 48, 56, 60]
   assert steps["test"] == [60]
   validation = [r for r in records if r["split"] == "validation"]
   assert [r["epoch"] for r in validation] == [0.0, 1.0, 2.0, 3.0]
@@ -150,7 +150,7 @@ def test_impossible_plans_are_refused_without_compiling(fields, words, monkeypat
 @pytest.mark.slow
 def test_a_diverging_run_stops_with_the_step(tmp_path):
   with pytest.raises(UserError, match=r"loss is nan after step \d+ .*learning_rate"):
-    train_and_evaluate(small(**{"optimizer.learning_rate": 1e30}), tmp_path)
+    train_and_evaluate(small(**{"optimizer.learning_rate": 1e10}), tmp_path)
   assert not (tmp_path / "checkpoints").exists()
 
 

@@ -212,7 +212,7 @@ def test_two_runs_in_one_workdir_are_refused(tmp_path):
 @pytest.mark.slow
 def test_a_diverging_run_names_step_seed_and_leaves(tmp_path):
   words = r"loss is nan after step \d+ .* for seed 0, 7; norms: .*kernel nan.* no check"
-  fields = {"optimizer.learning_rate": 1e30, "seeds": (0, 7)}
+  fields = {"optimizer.learning_rate": 1e10, "seeds": (0, 7)}
   with pytest.raises(UserError, match=words):
     train_and_evaluate(small(**fields), tmp_path)
 
@@ -257,8 +257,9 @@ def test_in_steady_state_nothing_compiles_and_nothing_is_transferred(
     train_and_evaluate(small(**{"model.width": 48}), tmp_path)
   finally:
     jax.monitoring.unregister_event_duration_listener(listen)
-  assert len(guarded) == 1 + 3 * 3  # compilation; 3 epochs of 8, 8 and 4 steps
-  assert compiled and max(compiled) <= 4  # with the first epoch, its end included
+  # Compilation, the first step, 3 epochs that end after 8, 16 and 20 steps.
+  assert len(guarded) == 1 + 1 + 3 * 3
+  assert compiled and max(compiled) <= 5  # with the first epoch, its end included
 
 
 def test_norms_and_rates_are_logged(finished):
