@@ -182,23 +182,31 @@ _KEPT = 2**28  # bytes of decoded images, at most, that the cache keeps of a spl
 
 
 def read_split(builder: Any, split: str) -> Split:
-  """Reads a split of an open builder into host memory.
-
-  Decoding takes 10 s for CIFAR-10. What is decoded is kept in the cache, under a name
-  that changes with the files.
-  """
+  """Reads a split of an open builder into host memory, or what an earlier call kept."""
   files = [(str(f), os.stat(f)) for f in builder.info.splits[split].filepaths]
   facts = [(name, found.st_size, found.st_mtime_ns) for name, found in files]
-  name = f"{builder.info.full_name}/{split}-{zlib.crc32(repr(facts).encode()):08x}.npz"
+  name = f"{builder.info.full_name}/{split}-{zlib.crc32(repr(facts).encode()):08x}"
+  return kept(name, lambda: _decode(builder, split))
+
+
+def kept(name: str, read: Callable[[], Split]) -> Split:
+  """Returns what `read` returns, from the cache if it is there, and keeps it there.
+
+  Decoding takes 10 s for CIFAR-10; an import, for digits, one.
+
+  Args:
+    name: of the examples; it has to change whenever they do.
+    read: reads them.
+  """
   folder = cache.directory("data")
-  path = None if folder is None else folder / name.replace("/", "-")
+  path = None if folder is None else folder / f"{name.replace('/', '-')}.npz"
   try:
     if path is not None and path.exists():
       with open(path, "rb") as file, np.load(file) as arrays:
         return Split(arrays["images"], arrays["labels"])
   except (OSError, ValueError, KeyError, zipfile.BadZipFile):
     pass  # cut short
-  examples = _decode(builder, split)
+  examples = read()
   if path is not None and examples.images.nbytes <= _KEPT:
     try:
       with tempfile.TemporaryDirectory(dir=folder) as place:

@@ -1,5 +1,6 @@
 """Image data sets by name: small ones whole, as uint8 arrays, large ones as streams."""
 
+import importlib.metadata
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from train.data.datasets import (
   STREAMED,
   Dataset,
   Split,
+  kept,
   prepared,
   read_split,
 )
@@ -82,15 +84,20 @@ def load_dataset(
 
 def _digits() -> tuple[Split, Split]:
   try:
-    from sklearn.datasets import load_digits
-  except ImportError as error:
+    version = importlib.metadata.version("scikit-learn")
+  except importlib.metadata.PackageNotFoundError as error:
     raise UserError(
       "data set 'digits' needs scikit-learn: run `pip install scikit-learn`."
     ) from error
+  return hold_out(kept(f"digits-{version}", _read_digits), 0.2)
+
+
+def _read_digits() -> Split:
+  from sklearn.datasets import load_digits
+
   digits: Any = load_digits()
   images = np.asarray(digits.images).astype(np.uint8)[..., None]
-  labels = np.asarray(digits.target).astype(np.int32)
-  return hold_out(Split(images, labels), 0.2)
+  return Split(images, np.asarray(digits.target).astype(np.int32))
 
 
 def _tfds(name: str) -> tuple[Split, Split]:
