@@ -49,7 +49,8 @@ def test_masks_move_and_counts_stay(config, result):
 def test_records_count_the_grown_weights(result):
   records = [r for r in result.curves.records if r["split"] == "train"]
   grown = np.array([r["seeds"]["grown_weights"] for r in records])
-  assert grown.shape[1] == 2 and (grown[0] > 0).all()
+  assert grown.shape[1] == 2 and (grown[1] > 0).all()
+  assert not grown[0].any()  # after the first step nothing has moved
   assert (np.diff(grown, axis=0) >= 0).all()
   # Three quarters of 60 steps: the last move is that of step 42.
   late = np.array([r["step"] >= 44 for r in records])
@@ -130,7 +131,7 @@ def test_gradual_pruning_is_on_schedule_and_exact(tmp_path, scope):
     return sum(start - round((start - end) * (1 - left)) for start, end in ends)
 
   records = [r for r in result.curves.records if r["split"] == "train"]
-  assert len(records) == 15 and len({r["live_weights"] for r in records}) > 5
+  assert len(records) == 1 + 15 and len({r["live_weights"] for r in records}) > 5
   for record in records:
     assert record["live_weights"] == live(record["step"]), record["step"]
     assert record["density"] == pytest.approx(record["live_weights"] / sum(layers))
