@@ -139,7 +139,7 @@ def _sparse_products(x, matrix: np.ndarray) -> dict[str, Callable]:
 
 
 def make_network(kind: str, name: str) -> tuple[Callable, Any, Callable]:
-  """A network, "dense", "masked dense" or "blocks of B".
+  """A network, "dense", "masked dense", "masked dense, compact" or "blocks of B".
 
   Returns:
     `apply(weights, x)`, its weights, and `wrap(tx)`, which masks where it must.
@@ -169,7 +169,8 @@ def make_network(kind: str, name: str) -> tuple[Callable, Any, Callable]:
         jax.random.uniform(k, s) < DENSITY for k, s in zip(keys, shapes, strict=True)
       ]
       weights = [jnp.where(m, w, 0) for m, w in zip(masks, weights, strict=True)]
-      wrap = lambda tx: static_sparsity(tx, masks)  # noqa: E731
+      compact = kind.endswith("compact")
+      wrap = lambda tx: static_sparsity(tx, masks, compact=compact)  # noqa: E731
 
   def apply(weights, x):
     skip = x
@@ -214,7 +215,8 @@ def training(kind: str, name: str) -> tuple[Callable[[], Any], int]:
 
 def network(name: str, sizes, repeats: int) -> dict:
   """Times one network with each kind of layers; "seconds" and, if trained, "bytes"."""
-  kinds = ["dense", "masked dense"] + [f"blocks of {size}" for size in sizes]
+  blocks = [f"blocks of {size}" for size in sizes]
+  kinds = ["dense", "masked dense", "masked dense, compact", *blocks]
   if name != "inference":
     runs, bytes_ = {}, {}
     for kind in kinds:
@@ -222,7 +224,7 @@ def network(name: str, sizes, repeats: int) -> dict:
     return {"seconds": measure(runs, repeats), "bytes": bytes_}
   runs = {}
   x = jax.random.normal(jax.random.key(2), (1, NETWORKS[name][0][0]))
-  for kind in kinds[:1] + kinds[2:]:
+  for kind in ["dense", *blocks]:
     apply, weights, _ = make_network(kind, name)
     runs[kind] = functools.partial(jax.jit(apply), weights, x)
   return {"seconds": measure(runs, 4 * repeats)}
@@ -256,7 +258,8 @@ def memory(sizes) -> dict[str, int]:
   """Peak memory of each kind of MLP, each in a process of its own."""
   # The allocator returns large arrays at once only while its threshold is fixed.
   fixed = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**16)}
-  kinds = ["dense", "masked dense"] + [f"blocks of {size}" for size in sizes]
+  masked = ["masked dense", "masked dense, compact"]
+  kinds = ["dense", *masked] + [f"blocks of {size}" for size in sizes]
   return {
     kind: int(
       subprocess.run(

@@ -1,8 +1,9 @@
 """Optimizer states of live weights only: leaves as vectors, and back.
 
 A masked leaf becomes the vector of its live weights, in row-major order. A gather and a
-scatter by sorted indices cost about what the optimizer saves, so steps take as long as
-with masks, at a density of a tenth in a tenth of the memory.
+scatter by sorted indices cost a little more than the optimizer saves: at a density of a
+tenth steps of a wide MLP take 1.1 to 1.2 times as long as with masks, in a tenth of the
+memory. A gather by ranks in place of the scatter was tried: it took 4 times as long.
 """
 
 from __future__ import annotations
