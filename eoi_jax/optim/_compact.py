@@ -2,8 +2,8 @@
 
 A masked leaf becomes the vector of its live weights, in row-major order. Both ways are
 gathers: the mask is kept as bits, and the place of a weight in the vector is the number
-of bits before its own. Steps take as long as with masks; a scatter in place of the second
-gather takes 1.2 times as long, and one more array of the size of the leaf.
+of bits before its own. Steps take as long as with masks; with a scatter in place of the
+second gather they take 1.2 times as long, and one more array of the size of the leaf.
 """
 
 from __future__ import annotations
