@@ -7,11 +7,12 @@ recipe is that of `table2_cifar10.py`, which says what it follows.
 
 Command: python -m train.sweep --config configs/sweeps/taps_cifar10.py:cpu
 Variants: `:cpu` trains 3 seeds with batches of 32, a rate of .05 that falls by a
-cosine, and 100 steps of Adam for AI: ResNet-20 for 1000 steps on 32000 images, and
-VGG-16 for 160 steps on 5120, at density .1 alone with
+cosine, and 100 steps of Adam for AI: ResNet-20 for 1111 steps on 35,556 images, and
+VGG-16 for 177 steps on 5690, at density .1 alone with
 `--only='VGG-16/density=0.1/*'`; `:smoke` two rows of ResNet-20 for 2 epochs of 512
 images.
-Cost: an estimate for one CPU core, 40 minutes for ResNet-20 at one density and 35 for
+
+Cost: an estimate for one CPU core, 75 minutes for ResNet-20 at one density and 35 for
 VGG-16; all of it is for an accelerator.
 """
 
@@ -27,11 +28,8 @@ ROWS = {
   "EOI, all taps": EOI | {"sparsity.taps": "all"},
 }
 CUT = {
-  "ResNet-20": {
-    "model.depth": 20,
-    "data.limit": 35_556,
-  },  # 1000 steps, a tenth held out
-  "VGG-16": {"model.name": "vgg16_c", "data.limit": 5_690},  # 160 steps
+  "ResNet-20": {"model.depth": 20, "data.limit": 35_556},  # 1111 steps
+  "VGG-16": {"model.name": "vgg16_c", "data.limit": 5_690},  # 177 steps
 }
 SMOKE = ("EOI, more", "EOI, all taps")
 VARIANTS = {
