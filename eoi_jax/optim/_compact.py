@@ -51,14 +51,19 @@ class LiveWeights(NamedTuple):
     vector, rest = vector.astype(dtype), rest.astype(dtype)
     if not vector.size:
       return rest
-    # A condition that always holds: the compiler then stores the vector, rather than
-    # compute it again at every weight, dead ones too.
-    vector = jax.lax.cond(self.indices[0] >= 0, lambda v: v, jnp.zeros_like, vector)
+    vector = jax.lax.platform_dependent(vector, cpu=self._store, default=lambda v: v)
     words, place = self._words()
     below = words & ((jnp.uint32(1) << place) - 1)
     rank = self.before[:, None] + jax.lax.population_count(below).astype(jnp.int32)
     rank = rank.reshape(-1)[: rest.size].reshape(rest.shape)
     return jnp.where(self.to_mask(), vector.at[rank].get(mode="clip"), rest)
+
+  def _store(self, vector: jax.Array) -> jax.Array:
+    """The same: under a condition that always holds, the CPU's compiler stores it.
+
+    Else it is computed again at every weight, dead ones too: 3 times slower.
+    """
+    return jax.lax.cond(self.indices[0] >= 0, lambda v: v, jnp.zeros_like, vector)
 
   def _words(self) -> tuple[jax.Array, jax.Array]:
     """The word of each bit and its place there, both uint32 `[..., words, 32]`."""
@@ -97,10 +102,11 @@ def find_live(masks: Any) -> Any:
     axes = range(mask.ndim)
     used = (mask.any(axis=tuple(a for a in axes if a != axis)) for axis in axes)
     words = np.pad(mask.reshape(-1), (0, -mask.size % 32)).reshape(-1, 32)
+    bits = np.packbits(words, bitorder="little").view("<u4").astype(np.uint32)
     counts = words.sum(1, dtype=np.int32)
     return LiveWeights(
       indices=jnp.asarray(np.flatnonzero(mask).astype(np.int32)),
-      bits=jnp.asarray((words * 2 ** np.arange(32, dtype=np.uint32)).sum(1, np.uint32)),
+      bits=jnp.asarray(bits),
       before=jnp.asarray(counts.cumsum(dtype=np.int32) - counts),
       used=tuple(map(jnp.asarray, used)),
     )
