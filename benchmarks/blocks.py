@@ -50,6 +50,12 @@ NETWORKS = {
   "deit": ((384,) + (1536, 384) * 12, 8 * 197),
   "inference": ((2048,) * 9, 1),
 }
+DENSE = ("dense", "masked dense", "masked dense, compact")
+
+
+def block_kinds(sizes) -> list[str]:
+  """The kinds of networks of blocks."""
+  return [f"blocks of {size}" for size in sizes]
 
 
 def measure(candidates: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
@@ -215,16 +221,14 @@ def training(kind: str, name: str) -> tuple[Callable[[], Any], int]:
 
 def network(name: str, sizes, repeats: int) -> dict:
   """Times one network with each kind of layers; "seconds" and, if trained, "bytes"."""
-  blocks = [f"blocks of {size}" for size in sizes]
-  kinds = ["dense", "masked dense", "masked dense, compact", *blocks]
   if name != "inference":
     runs, bytes_ = {}, {}
-    for kind in kinds:
+    for kind in (*DENSE, *block_kinds(sizes)):
       runs[kind], bytes_[kind] = training(kind, name)
     return {"seconds": measure(runs, repeats), "bytes": bytes_}
   runs = {}
   x = jax.random.normal(jax.random.key(2), (1, NETWORKS[name][0][0]))
-  for kind in ["dense", *blocks]:
+  for kind in ("dense", *block_kinds(sizes)):
     apply, weights, _ = make_network(kind, name)
     runs[kind] = functools.partial(jax.jit(apply), weights, x)
   return {"seconds": measure(runs, 4 * repeats)}
@@ -258,8 +262,6 @@ def memory(sizes) -> dict[str, int]:
   """Peak memory of each kind of MLP, each in a process of its own."""
   # The allocator returns large arrays at once only while its threshold is fixed.
   fixed = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**16)}
-  masked = ["masked dense", "masked dense, compact"]
-  kinds = ["dense", *masked] + [f"blocks of {size}" for size in sizes]
   return {
     kind: int(
       subprocess.run(
@@ -270,7 +272,7 @@ def memory(sizes) -> dict[str, int]:
         text=True,
       ).stdout.split()[-1]
     )
-    for kind in kinds
+    for kind in (*DENSE, *block_kinds(sizes))
   }
 
 
