@@ -89,6 +89,14 @@ def test_a_killed_run_ends_bit_identical(finished, tmp_path, monkeypatch, stop_a
   assert numbers(resumed.curves.records) == numbers(result.curves.records)
 
 
+def test_a_run_without_its_records_evaluates_where_it_goes_on(tmp_path, monkeypatch):
+  train_until(28, small(), tmp_path, monkeypatch)
+  (tmp_path / "metrics.jsonl").unlink()
+  records = train_and_evaluate(small(), tmp_path).curves.records
+  watched = [r["step"] for r in records if r["split"] == "validation"]
+  assert watched == [20, 40, 60]  # from the checkpoint of the first epoch
+
+
 def test_a_finished_run_is_not_trained_again(finished):
   result, workdir = finished
   before = (workdir / "metrics.jsonl").read_text()

@@ -154,7 +154,7 @@ class Progress:
         rate = (now - self._begin) / max(step - self._first, 1)
         logger.info(
           "%s: epoch %.1f/%d, step %*d/%d, loss %.4f, accuracy %5.1f%%%s, "
-          "%.3g steps/s, %s left",
+          "%.*f steps/s, %s left",
           self._name,
           record["epoch"],
           self._num_epochs,
@@ -164,6 +164,7 @@ class Progress:
           record["loss"],
           100 * record["accuracy"],
           self._evaluation,
+          0 if record["steps_per_second"] >= 10 else 1,
           record["steps_per_second"],
           duration(rate * (self._num_steps - step)),
         )

@@ -261,7 +261,7 @@ def _train(run: _Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
     state, *_ = train_chunk(state, run.feed.nothing(), count, recipe=recipe)
     jax.block_until_ready(state)
     compile_seconds = time.perf_counter() - begin
-  # Users wait for the first step: step 0 is evaluated after it, from a copy.
+  # Users wait for the first step: the state before it is evaluated after it.
   untrained = None if run.metrics.records else _copy(state)
   progress = Progress(run.name, step, recipe.num_steps, config.num_epochs)
   trace = _Trace(config.profile, run.metrics.path.with_name("profile"))
@@ -274,7 +274,7 @@ def _train(run: _Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
       check_finite(record, state, config, run.checkpoints.newest)
       if untrained is not None:
         progress.update(record)
-        run.metrics.write(_evaluation(run, untrained, 0))
+        run.metrics.write(_evaluation(run, untrained, int(untrained.step)))
         untrained = None
       run.metrics.write(record)
       step = record["step"]
@@ -348,9 +348,9 @@ def _count(run: _Run, step: int) -> int:
 
   Chunks end at multiples of `steps_per_dispatch` in each epoch, and after step 1.
   """
-  size, rest = run.plan.config.steps_per_dispatch, run.plan.recipe.steps_per_epoch
-  done = step % rest
-  return min(size - done % size, rest - done) if step else 1
+  size, length = run.plan.config.steps_per_dispatch, run.plan.recipe.steps_per_epoch
+  done = step % length
+  return min(size - done % size, length - done) if step else 1
 
 
 def _chunk(
