@@ -95,6 +95,12 @@ def test_a_run_without_its_records_evaluates_where_it_goes_on(tmp_path, monkeypa
   records = train_and_evaluate(small(), tmp_path).curves.records
   watched = [r["step"] for r in records if r["split"] == "validation"]
   assert watched == [20, 40, 60]  # from the checkpoint of the first epoch
+  (tmp_path / "metrics.jsonl").unlink()
+  records = train_and_evaluate(small(), tmp_path).curves.records
+  assert [(r["step"], r["split"]) for r in records] == [
+    (60, "validation"),
+    (60, "test"),
+  ]
 
 
 def test_a_finished_run_is_not_trained_again(finished):

@@ -128,7 +128,7 @@ def _finish_accuracy(axes, first: Curves) -> None:
 def _finish_loss(axes) -> None:
   axes.set(xlabel="epoch", ylabel="training loss (nats)", yscale="log")
   plain_log_ticks(axes)
-  axes.set_xlim(0, axes.lines[0].get_xdata()[-1])
+  axes.set_xlim(0, *axes.lines[0].get_xdata()[-1:])  # none, if records were lost
 
 
 def plain_log_ticks(axes) -> None:

@@ -261,8 +261,13 @@ def _train(run: _Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
     state, *_ = train_chunk(state, run.feed.nothing(), count, recipe=recipe)
     jax.block_until_ready(state)
     compile_seconds = time.perf_counter() - begin
-  # Users wait for the first step: the state before it is evaluated after it.
-  untrained = None if run.metrics.records else _copy(state)
+  untrained: TrainState | None = None
+  if not run.metrics.records:
+    if step < recipe.num_steps:
+      # Users wait for the first step: the state before it is evaluated after it.
+      untrained = _copy(state)
+    else:
+      run.metrics.write(_evaluation(run, state, step))
   progress = Progress(run.name, step, recipe.num_steps, config.num_epochs)
   trace = _Trace(config.profile, run.metrics.path.with_name("profile"))
   with progress, trace, mesh.Preemption() as preemption:
