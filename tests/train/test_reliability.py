@@ -82,6 +82,33 @@ def test_sigterm_saves_and_the_same_command_goes_on(finished, tmp_path, monkeypa
   assert numbers(resumed.curves.records) == numbers(finished.curves.records)
 
 
+def test_slow_steps_are_dispatched_alone_and_change_no_number(
+  finished, tmp_path, monkeypatch
+):
+  counts, train_chunk = [], loop.train_chunk
+
+  def counted(state, data, count, *args, **options):
+    counts.append(int(count))
+    return train_chunk(state, data, count, *args, **options)
+
+  monkeypatch.setattr(loop, "train_chunk", counted)
+  monkeypatch.setattr(loop, "_SECONDS", 0.0)
+  with monkeypatch.context() as patch:  # within the chunk that ends at step 28
+    stop_after(27, lambda: os.kill(os.getpid(), signal.SIGTERM), patch)
+    with pytest.raises(SystemExit):
+      train_and_evaluate(small(), tmp_path)
+  assert counts == [0] + 27 * [1]
+  resumed = train_and_evaluate(small(), tmp_path)
+  assert_identical(resumed.state, finished.state)
+  found, wanted = (numbers(run.curves.records) for run in (resumed, finished))
+  steps = [record["step"] for record in found if record["split"] == "train"]
+  assert steps[:6] == [1, 8, 16, 20, 27, 28]
+  parts = (27, 28)  # records of the chunk that was stopped
+  assert [r for r in found if r["step"] not in parts] == [
+    r for r in wanted if r["step"] not in parts
+  ]
+
+
 def interrupted(workdir, monkeypatch, step=48):
   train_until(step, small(), workdir, monkeypatch)
   return workdir / "checkpoints" / "40"
@@ -246,12 +273,13 @@ def test_in_steady_state_nothing_compiles_and_nothing_is_transferred(
     if event.endswith("backend_compile_duration"):
       compiled.append(len(guarded))
 
-  def guard(state, data, count, *, recipe):
+  def guard(*args, recipe):
     with jax.transfer_guard("disallow"):
       guarded.append(True)
-      return train_chunk(state, data, count, recipe=recipe)
+      return train_chunk(*args, recipe=recipe)
 
   monkeypatch.setattr(loop, "train_chunk", guard)
+  monkeypatch.setattr(loop, "_SECONDS", 1e9)
   jax.monitoring.register_event_duration_secs_listener(listen)
   try:
     train_and_evaluate(small(**{"model.width": 48}), tmp_path)

@@ -1,7 +1,9 @@
 """One training run from start to summary, or several compared: the host's part.
 
-The host sees a run as chunks of compiled steps. It logs, evaluates and saves between
-them; nothing that it does changes a number of the training.
+The host sees a run as chunks of compiled steps, each with a record; where steps are
+slow a chunk is dispatched in pieces, so that progress is seen and a run can be stopped.
+The host logs, evaluates and saves between them; nothing that it does changes a number
+of the training.
 """
 
 import functools
@@ -33,9 +35,12 @@ from train.core.plan import Feed, Plan, like_start, make_plan, seeds_of, start_s
 from train.core.saved import restore_saved, saved_config
 from train.core.start import gains
 from train.core.state import Recipe, TrainState, take_seed
-from train.core.steps import Sums, count_weights, evaluate, train_chunk
+from train.core.steps import Sums, count_weights, evaluate, train_chunk, zero_sums
 from train.core.workdir import claim_workdir, replace_text
 from train.models.blocks import named_layouts
+
+# Of a dispatch, where steps are slow.
+_SECONDS = 2.0
 
 
 class Result(NamedTuple):
@@ -255,10 +260,12 @@ def _train(run: _Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
   """Runs all remaining steps; returns the last state and the times."""
   config, recipe = run.plan.config, run.plan.recipe
   step, compile_seconds = int(state.step), 0.0
+  nothing = _Covered(zero_sums(state.key.shape))
   if step < recipe.num_steps:  # compile, by a chunk of no step
     begin = time.perf_counter()
-    count = jax.device_put(np.int32(0))
-    state, *_ = train_chunk(state, run.feed.nothing(), count, recipe=recipe)
+    count, data = jax.device_put(np.int32(0)), run.feed.nothing()
+    sums = mesh.put_whole(nothing.sums, recipe.placement)
+    state, *_ = train_chunk(state, data, count, sums, recipe=recipe)
     jax.block_until_ready(state)
     compile_seconds = time.perf_counter() - begin
   untrained: TrainState | None = None
@@ -270,24 +277,30 @@ def _train(run: _Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
       run.metrics.write(_evaluation(run, state, step))
   progress = Progress(run.name, step, recipe.num_steps, config.num_epochs)
   trace = _Trace(config.profile, run.metrics.path.with_name("profile"))
+  covered, most = nothing, 1
   with progress, trace, mesh.Preemption() as preemption:
     while step < recipe.num_steps:
-      count = _count(run, step)
+      left = _count(run, step)
+      count = min(left, most)
       trace.before(step, count)
-      state, record = _chunk(run, state, step, count)
+      state, covered, record = _dispatch(run, state, step, count, covered)
       trace.after(step + count)
       check_finite(record, state, config, run.checkpoints.newest)
       if untrained is not None:
         progress.update(record)
         run.metrics.write(_evaluation(run, untrained, int(untrained.step)))
         untrained = None
+      step, most = record["step"], covered.steps_within(_SECONDS)
+      leave = preemption.reached(step) and step < recipe.num_steps
+      if count < left and not leave:
+        progress.update(record)
+        continue
       run.metrics.write(record)
-      step = record["step"]
+      covered = nothing
       if _due(config.eval_every, step, recipe):
         run.metrics.write(_evaluation(run, state, step))
         progress.update(run.metrics.records[-1])
       progress.update(record)
-      leave = preemption.reached(step) and step < recipe.num_steps
       if leave or _due(config.checkpoint_every, step, recipe):
         last = run.metrics.last("validation") or run.metrics.last("monitor") or {}
         run.checkpoints.save(state, last.get("accuracy", 0.0))
@@ -358,29 +371,46 @@ def _count(run: _Run, step: int) -> int:
   return min(size - done % size, length - done) if step else 1
 
 
-def _chunk(
-  run: _Run, state: TrainState, step: int, count: int
-) -> tuple[TrainState, dict[str, Any]]:
-  """Dispatches one chunk, up to the end of the epoch; returns state and record."""
+class _Covered(NamedTuple):
+  """What the next record covers so far; its sums are on the host."""
+
+  sums: Sums
+  steps: int = 0
+  seconds: float = 0.0
+
+  def steps_within(self, seconds: float) -> int:
+    """Returns how many steps take so long; processes dispatch whole chunks together."""
+    if jax.process_count() > 1:
+      return sys.maxsize
+    return max(1, int(seconds / self.seconds * self.steps))
+
+
+def _dispatch(
+  run: _Run, state: TrainState, step: int, count: int, covered: _Covered
+) -> tuple[TrainState, _Covered, dict[str, Any]]:
+  """Does `count` steps; returns the state, and what a record covers and says then."""
   recipe = run.plan.recipe
   begin = time.perf_counter()
   data, number = run.feed.next(count), jax.device_put(np.int32(count))
-  state, sums, norms = train_chunk(state, data, number, recipe=recipe)
-  grads, updates, params = jax.device_get(norms)  # waits for the device
+  sums = mesh.put_whole(covered.sums, recipe.placement)
+  state, sums, norms = train_chunk(state, data, number, sums, recipe=recipe)
+  sums, norms = jax.device_get((sums, norms))  # waits for the device
+  elapsed = covered.seconds + time.perf_counter() - begin
+  covered = _Covered(sums, covered.steps + count, elapsed)
   values = _means(sums)
-  values |= {"grad_norm": grads, "update_norm": updates, "param_norm": params}
+  for name, norm in zip(("grad", "update", "param"), norms, strict=True):
+    values[f"{name}_norm"] = norm
   values |= jax.device_get(count_moved(state))
-  elapsed = time.perf_counter() - begin
   step += count
   record = run.record(
     step,
     "train",
     values,
     learning_rate=float(learning_rate(recipe.optimizer, recipe.num_steps, step - 1)),
-    steps_per_second=count / elapsed,
+    steps_per_second=covered.steps / elapsed,
     seconds=run.seconds + elapsed,
   )
-  return state, record
+  return state, covered, record
 
 
 def _evaluation(run: _Run, state: TrainState, step: int) -> dict[str, Any]:

@@ -130,13 +130,17 @@ def named_key(key: jax.Array, name: str) -> jax.Array:
   return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
-def over_seeds(function: Callable[..., Any], state: Any, *, keeps: bool = False) -> Any:
+def over_seeds(
+  function: Callable[..., Any], state: Any, *, keeps: bool = False, mapped: int = 0
+) -> Any:
   """Maps `function(state, *rest)` over the seeds of a state, if it has several.
 
   Args:
-    function: takes the state of one seed, and arguments that all seeds share.
+    function: takes the state of one seed, and other arguments.
     state: a state with a `key`, of shape `()` for one seed and `(seeds,)` for several.
     keeps: whether `function` returns `(state, others)` rather than others alone.
+    mapped: how many arguments after the state have an axis of seeds as well; all seeds
+      share those that follow.
 
   Returns:
     `function` itself for one seed; else a function whose results have a leading axis
@@ -146,11 +150,11 @@ def over_seeds(function: Callable[..., Any], state: Any, *, keeps: bool = False)
     return function
   axes = _axes(state)
 
-  def mapped(state, *rest):
-    in_axes = (axes, *(None for _ in rest))
+  def over(state, *rest):
+    in_axes = (axes, *(0 if n < mapped else None for n in range(len(rest))))
     return jax.vmap(function, in_axes, (axes, 0) if keeps else 0)(state, *rest)
 
-  return mapped
+  return over
 
 
 def map_seeds(function: Callable[[jax.Array], Any], keys: jax.Array) -> Any:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from eoi_jax import apply_masks
@@ -220,7 +221,12 @@ def epoch_order(state: TrainState, size: int, *, recipe: Recipe) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="recipe", donate_argnames="state")
 def train_chunk(
-  state: TrainState, data: Split, count: jax.Array, *, recipe: Recipe
+  state: TrainState,
+  data: Split,
+  count: jax.Array,
+  sums: Sums | None = None,
+  *,
+  recipe: Recipe,
 ) -> tuple[TrainState, Sums, Norms]:
   """Does `count` steps within one epoch, in one dispatch.
 
@@ -234,21 +240,24 @@ def train_chunk(
     data: the whole training set, uint8, on the device; if `recipe.streamed`, the
       batches of this chunk, with a leading axis of at least `count`.
     count: number of steps, int32; they must not cross the end of an epoch.
+    sums: what the sums begin with, such as those of the chunk before; zero by default.
     recipe: static settings.
 
   Returns:
-    The state after; sums over all examples seen; norms of the last step's gradients
+    The state after; sums over all examples; norms of the last step's gradients
     and updates, and of the parameters after it. With several seeds each sum and norm
     has an axis of seeds.
   """
+  if sums is None:
+    sums = zero_sums(state.key.shape)
   chunk = functools.partial(_chunk, recipe=recipe)
-  chunk = over_seeds(chunk, state, keeps=True)
-  state, (sums, norms) = chunk(state, data, count)
+  chunk = over_seeds(chunk, state, keeps=True, mapped=1)
+  state, (sums, norms) = chunk(state, sums, data, count)
   return place_state(state, recipe.placement), sums, norms
 
 
 def _chunk(
-  state: TrainState, data: Split, count: jax.Array, *, recipe: Recipe
+  state: TrainState, sums: Sums, data: Split, count: jax.Array, *, recipe: Recipe
 ) -> tuple[TrainState, tuple[Sums, Norms]]:
   """The steps of a chunk for one seed."""
   batch_of = _batches(state, data, recipe)
@@ -263,7 +272,7 @@ def _chunk(
     return state, jax.tree.map(jnp.add, sums, step.sums), norms
 
   zero = jnp.zeros(())
-  start = (state, zero_sums(), Norms(zero, zero, zero))
+  start = (state, sums, Norms(zero, zero, zero))
   state, sums, norms = jax.lax.fori_loop(0, count, body, start)
   return state, (sums, norms._replace(params=optax.tree.norm(state.params)))
 
@@ -285,10 +294,10 @@ def _batches(
   return batch_of
 
 
-def zero_sums() -> Sums:
-  """Returns sums over no example."""
-  zero = jnp.zeros((), jnp.int32)
-  return Sums(jnp.zeros((), jnp.float32), zero, zero)
+def zero_sums(shape: tuple[int, ...] = ()) -> Sums:
+  """Returns sums over no example: `()` for one seed, `(seeds,)` for several."""
+  zero = np.zeros(shape, np.int32)
+  return Sums(np.zeros(shape, np.float32), zero, zero)
 
 
 def eval_step(
