@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 
+import documents
 import jax
 import pytest
 
@@ -17,10 +18,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # processes that tests start.
 jax.config.update("jax_disable_most_optimizations", True)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-# XLA's older code generation for CPUs takes half the time of the newer one.
-os.environ["XLA_FLAGS"] = (
-  f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
-)
+# XLA's older generator of code for CPUs takes half the time of the newer one then.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {documents.OLDER_CODE}"
 # Each run starts from an empty cache of compiled programs, which its workers share.
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 

@@ -15,6 +15,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 # Packages that a page may use and a test environment may lack.
 OPTIONAL = ("equinox", "haiku")
+OLDER_CODE = "--xla_cpu_use_fusion_emitters=false"
 _FENCE = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -94,8 +95,8 @@ def commands(known: list[list[str]], start: str):
 def run(*words: str) -> str:
   """Output of a command in the checkout, which must succeed, compiled as for users."""
   output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-  env = dict(os.environ)
-  env.pop("JAX_DISABLE_MOST_OPTIMIZATIONS", None)
+  env = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+  env["XLA_FLAGS"] = env["XLA_FLAGS"].replace(OLDER_CODE, "")
   result = subprocess.run(words, cwd=ROOT, env=env, **output)
   assert result.returncode == 0, result.stdout
   return result.stdout

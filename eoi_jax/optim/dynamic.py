@@ -355,14 +355,7 @@ def _moving_masks(
       inner, updates, state.inner_state, params, old, **extra_args
     )
     if mean_decay:
-      mean = jax.tree.map(
-        lambda m, g: m if m is None else mean_decay * m + (1 - mean_decay) * g,
-        *(mean, updates),
-        is_leaf=is_none,
-      )
-      seen = jax.tree.map(
-        lambda m, g: g if m is None else m, mean, updates, is_leaf=is_none
-      )
+      mean, seen = _averaged(mean, updates, mean_decay)
 
     def keep(moves, inner_state):
       return moves, inner_state, old, state.num_grown
@@ -381,17 +374,8 @@ def _moving_masks(
       if restore is not None:
         weights = keep_live(new, restore(weights, new))
       changed = jax.tree.map(jnp.logical_xor, old, new)
-
-      def lead_to(changed, mask, move, weight, leaf):
-        """Kept weights take the optimizer's step to the last bit."""
-        if changed is None:
-          return move
-        target = weight.astype(move.dtype) - leaf.astype(move.dtype)
-        return jnp.where(mask & ~changed, move, target) if restore is None else target
-
-      moves = jax.tree.map(
-        lead_to, changed, new, moves, weights, params, is_leaf=is_none
-      )
+      same = None if restore else jax.tree.map(lambda m, c: m & ~c, new, changed)
+      moves = _lead_to(weights, params, moves, same, new)
       inner_state = _reset_moments(inner, inner_state, weights, changed)
       grown = jax.tree.map(jnp.add, state.num_grown, grown)
       return moves, inner_state, new, grown
@@ -409,6 +393,34 @@ def _moving_masks(
     )
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _averaged(mean: Any, updates: Any, decay: float) -> tuple[Any, Any]:
+  """Returns the running mean, and the updates with the mean where there is one."""
+  mean = jax.tree.map(
+    lambda m, g: m if m is None else decay * m + (1 - decay) * g,
+    *(mean, updates),
+    is_leaf=is_none,
+  )
+  pick = lambda m, g: g if m is None else m  # noqa: E731
+  return mean, jax.tree.map(pick, mean, updates, is_leaf=is_none)
+
+
+def _lead_to(weights: Any, params: Any, moves: Any, same: Any, masks: Any) -> Any:
+  """Returns updates from `params` to `weights`; None leaves of `masks` keep theirs.
+
+  Where `same`, the optimizer's own is kept to the last bit; None is nowhere.
+  """
+
+  def lead(mask, weight, leaf, move, same):
+    if mask is None:
+      return move
+    target = weight.astype(move.dtype) - leaf.astype(move.dtype)
+    return target if same is None else jnp.where(same, move, target)
+
+  if same is None:
+    same = jax.tree.map(lambda _: None, masks)
+  return jax.tree.map(lead, masks, weights, params, moves, same, is_leaf=is_none)
 
 
 def _zeros(num_layers: int, mask: Any) -> jax.Array:
