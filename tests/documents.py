@@ -92,11 +92,18 @@ def commands(known: list[list[str]], start: str):
   return pytest.mark.parametrize("arguments", found, ids=" ".join)
 
 
-def run(*words: str) -> str:
-  """Output of a command in the checkout, which must succeed, compiled as for users."""
+def run(*words: str, optimized: bool = False) -> str:
+  """Output of a command in the checkout, which must succeed.
+
+  Args:
+    *words: the command.
+    optimized: compile as for users; it pays where the command computes for long.
+  """
   output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-  env = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
-  env["XLA_FLAGS"] = env["XLA_FLAGS"].replace(OLDER_CODE, "")
+  env = dict(os.environ)
+  if optimized:
+    env["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "0"
+    env["XLA_FLAGS"] = env["XLA_FLAGS"].replace(OLDER_CODE, "").strip()
   result = subprocess.run(words, cwd=ROOT, env=env, **output)
   assert result.returncode == 0, result.stdout
   return result.stdout

@@ -102,6 +102,7 @@ def test_uniform_keeps_the_named_kernels_dense(value_error):
     eoi_jax.uniform(TREE, 0.2, dense=("first/bias",), layouts=LAYOUTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("floors", ["ignore", "lift"])
 @pytest.mark.parametrize("rule", ["uniform", "erk"])
@@ -189,6 +190,7 @@ def test_stacks_are_layers():
   assert live.tolist() == counts[1:6].tolist()
 
 
+@pytest.mark.slow
 def test_floors_are_lifted_and_the_total_holds(value_error):
   options = {"layouts": LAYOUTS}
   own = eoi_jax.uniform(TREE, 0.5, **options)
@@ -210,6 +212,7 @@ def test_floors_are_lifted_and_the_total_holds(value_error):
     assert np.max(errors) < 5e-6
 
 
+@pytest.mark.slow
 def test_what_allocate_gives_sparsify_takes():
   """A small head and depthwise kernels, at densities where a share rounds to 0."""
   tree = {

@@ -39,6 +39,7 @@ def sample(shape, density, block_size):
   return layout, blocks_lib.block_orthogonal(jax.random.key(1), layout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", few(CASES, 2))
 def test_hundreds_of_kernels_are_orthogonal(case):
   layout, blocks = sample(*case)
@@ -86,6 +87,7 @@ def test_counts_are_those_of_the_mask(case):
   assert mask.any(1).all() and mask.any(2).all()  # no unit is dead
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", few(CASES, 2))
 def test_dense_view_and_back(case):
   layout, blocks = sample(*case)
@@ -97,6 +99,7 @@ def test_dense_view_and_back(case):
   chex.assert_trees_all_equal(kept, expected)
 
 
+@pytest.mark.slow
 def test_functions_of_the_key_alone_and_in_a_stack():
   make = functools.partial(blocks_lib.block_layout, density=0.25, block_size=8)
   stack = make(jax.random.key(3), (3, 64, 64))

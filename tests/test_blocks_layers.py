@@ -33,6 +33,7 @@ def test_linen_equals_dense_with_the_dense_view():
     layer.apply({"params": params}, x[..., :16], layout)
 
 
+@pytest.mark.slow
 def test_layers_of_a_scan_keep_layouts_of_their_own_as_variables():
   class Layer(nn.Module):
     @nn.compact
@@ -81,6 +82,7 @@ def test_linen_layouts_follow_seed_and_path():
   assert (views[0] != views[1]).any()
 
 
+@pytest.mark.slow
 def test_linen_attention_projections_and_pointwise_convolution():
   x = normal(2, 6, 32)
   query = linen_blocks.BlockDense((4, 8), density=0.5, block_size=8)
@@ -112,6 +114,7 @@ def test_linen_dtypes():
   chex.assert_type(jax.tree.leaves(variables), jnp.float32)
 
 
+@pytest.mark.slow
 def test_linen_scan_with_a_layout_for_each_layer():
   class Layer(nn.Module):
     @nn.compact
@@ -161,6 +164,7 @@ def test_nnx_trains_and_leaves_the_tables_alone():
   chex.assert_trees_all_equal(nnx.state(layer, nnx_blocks.BlockTable), before)
 
 
+@pytest.mark.slow
 def test_nnx_stacks_have_a_layout_each():
   @nnx.split_rngs(splits=3)
   @nnx.vmap

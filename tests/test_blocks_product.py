@@ -44,6 +44,7 @@ def losses(layout, method):
 
 
 class Product(chex.TestCase):
+  @pytest.mark.slow
   @chex.variants(with_jit=True, without_jit=True)
   def test_equals_the_dense_product(self):
     for shape in [(48, 32), (30, 45)]:
@@ -56,6 +57,7 @@ class Product(chex.TestCase):
         chex.assert_trees_all_close(y, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", few(["float32", "bfloat16", "float64"]))
 def test_dtypes(method, dtype):
@@ -69,6 +71,7 @@ def test_dtypes(method, dtype):
     assert [a.dtype for a in (y, *pull(y))] == [jnp.dtype(dtype)] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("shape", few([(30, 45), (32, 32)]))
 def test_derivatives_of_every_order(method, shape):
@@ -106,6 +109,7 @@ def test_derivatives_of_every_order(method, shape):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_jacobian_forward_and_reverse(method):
   layout, blocks = make((16, 24), block_size=4)
@@ -126,6 +130,7 @@ def test_backward_gathers_and_never_scatters():
     assert not re.search(r"stablehlo\.\"?scatter", text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_stacks(method):
   layout, blocks = make((3, 32, 40))
@@ -138,6 +143,7 @@ def test_stacks(method):
   chex.assert_trees_all_close(vmapped, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_scan_over_layers():
   layout, blocks = make((4, 32, 32))
   x = normal((5, 32))
@@ -171,6 +177,7 @@ def test_one_program_serves_all_layouts_of_a_shape():
     chex.assert_trees_all_close(run(x, blocks, layout), expected, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_many_blocks_of_a_group():
   layout, blocks = make((64, 64), 0.75, block_size=2)
   assert layout.num_matchings == 24
@@ -183,6 +190,7 @@ def test_many_blocks_of_a_group():
   )
 
 
+@pytest.mark.slow
 def test_padding_is_inert():
   layout, blocks = make((30, 45))
   pads = blocks_lib.dense_to_blocks(jnp.ones((30, 45)), layout) == 0
@@ -212,6 +220,7 @@ def test_errors(value_error):
   assert np.isfinite(blocks).all()
 
 
+@pytest.mark.slow
 def test_eight_devices():
   program = Path(__file__).parent / "programs" / "sharded_blocks.py"
   run = subprocess.run(

@@ -62,6 +62,7 @@ ELEMENTWISE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", few(sorted(ELEMENTWISE), 2))
 def test_trajectories_are_those_of_the_dense_state_to_the_last_bit(name):
   inner = ELEMENTWISE[name]()
@@ -80,6 +81,7 @@ def num_bytes(tree):
   return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
+@pytest.mark.slow
 def test_the_state_shrinks_with_the_density():
   params = {"kernel": jnp.ones((200, 100))}
   masks = random_masks(jax.random.key(0), params, 0.1)
@@ -94,6 +96,7 @@ def test_the_state_shrinks_with_the_density():
   assert num_bytes(live) <= 0.165 * num_bytes(dense)
 
 
+@pytest.mark.slow
 def test_what_stands_in_a_place_of_its_own_is_refused(value_error):
   def decay(tree):
     return jax.tree.map(lambda x: x.ndim > 1, tree)
@@ -112,6 +115,7 @@ def test_what_stands_in_a_place_of_its_own_is_refused(value_error):
       static_sparsity(inner, masks, compact=True).init(params)
 
 
+@pytest.mark.slow
 def test_clipping_by_the_global_norm_is_supported():
   inner = optax.chain(optax.clip_by_global_norm(0.1), optax.adam(0.01))
   ends = []
@@ -122,6 +126,7 @@ def test_clipping_by_the_global_norm_is_supported():
   chex.assert_trees_all_close(*ends, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_scan_vmap_donation_and_masks():
   tx = static_sparsity(optax.adam(0.01), MASKS, compact=True)
   chex.assert_trees_all_equal(current_masks(tx.init(PARAMS)), MASKS)
@@ -153,6 +158,7 @@ def test_traced_masks_are_refused(value_error):
     jax.jit(init)(MASKS)
 
 
+@pytest.mark.slow
 def test_a_dead_weight_that_is_not_zero_is_brought_to_zero():
   params = jax.tree.map(lambda x: x + 1.2345, PARAMS)
   updates = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)

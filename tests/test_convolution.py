@@ -45,6 +45,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", ["CIRCULAR", "SAME", "VALID"])
 @pytest.mark.parametrize(("shape", "image", "strides"), CASES)
 def test_values_are_those_of_the_dense_matrix(shape, image, strides, padding):
@@ -59,6 +60,7 @@ def test_values_are_those_of_the_dense_matrix(shape, image, strides, padding):
   assert (np.diff(got) <= 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", ["CIRCULAR", "SAME"])
 def test_large_maps_give_extremes(monkeypatch, padding):
   kernel = jax.random.normal(jax.random.key(0), (3, 3, 3, 2))
@@ -93,6 +95,7 @@ def test_bfloat16_kernels_are_measured_as_they_are():
   np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.slow
 def test_known_isometries_have_ones():
   kernel = dense.conv_orthogonal()(jax.random.key(0), (3, 3, 8, 12))
   values = conv_singular_values(kernel, (8, 8), padding="CIRCULAR")

@@ -50,6 +50,7 @@ def _by_scipy(activation, q):
   return mean(jax.jit(activation)), mean(jax.jit(jax.grad(activation)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_means_agree_with_another_quadrature(name, x64):
   activation, q = ACTIVATIONS[name], 0.7
@@ -172,6 +173,7 @@ def _tanh_stack(key, sigma_w, sigma_b, *, density, width, depth):
   return sigma_w * kernels, biases
 
 
+@pytest.mark.slow
 def test_a_deep_sparse_tanh_net_keeps_its_variance():
   q_star = critical_variance(jnp.tanh, math.sqrt(1.05))
   key_stack, key_inputs, key = jax.random.split(jax.random.key(3), 3)
@@ -185,6 +187,7 @@ def test_a_deep_sparse_tanh_net_keeps_its_variance():
   assert 0.3 < profile.gradient_gain[0] < 3
 
 
+@pytest.mark.slow
 def test_off_the_critical_line_the_gradient_is_lost():
   stack = _tanh_stack(jax.random.key(3), 0.9, 0.05, density=0.125, width=256, depth=200)
   inputs = jax.random.normal(jax.random.key(1), (64, 256))

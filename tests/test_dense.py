@@ -34,6 +34,7 @@ def circular(inputs, kernel):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("init", INITS)
 @pytest.mark.parametrize("shape", [(16, 16), (8, 12), (12, 8), (1, 5)])
 def test_dense_kernels_are_orthogonal(init, shape):
@@ -41,6 +42,7 @@ def test_dense_kernels_are_orthogonal(init, shape):
   assert kernel.shape == shape and gram_error(kernel, 1.5) < ATOL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("init", [delta_orthogonal, conv_orthogonal])
 def test_convolutions_are_isometries(init, shape):
@@ -56,6 +58,7 @@ def test_block_convolution_uses_every_tap(shape):
   assert taps.min() > 1e-3
 
 
+@pytest.mark.slow
 def test_block_convolution_keeps_norms_under_circular_padding():
   kernel = conv_orthogonal()(jax.random.key(0), (3, 3, 4, 8))
   inputs = jax.random.normal(jax.random.key(1), (2, 6, 6, 4))
@@ -83,6 +86,7 @@ def test_lower_precision_is_cast_last(init):
   np.testing.assert_array_equal(low.astype(jnp.float32), want.astype(jnp.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("init", INITS)
 def test_initializers_are_pure_and_vmap(init):
   keys = jax.random.split(jax.random.key(0), 3)

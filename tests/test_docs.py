@@ -135,6 +135,7 @@ def test_test_files_exist(arguments):
   assert all((ROOT / a).exists() for a in arguments if not a.startswith("-"))
 
 
+@pytest.mark.slow
 @documents.commands(COMMANDS, "python -m train.prepare")
 def test_prepare_takes_these_flags(arguments):
   run(sys.executable, "-m", "train.prepare", *arguments, "--only_check_args")
@@ -154,11 +155,13 @@ def test_training_commands_run(arguments, tmp_path, request):
     request.getfixturevalue("tfds_data_dir")
   smoke = [re.sub(r"^(configs/\w+\.py)$", r"\1:smoke", a) for a in arguments]
   workdir = tmp_path / "workdir"
-  output = run(sys.executable, "-m", "train.run", *smoke, "--workdir", str(workdir))
+  command = [sys.executable, "-m", "train.run", *smoke, "--workdir", str(workdir)]
+  output = run(*command, optimized="quickstart" in " ".join(arguments))
   assert "test accuracy" in output.lower(), output
   assert list(workdir.rglob("*.png"))
 
 
+@pytest.mark.slow
 @documents.commands(COMMANDS, "python -m train.sweep")
 def test_sweep_commands_expand(arguments, tmp_path):
   status = [*arguments, "--status", "--workdir", str(tmp_path)]

@@ -106,6 +106,7 @@ def test_the_drop_sees_the_weights_that_the_step_leaves():
   assert state.masks["kernel"].tolist() == [[T, T, F], [F, F, T]]
 
 
+@pytest.mark.slow
 def test_growth_may_look_at_the_mean_of_gradients():
   """The last gradient prefers the last weight, the mean of three the one before."""
   turns = jnp.float32([[0, 8, 0], [0, 8, 0], [0, 0, 9]])
@@ -143,6 +144,7 @@ MOMENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", few(sorted(MOMENTS)))
 def test_moments_start_anew_exactly_where_masks_change(name, standard_promotion):
   make, initial = MOMENTS[name]
@@ -187,6 +189,7 @@ def test_a_dead_weight_that_is_not_zero_is_brought_to_zero():
   chex.assert_trees_all_equal(np.asarray(got["kernel"])[~AFTER | CHANGED], 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("params_dtype", few([jnp.bfloat16, jnp.float16, jnp.float32]))
 def test_dropped_weights_are_zero_in_any_precision(params_dtype):
   keys = jax.random.split(jax.random.key(0), 2)
@@ -281,6 +284,7 @@ def test_under_vmap_a_step_without_a_change_runs_no_selection():
   assert {"while", "scan"} & set(primitives(jaxpr))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", few(sorted(RECIPES)))
 def test_a_run_goes_on_from_saved_arrays(name):
   params, masks, goal = problem(jax.random.key(1))
@@ -306,6 +310,7 @@ def test_a_run_goes_on_from_saved_arrays(name):
   chex.assert_trees_all_equal(whole, again)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_stacked_leaves_and_totals(scope):
   params, masks, goal = problem(jax.random.key(3), stacked=True)
@@ -382,6 +387,7 @@ def test_it_may_stand_inside_another_transform():
     chex.assert_trees_all_equal(np.asarray(params[name])[~mask], 0)
 
 
+@pytest.mark.slow
 def test_isometry_is_restored_within_the_masks():
   delta = jnp.zeros((3, 3, 8, 16)).at[1, 1].set(jnp.eye(8, 16))
   weights = {

@@ -98,6 +98,7 @@ ADAMW_FIRST = sorted(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:optax")
 @pytest.mark.filterwarnings("ignore:`.*` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("name", few(ADAMW_FIRST))
@@ -110,6 +111,7 @@ def test_every_optimizer_of_optax(name, standard_promotion):
 USED = ("MultiSteps", "multi_transform", "inject_hyperparams", "masked", "noise last")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", few(USED))
 def test_combinations(name, standard_promotion):
   check(COMBINATIONS[name]())

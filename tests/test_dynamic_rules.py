@@ -83,12 +83,14 @@ def as_arrays(case):
   return jnp.float32(weights), jnp.float32(updates), jnp.array(live), fraction
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_rigl_by_hand(name):
   case, want = CASES[name]
   assert evolve_masks(None, *as_arrays(case)).tolist() == want
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fraction", [0.0, 0.1, 0.3, 0.77, 1.0])
 @pytest.mark.parametrize("ties", [False, True])
 def test_rigl_equals_the_published_rule(fraction, ties):
@@ -146,6 +148,7 @@ def test_layers_of_a_stack_are_layers_of_their_own():
     assert alone.sum() == live[layer].sum()
 
 
+@pytest.mark.slow
 def test_a_leaf_draws_the_same_in_any_tree():
   weights, live = jnp.ones((8, 8)), jnp.eye(8, dtype=bool)
   evolve = functools.partial(evolve_masks, jax.random.key(0), grow="random")
@@ -156,6 +159,7 @@ def test_a_leaf_draws_the_same_in_any_tree():
   assert (beside["a"] != beside["b"]).any()
 
 
+@pytest.mark.slow
 def test_global_scope_keeps_the_total_and_one_weight_a_layer():
   tree = {
     "big": jnp.float32([8, 7, 6, 5, 0, 0]),

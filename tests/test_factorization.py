@@ -23,6 +23,7 @@ def test_a_random_orthogonal_matrix_replays(seed):
   np.testing.assert_allclose(rotated_identity((64, 64), rotations), q, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(12, 20), (20, 12), (1, 5), (16, 16)])
 def test_sparse_matrices_replay_with_their_support(shape):
   q = sparse_orthogonal(jax.random.key(0), shape, 0.3)

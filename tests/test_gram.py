@@ -51,6 +51,7 @@ ISOMETRIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ISOMETRIES)
 def test_isometries_have_no_error(name):
   leaf, layout, num_layers = ISOMETRIES[name]
@@ -82,6 +83,7 @@ def test_a_convolution_is_judged_at_every_lag():
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn", "complex64"])
 def test_dtypes(dtype):
   """Low precision is squared in float32; a unitary matrix is an isometry."""

@@ -46,6 +46,7 @@ PATTERNS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", few(PATTERNS))
 def test_inside_the_pattern_orthogonal_and_filled(name):
   pattern, least = PATTERNS[name]
@@ -67,6 +68,7 @@ def test_the_budget_holds():
   assert round(0.1 * 64**2) - 64 < np.count_nonzero(q) <= round(0.1 * 64**2)
 
 
+@pytest.mark.slow
 def test_keys_matter_and_vmap_works():
   pattern = _blocks(64, 16)
   keys = jax.random.split(jax.random.key(0), 2)

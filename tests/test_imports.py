@@ -83,6 +83,7 @@ def test_heavy_packages_wait_for_their_use(package):
     assert name in LATE or package == "train" or "flax" not in _roots(names), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["eoi_jax", "train", "configs"])
 def test_modules_form_no_cycle(package):
   trees = _modules(package)

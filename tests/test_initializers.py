@@ -54,6 +54,7 @@ def convolve(inputs, kernel, circular):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(32, 64), (64, 32), (1, 16)])
 def test_dense_kernels_are_orthogonal_at_their_density(shape):
   kernel = eoi_init(DENSITY)(jax.random.key(0), shape)
@@ -72,6 +73,7 @@ def test_a_dense_layer_keeps_norms():
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", few(WINDOWS, 2))
 def test_delta_kernels_live_at_the_center_alone(window):
   kernel = np.asarray(draw(window))
@@ -81,6 +83,7 @@ def test_delta_kernels_live_at_the_center_alone(window):
   assert float(orthogonality_error(jnp.asarray(middle))) < ATOL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", few(WINDOWS, 2))
 @pytest.mark.parametrize("circular", [True, False])
 def test_convolution_keeps_norms(window, circular):
@@ -97,6 +100,7 @@ def test_convolution_keeps_norms(window, circular):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("center", "density", "at_center"),
   [
@@ -133,12 +137,14 @@ def test_lower_precision_is_cast_last(dtype):
   chex.assert_trees_all_equal(kernel.astype(jnp.float32), want.astype(jnp.float32))
 
 
+@pytest.mark.slow
 def test_float64(x64):
   kernel = eoi_init(DENSITY)(jax.random.key(0), (32, 64), jnp.float64)
   assert kernel.dtype == jnp.float64
   assert float(orthogonality_error(kernel)) < 1e-12
 
 
+@pytest.mark.slow
 def test_jit_and_vmap():
   init, shape = eoi_init(DENSITY), (3, 3, IN, OUT)
   keys = jax.random.split(jax.random.key(0), 3)
@@ -177,6 +183,7 @@ LINEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", few(sorted(LINEN)))
 def test_flax_linen_layers(layer):
   module, shape = LINEN[layer]
@@ -190,6 +197,7 @@ def test_flax_linen_layers(layer):
   )
 
 
+@pytest.mark.slow
 def test_flax_linen_dense_general_over_two_axes():
   module = linen.DenseGeneral((4, 8), axis=(-2, -1), kernel_init=eoi_init(DENSITY))
   inputs = jax.random.normal(jax.random.key(1), (5, 2, IN))
@@ -231,6 +239,7 @@ def test_flax_nnx_conv():
   )
 
 
+@pytest.mark.slow
 def test_a_plain_list_of_arrays_trains():
   init = eoi_init(0.25)
   keys = jax.random.split(jax.random.key(0), 3)
@@ -301,6 +310,7 @@ def test_malformed_scale(value_error, scale):
     eoi_init(DENSITY, scale=scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("axes", "shape"), [("ioo", (32, 4, 8)), ("iio", (4, 8, 16)), ("sio", (3, 16, 24))]
 )

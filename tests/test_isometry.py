@@ -59,6 +59,7 @@ def test_the_defaults_are_the_published_ones(start):
   np.testing.assert_array_equal(default.kernels, explicit.kernels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["sgd", "adam"])
 @pytest.mark.parametrize("shape", [(8, 24), (24, 8), (3, 3, 4, 16), (3, 3, 4, 40)])
 def test_zeros_stay_and_the_smaller_gram_side_counts(method, shape):
@@ -72,6 +73,7 @@ def test_zeros_stay_and_the_smaller_gram_side_counts(method, shape):
     np.testing.assert_allclose(frobenius_error(kernel, 1.5), error, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["sgd", "adam"])
 def test_layers_do_not_see_each_other(method):
   kernels = jax.random.normal(jax.random.key(0), (3, 16, 16)) / 4
@@ -81,6 +83,7 @@ def test_layers_do_not_see_each_other(method):
   np.testing.assert_allclose(together.kernels[1], alone.kernels[0], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["sgd", "adam"])
 def test_nothing_to_do_is_no_nan(method):
   """Empty rows, an empty mask, and a start that is exact already."""

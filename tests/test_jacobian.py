@@ -73,6 +73,7 @@ def start(density, seed, **options):
   return sparsify(jax.random.key(seed), TEMPLATE, density, **options)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("density", few([0.05, 0.1, 0.2]))
 def test_a_linear_net_is_an_isometry_at_every_density(density, inputs):
   values = jacobian_singular_values(linear_net, start(density, 0), inputs)
@@ -90,6 +91,7 @@ PAPER = {
 TOLERANCES = (0.014, 0.14, 0.04)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("density", few(PAPER))
 def test_a_tanh_net_has_the_spectrum_of_the_paper(density, inputs):
   summaries = []
@@ -129,6 +131,7 @@ def test_approximate_isometry_comes_near_but_not_close(inputs):
   assert summary.min < 0.6
 
 
+@pytest.mark.slow
 def test_values_are_those_of_the_jacobian_matrix(cnn, x64):
   params, inputs = jax.tree.map(lambda leaf: leaf.astype(np.float64), cnn)
   values = jacobian_singular_values(small_cnn, params, inputs, batch_size=3)
@@ -141,6 +144,7 @@ def test_values_are_those_of_the_jacobian_matrix(cnn, x64):
   all_close(alone, values[1:2], rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", few(["mlp7", "cnn"]))
 def test_extremes_agree_with_the_exact_values(case, inputs, cnn):
   function, params, x = tanh_net, start(0.1, 0), inputs[:4]
@@ -214,6 +218,7 @@ _reverse_only.defvjp(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KERNELS)
 def test_a_custom_reverse_derivative_needs_no_forward_one(name):
   kernel = KERNELS[name]
@@ -223,6 +228,7 @@ def test_a_custom_reverse_derivative_needs_no_forward_one(name):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KERNELS)
 def test_low_precision_is_computed_in_its_own_dtype(name):
   dtypes = []

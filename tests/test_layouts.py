@@ -263,6 +263,7 @@ LINEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(LINEN))
 def test_linen_layers_are_isometric(name):
   model, shape, number = LINEN[name]
@@ -331,6 +332,7 @@ class NnxNet(nnx.Module):
     self.stack = stack(jax.random.split(KEY, 3))
 
 
+@pytest.mark.slow
 def test_a_whole_nnx_module():
   module = NnxNet(nnx.Rngs(0))
   layouts = nnx_layouts(module)
@@ -373,6 +375,7 @@ def test_a_state_of_nnx_is_read_by_shape(value_error):
     nnx_layouts(nnx.state(attention, nnx.Param))
 
 
+@pytest.mark.slow
 def test_block_sparse_layers_have_no_kernel_to_prune():
   model = nn.Sequential([BlockDense(16, 0.25, block_size=4), nn.Dense(4)])
   layouts = linen_layouts(model, jnp.ones((1, 16)))

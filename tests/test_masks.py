@@ -53,6 +53,7 @@ def check_mask(mask, kernel, count):
   assert mask[kernel != 0].all()
 
 
+@pytest.mark.slow
 def test_counts_are_exact_and_the_support_is_inside(params):
   masks = kernel_masks(jax.random.key(1), params, DENSITY)
   assert structure(masks) == structure(params)

@@ -36,6 +36,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_tools_of_optax(kind):
   tx = KINDS[kind](optax.adam(0.1), MASKS)
@@ -47,6 +48,7 @@ def test_tools_of_optax(kind):
   assert int(optax.tree.get(state, "count")) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(KINDS))
 @pytest.mark.parametrize("labels", ["nodes", "leaves"])
 def test_a_partition_takes_the_masks_of_the_whole_tree(kind, labels):
@@ -147,6 +149,7 @@ def test_a_state_of_one_vector_is_refused(value_error):
     KINDS["rigl"](optax.flatten(optax.adam(0.1)), MASKS).init(PARAMS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["static", "rigl"])
 def test_nnx_takes_masks_as_a_plain_dict(kind):
   class Net(nnx.Module):
@@ -166,6 +169,7 @@ def test_nnx_takes_masks_as_a_plain_dict(kind):
   np.testing.assert_array_equal(net.a.kernel[...][~MASKS["a"]["kernel"]], 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_gradual_pruning_meets_its_density_to_the_weight(scope):
   full = jax.tree.map(lambda x: jnp.ones(x.shape, bool) if x.ndim > 1 else None, PARAMS)
@@ -200,6 +204,7 @@ def test_gradual_pruning_cannot_grow(value_error):
     gradual_pruning(optax.sgd(0.01), MASKS, density, **options)
 
 
+@pytest.mark.slow
 def test_constant_fan_in():
   tx = rigl(optax.sgd(0.01), MASKS, num_steps=20, every=2, scope="unit")
   params, state = PARAMS, tx.init(PARAMS)

@@ -45,6 +45,7 @@ def gram_error(matrix):
   return np.abs(gram - np.eye(len(gram))).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "density"), few(CASES, 3, rows=True))
 def test_hundreds_of_triples_are_orthogonal_within_the_budget(shape, density):
   _, matrices = sample(shape, density)
@@ -134,6 +135,7 @@ def small_angles(key, shape):
   return jax.random.uniform(key, shape, minval=0.1, maxval=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("angle", few([np.pi / 180, np.deg2rad(80), small_angles]))
 def test_angles(angle):
   matrix = np.asarray(sparse_orthogonal(jax.random.key(0), SHAPE, DENSITY, angle=angle))
@@ -150,6 +152,7 @@ def test_one_degree_stays_close_to_the_start():
   assert float(jnp.abs(jnp.diag(free)).min()) < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(64, 32), (48, 48)])
 def test_float64(shape, x64):
   matrix = sparse_orthogonal(jax.random.key(0), shape, 0.3, jnp.float64)
@@ -165,6 +168,7 @@ def test_float32_under_x64(x64):
   assert gram_error(matrix) < ATOL["float32"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_lower_precision_is_a_cast_at_the_end(dtype):
   key = jax.random.key(0)
@@ -174,6 +178,7 @@ def test_lower_precision_is_a_cast_at_the_end(dtype):
   chex.assert_trees_all_equal(matrix.astype(jnp.float32), want.astype(jnp.float32))
 
 
+@pytest.mark.slow
 def test_orthogonality_error_of_known_matrices():
   assert float(orthogonality_error(jnp.eye(3, 5))) == 0
   assert float(orthogonality_error(jnp.eye(5, 3))) == 0

@@ -94,6 +94,7 @@ def test_changelog_opens_with_the_version(metadata):
   assert latest == metadata["Version"]
 
 
+@pytest.mark.slow
 def test_wheel_works_outside_the_checkout(dist, tmp_path):
   """Installed from the wheel, without a framework: imports, samples, trains."""
   (path,) = dist.glob("*.whl")

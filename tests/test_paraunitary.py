@@ -62,6 +62,7 @@ def nonzeros(kernels):
   return np.count_nonzero(kernels, axis=tuple(range(2, kernels.ndim)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("shape", "schedule"),
   few(
@@ -114,6 +115,7 @@ def test_windows_of_more_taps_than_channels_take_several_delays(shape):
   assert alive[:, -1].all() and alive.mean() > 0.8
 
 
+@pytest.mark.slow
 def test_one_channel_is_a_shift():
   kernels = sample_many((3, 3, 1, 1), [1, 9])
   assert (nonzeros(kernels) == 1).all()
@@ -170,6 +172,7 @@ def test_lower_precision_is_cast_last(dtype):
   chex.assert_trees_all_equal(lower, kernel.astype(dtype))
 
 
+@pytest.mark.slow
 def test_zero_padding_loses_only_at_the_border():
   kernel = all_taps(jax.random.key(0), (3, 3, 16, 16), 400)
   values = conv_singular_values(kernel, (6, 6), padding="SAME")

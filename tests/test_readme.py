@@ -20,6 +20,7 @@ def test_no_block_goes_unchecked():
     assert words[0] == "make" or words[:2] == ["pip", "install"], words
 
 
+@pytest.mark.slow
 def test_python_examples_run_in_order():
   README.run_python()
 

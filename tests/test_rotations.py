@@ -193,6 +193,7 @@ def test_jit_equals_no_jit():
   )
 
 
+@pytest.mark.slow
 def test_vmap_over_keys_equals_a_loop():
   def rotated(key):
     return apply_rotations(jnp.eye(5, N), sample_rotations(key, N, T))

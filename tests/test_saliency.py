@@ -18,6 +18,7 @@ RTOL = 1e-5  # the expected scores are float64, ours are rounded to float32
 WIDE = {"dtype": jnp.float64}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", few(NETS))
 @pytest.mark.parametrize("method", few(["snip", "grasp_onebatch", "grasp_halves"], 2))
 def test_recorded_scores_and_masks(golden, name, method):
@@ -85,6 +86,7 @@ def test_snip_on_tanh(tanh_case):
   assert scores["a"]["kernel"].dtype == jnp.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", few([200.0, 1.5]))
 @pytest.mark.parametrize("parts", [1, 2])
 def test_grasp_on_tanh(tanh_case, temperature, parts):
@@ -218,6 +220,7 @@ def test_bfloat16_scores_are_float32(tanh_case):
   chex.assert_trees_all_close(scores, expected, atol=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", few([eoi_jax.snip_scores, eoi_jax.grasp_scores]))
 def test_inputs_outputs_labels_and_losses(tanh_case, function):
   """Trees of inputs, auxiliary outputs, soft labels, a loss, and jit: the same."""

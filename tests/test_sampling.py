@@ -17,6 +17,7 @@ SHAPE, DENSITY = (24, 40), 0.2
 sample = functools.partial(sparse_orthogonal, shape=SHAPE, density=DENSITY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_the_matrix_is_the_longest_prefix_that_fits(seed):
   key, budget = jax.random.key(seed), round(DENSITY * 24 * 40)
@@ -35,6 +36,7 @@ def test_the_matrix_is_the_longest_prefix_that_fits(seed):
   chex.assert_trees_all_close(got, want, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_accelerators_get_the_same_matrices(monkeypatch):
   keys = jax.random.split(jax.random.key(0), 3)
   pieces = jax.vmap(sample)(keys)
@@ -46,6 +48,7 @@ def test_accelerators_get_the_same_matrices(monkeypatch):
   chex.assert_trees_all_close(whole, pieces, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(150, 700), (700, 150)])
 def test_blocks_that_do_not_divide_the_rows(shape):
   q = sparse_orthogonal(jax.random.key(1), shape, 0.05)
@@ -59,6 +62,7 @@ def test_a_language_models_head_is_planned_at_once():
   chex.assert_shape(jax.eval_shape(head, jax.random.key(0)), (4096, 50000))
 
 
+@pytest.mark.slow
 def test_nested_vmap_is_one_batch():
   keys = jax.random.split(jax.random.key(3), (2, 3))
   nested = jax.vmap(jax.vmap(sample))(keys)
@@ -66,6 +70,7 @@ def test_nested_vmap_is_one_batch():
   np.testing.assert_array_equal(nested.reshape(flat.shape), flat)
 
 
+@pytest.mark.slow
 def test_traced_budgets_are_kept():
   budgets = jnp.array([32, 100, 300, 600])
   draw = functools.partial(
@@ -78,6 +83,7 @@ def test_traced_budgets_are_kept():
   assert max(map(float, map(orthogonality_error, batch))) < 5e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["iid", "matching"])
 def test_many_shapes_share_a_program(schedule):
   shapes = [SHAPE, (40, 24), (48, 48), (3, 64), (1, 16), (5, 5)]
@@ -92,6 +98,7 @@ def test_many_shapes_share_a_program(schedule):
     np.testing.assert_allclose(many[0], sample(keys[0]), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_rbg_keys_do_not_depend_on_the_batch():
   keys = jax.random.split(jax.random.key(7, impl="rbg"), 3)
   batch = jax.vmap(sample)(keys)
@@ -130,6 +137,7 @@ def test_float8_is_refused(value_error):
     sample(jax.random.key(0), dtype=jnp.float8_e4m3fn)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 def test_a_key_for_each_device_of_a_shard_map(axis_type):
   mesh = jax.make_mesh((1,), ("x",), axis_types=(axis_type,))

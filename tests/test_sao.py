@@ -11,6 +11,7 @@ from eoi_jax.initializers import sao_degrees, sao_orthogonal
 ATOL = 5e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("shape", "degree"),
   [((128, 128), 16), ((100, 100), 10), ((16, 64), 8), ((64, 16), 32), ((9, 9), 1)],

@@ -65,6 +65,7 @@ def test_iid_rows_follow_the_recurrence():
   assert abs(squares.mean() - variance) < 3 * squares.std() / np.sqrt(number)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(64, 64), (32, 64), (64, 10)])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_counts_and_isometry(draw, shape, schedule):
@@ -78,6 +79,7 @@ def test_counts_and_isometry(draw, shape, schedule):
   assert np.abs(gram - np.eye(min(shape))).max() < 5e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3, 5, 16])
 def test_matching_fills_small_matrices(draw, size):
   assert (np.asarray(draw(40, (size, size), 1.0, "matching")) != 0).all()
@@ -93,6 +95,7 @@ def test_matching_evens_out_the_nonzeros(draw):
   )
 
 
+@pytest.mark.slow
 def test_matching_rotates_every_column_above_density_two_over_n(draw):
   support = np.asarray(draw(40, (64, 64), 2.05 / 64, "matching")) != 0
   assert (support.sum(axis=1) >= 2).all()  # an untouched column has one nonzero
@@ -100,6 +103,7 @@ def test_matching_rotates_every_column_above_density_two_over_n(draw):
   assert (untouched.sum(axis=1) == 1).any()
 
 
+@pytest.mark.slow
 def test_a_round_is_a_uniform_perfect_matching(draw):
   # 12 nonzeros: the first round of the matching, and nothing more.
   size, number = 6, 3000
@@ -115,6 +119,7 @@ def test_a_round_is_a_uniform_perfect_matching(draw):
   assert ((observed - expected) ** 2 / expected).sum() < 36.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "schedule, shape", [("iid", (10, 100)), ("matching", (100, 10))]
 )
@@ -125,6 +130,7 @@ def test_cover_leaves_no_dead_unit(draw, schedule, shape):
   assert sum(sum(dead_units(matrix)[""]) for matrix in plain) > 0
 
 
+@pytest.mark.slow
 def test_cover_reaches_as_far_as_the_density_allows(draw):
   # 60 nonzeros: ten columns are live at the start, each more costs one.
   for matrix in np.asarray(draw(20, (10, 100), 0.06, "iid", True)):

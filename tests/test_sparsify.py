@@ -64,6 +64,7 @@ def check_zeros(params, masks):
   chex.assert_trees_all_equal(params, apply_masks(params, masks))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("params", few([MLP, CNN]), ids=["mlp", "cnn"])
 @pytest.mark.parametrize("start", MASKED)
 def test_counts_are_exact_and_other_leaves_stay(start, params):
@@ -76,6 +77,7 @@ def test_counts_are_exact_and_other_leaves_stay(start, params):
     assert masks[name]["bias"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("layers", "given"),
   [(MLP_7, "masks"), (RESNET, "densities")],
@@ -96,6 +98,7 @@ def test_eoi_has_any_budgets_and_is_exact(layers, given):
   check_zeros(new, masks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "start", few([*MASKED, "sao", "eoi_structured", "orthogonal"], 2)
 )
@@ -257,6 +260,7 @@ def convolve(inputs, kernel, groups):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("shape", "groups"), [((3, 3, 1, 8), 8), ((3, 3, 4, 16), 2), ((3, 3, 4, 8), 4)]
 )
@@ -364,6 +368,7 @@ def test_embeddings_stay_dense_unless_asked_for():
   np.testing.assert_allclose(gram, np.eye(16), atol=ATOL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", few([*MASKED, "sao", "eoi_in_mask"]))
 def test_stacked_leaves_hold_independent_layers(start):
   params = {"hidden": {"kernel": jnp.zeros((4, 24, 24)), "bias": jnp.ones((4, 24))}}

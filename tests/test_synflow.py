@@ -13,6 +13,7 @@ from tests.cases import few
 from tests.golden_nets import NETS, load_net
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", few(NETS))
 def test_recorded_scores_and_masks(golden, name):
   net = load_net(golden, name)
@@ -52,6 +53,7 @@ ACTIVATIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", few(ACTIVATIONS, 3))
 def test_activations_are_linear(name):
   """`|W1| 1 + |b1|`, times the slope, times `|W2|`: written out."""
@@ -202,6 +204,7 @@ def test_a_thousand_layers_neither_over_nor_underflow(scale):
     np.testing.assert_allclose(layers[5:], layers[-1], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("density", few([0.125, 1.0]))
 def test_masks_of_a_deep_net_are_exact_and_leave_no_layer_dead(density):
   params = _deep_params(300, 16, 10.0)
@@ -376,6 +379,7 @@ def test_several_inputs_by_name():
   chex.assert_trees_all_close(scores, params)
 
 
+@pytest.mark.slow
 def test_errors(value_error):
   params = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
 

@@ -113,6 +113,7 @@ ADAMW_FIRST = sorted(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:optax")
 @pytest.mark.filterwarnings("ignore:`.*` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("name", few(ADAMW_FIRST))
@@ -127,6 +128,7 @@ def test_every_optimizer_of_optax(name, standard_promotion):
   assert_live_moved(params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", few(sorted(COMBINATIONS), 2))
 def test_combinations(name, standard_promotion):
   params, _, _ = train(static_sparsity(COMBINATIONS[name](), MASKS))
@@ -134,6 +136,7 @@ def test_combinations(name, standard_promotion):
   assert_live_moved(params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "where", few(["MultiSteps", "chain", "multi_transform", "inject"])
 )
@@ -158,6 +161,7 @@ def test_it_may_stand_inside_another_transform(where, standard_promotion):
   assert_live_moved(params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", few([np.nan, np.inf, -np.inf]))
 def test_dead_gradients_that_are_not_finite_do_no_harm(bad, standard_promotion):
   def spoil(updates):
@@ -176,6 +180,7 @@ def test_dead_gradients_that_are_not_finite_do_no_harm(bad, standard_promotion):
   chex.assert_tree_all_finite(state)
 
 
+@pytest.mark.slow
 def test_norms_and_moments_see_live_weights_only():
   huge = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 100.0), PARAMS)
   tx = static_sparsity(optax.clip_by_global_norm(1.0), MASKS)

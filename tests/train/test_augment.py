@@ -89,6 +89,7 @@ def gaussian(image):
   return scipy.ndimage.gaussian_filter(np.float64(image), (1.7, 1.7, 0), **options)
 
 
+@pytest.mark.slow
 def test_the_three_of_3_augment_are_those_of_pillow_and_scipy(images):
   some = images[:4]
   floats = jnp.asarray(some, jnp.float32)
@@ -105,6 +106,7 @@ def test_the_three_of_3_augment_are_those_of_pillow_and_scipy(images):
     np.testing.assert_allclose(blurred, gaussian(image), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_3_augment_chooses_one_of_three_for_each_image(images, monkeypatch):
   monkeypatch.setattr(pixels, "_JITTER", 0.0)
   floats, key = jnp.asarray(images, jnp.float32), jax.random.key(0)
@@ -134,6 +136,7 @@ def test_colours_change_as_in_pillow_in_any_order(images):
     np.testing.assert_allclose(found, np.asarray(expected, np.float32), atol=3.5)
 
 
+@pytest.mark.slow
 def test_factors_and_places_in_the_order_are_random(monkeypatch):
   even = jnp.full((512, 2, 2, 3), 100.0)  # brightness alone changes it
   monkeypatch.setattr(pixels, "solarize", lambda images, white: images)
@@ -142,6 +145,7 @@ def test_factors_and_places_in_the_order_are_random(monkeypatch):
   np.testing.assert_allclose(factors.mean(), 1, atol=0.03)  # standard error .008
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["linear", "cubic"])
 def test_a_resized_crop_is_that_of_pillow(method, images):
   # Pillow cuts values off between its two passes: these stay away from the ends.
@@ -170,6 +174,7 @@ def test_a_resized_crop_is_that_of_pillow(method, images):
   assert 0.07 < min(areas) < 0.15 and max(areas) > 0.85 and 16 < sum(flips) < 48
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
 def test_labels_are_mixed_as_pixels_are(mixup, cutmix):
   settings = Augmentation(mixup=mixup, cutmix=cutmix)

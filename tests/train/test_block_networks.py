@@ -41,6 +41,7 @@ def start(config):
   return recipe, state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", "vit4"])
 def test_a_network_is_that_of_its_dense_view(name):
   config = config_of(**(VIT if name == "vit4" else {}), **{"sparsity.scale": 1.5})
@@ -64,6 +65,7 @@ def test_a_network_is_that_of_its_dense_view(name):
   assert live == stored
 
 
+@pytest.mark.slow
 def test_counts_before_and_at_the_start_are_what_exists():
   config = config_of(**{"model.width": 36, "sparsity.distribution": "erk"})
   recipe, state = start(config)
@@ -82,6 +84,7 @@ def test_counts_before_and_at_the_start_are_what_exists():
   assert found["orthogonality_error"] < 1e-5
 
 
+@pytest.mark.slow
 def test_blocks_of_a_layer_come_nearest_to_the_total():
   def parts(density):
     config = config_of(**{"model.blocks": 8, "sparsity.density": density})

@@ -27,6 +27,7 @@ def test_numbers_stand_for_themselves():
   assert gains(config) == (1.5, 0.25)
 
 
+@pytest.mark.slow
 def test_critical_sets_kernels_and_biases():
   config = critical()
   config_lib.validate(config)

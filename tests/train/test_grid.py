@@ -43,6 +43,7 @@ def file(tmp_path):
   return str(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_sweep_and_variant_holds_valid_configs(name):
   module = importlib.import_module(f"configs.sweeps.{name}")

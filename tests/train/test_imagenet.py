@@ -159,6 +159,7 @@ def test_the_held_out_images_do_not_depend_on_the_seed(open_set):
   assert open_set(validation=0.0).train.size == 35
 
 
+@pytest.mark.slow
 def test_batches_are_a_function_of_seed_and_step(open_set):
   whole = batches(open_set(seed=3).train, 0, 5)
   for begin in (1, 4):  # three batches an epoch: the second, and one of the next epoch
@@ -173,6 +174,7 @@ def test_batches_are_a_function_of_seed_and_step(open_set):
   assert epochs[0][: len(epochs[1])] != epochs[1]  # another order
 
 
+@pytest.mark.slow
 def test_processes_share_every_batch(open_set):
   whole = batches(open_set(seed=5).train, 0, 4)
   parts = [
@@ -190,6 +192,7 @@ def test_processes_share_every_batch(open_set):
   assert len(set(seen)) == len(seen) == NUM_TEST
 
 
+@pytest.mark.slow
 def test_copies_of_an_image_are_neighbours_and_differ(open_set, monkeypatch):
   def crop(example, rng, cubic):  # whose random number is its pixels
     assert cubic

@@ -36,6 +36,7 @@ def test_the_table_of_the_papers_mlp():
   assert "130,010" in text and "129,400" in text and "12,940" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distribution", ["uniform", "erk"])
 def test_live_weights_are_those_of_a_start(distribution):
   config = config_of(
@@ -83,6 +84,7 @@ def test_taps_are_told_apart_as_a_start_then_has_them(fields, center, others):
   assert "centre tap" in dry_run.layers_text(config)
 
 
+@pytest.mark.slow
 def test_a_run_counts_the_taps_that_were_expected():
   config = cnn(sparsity__center="more", batch_size=8)
   recipe, sparsity = check_plan(config), sparsity_settings(config)
@@ -101,6 +103,7 @@ def test_networks_without_convolutions_have_no_taps():
   assert "tap" not in dry_run.layers_text(config_of())
 
 
+@pytest.mark.slow
 def test_what_stays_dense_or_goes_by_score_is_said():
   layers = dry_run.list_kernels(
     config_of(model__name="efficientnet_b0", data__name="cifar10")

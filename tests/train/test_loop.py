@@ -27,6 +27,7 @@ def finished(tmp_path_factory):
   return train_and_evaluate(small(), workdir), workdir
 
 
+@pytest.mark.slow
 def test_dead_weights_are_exactly_zero_and_live_ones_moved(finished):
   state = finished[0].state
   start = start_state(make_plan(small()))
@@ -77,6 +78,7 @@ def test_metrics_are_complete_and_in_order(finished):
   assert validation[-1]["loss"] < validation[0]["loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", few([28, 8, 60]))
 def test_a_killed_run_ends_bit_identical(finished, tmp_path, monkeypatch, stop_at):
   result, _ = finished
@@ -89,6 +91,7 @@ def test_a_killed_run_ends_bit_identical(finished, tmp_path, monkeypatch, stop_a
   assert numbers(resumed.curves.records) == numbers(result.curves.records)
 
 
+@pytest.mark.slow
 def test_a_run_without_its_records_evaluates_where_it_goes_on(tmp_path, monkeypatch):
   train_until(28, small(), tmp_path, monkeypatch)
   (tmp_path / "metrics.jsonl").unlink()
@@ -103,6 +106,7 @@ def test_a_run_without_its_records_evaluates_where_it_goes_on(tmp_path, monkeypa
   ]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_trained_again(finished):
   result, workdir = finished
   before = (workdir / "metrics.jsonl").read_text()
@@ -179,6 +183,7 @@ def test_each_epoch_has_its_own_order_of_all_examples():
   assert orders[0] == orders[1] != orders[2]
 
 
+@pytest.mark.slow
 def test_a_chunk_is_a_loop_of_steps():
   plan = make_plan(small())
   state = start_state(plan)

@@ -156,6 +156,7 @@ def test_there_are_more_than_a_hundred():
 
 
 # ml_collections loads configs that way; harmless before Python 3.15.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 @pytest.mark.parametrize("arguments", COMMANDS, ids=lambda a: " ".join(a[-1:]) or "no")
 def test_one_line_and_no_compilation(

@@ -46,6 +46,7 @@ def sizes(found):
   return weights, sum(kernel.num_layers for kernel in found.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("model", "shape", "total", "maskable", "tensors"),
   [
@@ -100,6 +101,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", few(MODELS, 3))
 def test_mixed_precision_keeps_parameters_and_logits_in_float32(name):
   model = MODELS[name].make(num_classes=10, dtype="bfloat16", **SMALL.get(name, {}))
@@ -160,6 +162,7 @@ def direct(inputs, kernel, strides, padding, groups):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("window", "strides", "padding", "groups"),
   [
@@ -339,6 +342,7 @@ def test_the_cnn_wraps_around():
   chex.assert_trees_all_close(found, expected, atol=ATOL, rtol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [MLP(100, 128, 10), CNN(100, 128, 10)], ids=repr)
 @pytest.mark.parametrize("remat", [False, True])
 def test_the_program_does_not_grow_with_the_depth(model, remat):
@@ -388,6 +392,7 @@ def test_a_thousand_linear_layers_from_eoi_are_one_isometry():
   chex.assert_trees_all_close(values, jnp.ones(10), atol=1e-3, rtol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", few(ACTIVATIONS))
 def test_the_scanned_stack_equals_a_plain_loop(activation):
   model = MLP(5, 8, 3, activation, bias_init=jax.nn.initializers.normal(0.1))

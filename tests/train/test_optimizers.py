@@ -32,6 +32,7 @@ def rates(steps, num_steps=100, **changes):
   return [float(jnp.asarray(schedule(jnp.int32(step)))) for step in steps]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["constant", "step", "cosine"])
 def test_a_warm_up_rises_linearly_to_the_schedule(name):
   whole = rates(range(100), schedule=name)
@@ -52,6 +53,7 @@ SCHEDULE_OPTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
 def test_schedules_by_name_have_the_rate_as_their_highest(name):
   options = {"schedule": name, "schedule_options": SCHEDULE_OPTIONS.get(name, "")}
@@ -139,6 +141,7 @@ def test_clipping_scales_the_gradient_of_live_weights(name):
   jax.tree.map(np.testing.assert_array_equal, loose, free)
 
 
+@pytest.mark.slow
 def test_the_losses_are_those_of_optax():
   logits = jax.random.normal(jax.random.key(0), (6, 5))
   labels = jnp.array([0, 1, 2, 3, 4, 0])
@@ -162,6 +165,7 @@ def test_the_losses_are_those_of_optax():
 REFUSED = ("dpsgd", "lbfgs", "optimistic_adam", "rprop", "sm3", "sophia")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_every_optimizer_of_optax_works_or_says_what_it_misses(name, monkeypatch):
   monkeypatch.setattr(optimizers, "MAIN", ())  # known to work: try them here
@@ -204,6 +208,7 @@ def test_options_reach_optax():
   assert describe_optimizer(settings) == words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["muon", "lamb"])
 def test_layers_of_a_stack_are_layers(name):
   """Muon orthogonalizes each, LAMB has a ratio for each: as if they were apart."""

@@ -198,6 +198,7 @@ def test_what_is_no_network_is_one_clear_error(
   assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_table_of_its_own_and_kernels_that_stay_dense(tmp_path, monkeypatch):
   (text,) = [text for _, text in PAGE.blocks if "others = " in text]
   module(tmp_path, monkeypatch, text, "net_with_table")
@@ -250,6 +251,7 @@ def brighter():
   return found | {"train": (2 * images, labels)}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("standard_promotion")  # of the schedule, by optax
 def test_constants_are_measured_or_given(project, monkeypatch):
   pytest.importorskip("sklearn")

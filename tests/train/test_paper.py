@@ -20,6 +20,7 @@ def saved(figure, path):
   return path.stat().st_size > 5_000
 
 
+@pytest.mark.slow
 def test_density_is_counted_and_agrees_with_the_recurrence(tmp_path):
   data = numbers.density(num_seeds=3, sizes=(64,))
   (curve,) = data["curves"]
@@ -60,6 +61,7 @@ def test_angles(tmp_path, monkeypatch):
   assert saved(draw.draw_angles(data), tmp_path / "a.png")
 
 
+@pytest.mark.slow
 def test_time(tmp_path):
   data = numbers.init_time(sizes=(16, 32), densities=(0.2,), repeats=2)
   assert set(data["curves"]) == {"EOI, density 0.2", "dense, QR"}
@@ -132,6 +134,7 @@ def finished(tmp_path):
   return tmp_path / "runs"
 
 
+@pytest.mark.slow
 def test_finished_runs_are_grouped_by_what_differs(finished, tmp_path):
   data = tables.accuracy_over_density([str(finished)])
   assert list(data) == ["eoi", "base"]

@@ -34,6 +34,7 @@ def linear(tmp_path_factory):
   return preflight(config, workdir, num_samples=3), workdir
 
 
+@pytest.mark.slow
 def test_an_isometric_network_is_seen_as_one(linear):
   inspection, _ = linear
   np.testing.assert_allclose(inspection.values, 1, atol=1e-5)
@@ -120,6 +121,7 @@ def test_calls_of_a_residual_network():
   assert calls["output/kernel"].positions_out == 1
 
 
+@pytest.mark.slow
 def test_meters_of_a_residual_network_are_those_of_its_kernels():
   model, shape = cifar_resnet(depth=14, num_classes=10), (8, 8, 3)
   variables = jax.eval_shape(

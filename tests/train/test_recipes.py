@@ -17,6 +17,7 @@ NAMES = sorted(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("standard_promotion")  # of LAMB, by optax
 @pytest.mark.parametrize("name", NAMES)
 def test_every_config_and_variant_describes_a_network(name):
@@ -78,6 +79,7 @@ def test_a_limit_keeps_the_first_examples():
     assert (split.images == every.images[:100]).all()
 
 
+@pytest.mark.slow
 def test_without_validation_a_limit_keeps_none():
   config = default.get_config()
   config.data.name, config.data.validation, config.data.limit = "digits", 0.0, 200

@@ -67,6 +67,7 @@ def test_kill_9_changes_nothing(tmp_path):
   assert numbers(resumed.curves.records) == numbers(alone.curves.records)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_same_command_goes_on(finished, tmp_path, monkeypatch):
   before = signal.getsignal(signal.SIGTERM)
   with monkeypatch.context() as patch:
@@ -82,6 +83,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(finished, tmp_path, monkeypa
   assert numbers(resumed.curves.records) == numbers(finished.curves.records)
 
 
+@pytest.mark.slow
 def test_slow_steps_are_dispatched_alone_and_change_no_number(
   finished, tmp_path, monkeypatch
 ):
@@ -134,6 +136,7 @@ def lose_a_file(path: Path) -> None:
 
 
 # Orbax leaves the other reads of a checkpoint behind when one of them fails.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", [cut_short, flip_a_bit, lose_a_file])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
@@ -148,6 +151,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
   assert numbers(resumed.curves.records) == numbers(finished.curves.records)
 
 
+@pytest.mark.slow
 def test_a_half_written_checkpoint_is_not_read(finished, tmp_path, monkeypatch):
   whole = interrupted(tmp_path, monkeypatch)
   whole.rename(whole.with_name("60.orbax-checkpoint-tmp-1"))

@@ -100,6 +100,7 @@ def test_unequal_numbers_of_seeds_are_told(workdir):
   assert "| 10.00 ± 0.00 (n = 3) |" in text
 
 
+@pytest.mark.slow
 def test_files_and_figures(workdir):
   shown = write_report(workdir)
   assert (workdir / "table.md").read_text() in shown

@@ -25,6 +25,7 @@ def run(*arguments):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("arguments", "words"),
   [

@@ -92,12 +92,14 @@ def test_ai_starts_on_the_masks_that_were_scored():
   assert distance(ai) < 0.5 * distance(base)
 
 
+@pytest.mark.slow
 def test_eoi_in_a_random_mask_is_exact():
   state = start("uniform", "eoi_in_mask")
   assert max(gram_errors(state).values()) < 1e-5
   assert sum(counts(state).values()) == round(0.25 * TOTAL)
 
 
+@pytest.mark.slow
 def test_small_angles_stay_near_the_identity():
   state = start_state(make_plan(small(**{"sparsity.angle": 1.0})))
   hidden = kernels(state)["hidden"] / 1.0247
@@ -106,6 +108,7 @@ def test_small_angles_stay_near_the_identity():
   assert max(gram_errors(state).values()) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("distribution", "name", "live"),
   [
@@ -120,6 +123,7 @@ def test_schemes_with_dense_layers(distribution, name, live):
   assert max(gram_errors(state).values()) < 1e-5
 
 
+@pytest.mark.slow
 def test_masks_that_allow_no_start_are_reported():
   fields = {"sparsity.distribution": "snip", "sparsity.start": "sao"}
   with pytest.raises(UserError, match=r"hidden/dense/kernel.*must be one of"):
@@ -146,6 +150,7 @@ def convolutions(**fields):
   return named_leaves(state.params), named_leaves(state.masks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("fields", "center"),
   [
@@ -187,6 +192,7 @@ def test_base_and_ai_begin_with_the_reference():
       assert (kernel[~mask] == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", few(["eoi", "eoi_structured", "base"]))
 def test_uniform_with_dense_ends(start):
   fields = {"sparsity.distribution": "uniform_skip", "sparsity.start": start}
@@ -241,6 +247,7 @@ def test_the_schemes_of_the_paper():
   assert all(not r.compare.field for r in runs.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("choices", "words"),
   [
