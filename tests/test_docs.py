@@ -141,6 +141,12 @@ def test_prepare_takes_these_flags(arguments):
   run(sys.executable, "-m", "train.prepare", *arguments, "--only_check_args")
 
 
+def need_data(arguments, request):
+  """Skips a command on MNIST where there is none."""
+  if "mnist" in " ".join(arguments):
+    request.getfixturevalue("tfds_data_dir")
+
+
 @pytest.mark.slow
 @documents.commands(COMMANDS, "python -m train.run")
 def test_training_commands_run(arguments, tmp_path, request):
@@ -151,8 +157,7 @@ def test_training_commands_run(arguments, tmp_path, request):
   if "cifar10" in " ".join(arguments):
     run(sys.executable, "-m", "train.run", *arguments, "--only_check_args")
     return
-  if "mnist" in " ".join(arguments):
-    request.getfixturevalue("tfds_data_dir")
+  need_data(arguments, request)
   smoke = [re.sub(r"^(configs/\w+\.py)$", r"\1:smoke", a) for a in arguments]
   workdir = tmp_path / "workdir"
   command = [sys.executable, "-m", "train.run", *smoke, "--workdir", str(workdir)]
@@ -181,7 +186,8 @@ def test_export_takes_these_flags(arguments):
 
 @pytest.mark.slow
 @documents.commands(COMMANDS, "python -m train.preflight")
-def test_preflight_commands_run(arguments, tmp_path):
+def test_preflight_commands_run(arguments, tmp_path, request):
+  need_data(arguments, request)
   output = run(
     *(sys.executable, "-m", "train.preflight", *arguments, "--samples=2"),
     *("--config.model.depth=4", "--workdir", str(tmp_path)),
