@@ -44,7 +44,6 @@ def losses(layout, method):
 
 
 class Product(chex.TestCase):
-  @pytest.mark.slow
   @chex.variants(with_jit=True, without_jit=True)
   def test_equals_the_dense_product(self):
     for shape in [(48, 32), (30, 45)]:

@@ -489,13 +489,12 @@ def _sample(stack: _Stack, budgets: np.ndarray, scale: float, options, shape) ->
   dtype = np.promote_types(stack.dtype, jnp.float32)
   shared = shape == stack.matrix_shape and options["schedule"] in (None, "iid")
   if shared and not _is_traced(stack.keys) and len(budgets) < _MANY:
-    shapes = [shape] * len(budgets)
-    drawn = np.stack(
-      sample_many(
-        stack.keys, shapes, budgets.tolist(), dtype, **options | {"schedule": "iid"}
-      )
-    )
-    return (scale * drawn).astype(stack.dtype)
+    shapes, options = [shape] * len(budgets), options | {"schedule": "iid"}
+    drawn = sample_many(stack.keys, shapes, budgets.tolist(), dtype, **options)
+    kernels = np.empty((len(drawn), *shape), stack.dtype)
+    for kernel, matrix in zip(kernels, drawn, strict=True):
+      kernel[...] = matrix if scale == 1 else scale * matrix
+    return kernels
   static = {"shape": shape, "dtype": dtype, "options": tuple(sorted(options.items()))}
 
   def sample(rows, largest):
@@ -548,6 +547,8 @@ def _delta(stack: _Stack, matrices: Any) -> Any:
     return matrices
   place = (slice(None), *eoi.center_tap(window))
   shape = (len(matrices), *stack.shape)
+  if math.prod(window) == 1:
+    return matrices.reshape(shape)
   if _is_traced(matrices):
     return jnp.zeros(shape, matrices.dtype).at[place].set(matrices)
   kernels = np.zeros(shape, matrices.dtype)
