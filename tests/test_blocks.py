@@ -65,6 +65,7 @@ def test_blocks_are_disjoint_matchings(case):
       assert len(set(inputs[layer, h])) == layout.num_matchings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", few(CASES, 2))
 def test_counts_are_those_of_the_mask(case):
   (rows, cols), density, block_size = case
@@ -119,6 +120,7 @@ def test_functions_of_the_key_alone_and_in_a_stack():
   chex.assert_trees_all_close(vmapped, blocks, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_scale_dtype_and_gram_error():
   layout = blocks_lib.block_layout(jax.random.key(0), (32, 64), 0.25, block_size=8)
   key = jax.random.key(1)
@@ -132,6 +134,7 @@ def test_scale_dtype_and_gram_error():
   chex.assert_trees_all_equal(half, plain.astype(jnp.bfloat16))
 
 
+@pytest.mark.slow
 def test_float64(x64):
   layout = blocks_lib.block_layout(jax.random.key(0), (33, 64), 0.25, block_size=8)
   assert layout.inputs.dtype == jnp.int32

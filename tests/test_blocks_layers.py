@@ -18,6 +18,7 @@ def normal(*shape):
   return jax.random.normal(jax.random.key(1), shape)
 
 
+@pytest.mark.slow
 def test_linen_equals_dense_with_the_dense_view():
   x = normal(3, 5, 32)
   layout = blocks_lib.block_layout(jax.random.key(2), (32, 48), 0.25, block_size=8)
@@ -57,6 +58,7 @@ def test_layers_of_a_scan_keep_layouts_of_their_own_as_variables():
   chex.assert_trees_all_close(y, dense[0] @ dense[1] @ dense[2], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_linen_layouts_follow_seed_and_path():
   class Net(nn.Module):
     seed: int
@@ -107,6 +109,7 @@ def test_linen_attention_projections_and_pointwise_convolution():
   chex.assert_trees_all_close(y, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_linen_dtypes():
   layer = linen_blocks.BlockDense(16, 0.5, 8, dtype=jnp.bfloat16)
   y, variables = layer.init_with_output(jax.random.key(0), normal(2, 16))
@@ -134,6 +137,7 @@ def test_linen_scan_with_a_layout_for_each_layer():
   chex.assert_trees_all_close(y, x, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_nnx_equals_linear_with_the_dense_view():
   layer = nnx_blocks.BlockDense(32, 48, density=0.25, block_size=8, rngs=nnx.Rngs(0))
   linear = nnx.Linear(32, 48, rngs=nnx.Rngs(1))

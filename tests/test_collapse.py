@@ -117,6 +117,7 @@ class Branches(nn.Module):
     return nn.Dense(3, name="head")((weights @ x).mean(axis=1))
 
 
+@pytest.mark.slow
 def test_branches_norms_gates_and_pools():
   model = Branches()
   inputs = jax.ShapeDtypeStruct((1, 4, 4, 2), jnp.float32)

@@ -47,6 +47,7 @@ def _by_reachability(masks):
   ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("density", [0.03, 0.1, 1.0])
 def test_effective_masks_of_a_chain(density):
   params = _template(40, 30, 30, 30, 10)
@@ -73,6 +74,7 @@ def _stacked_net(params, x):
   return x @ params["last"]["kernel"]
 
 
+@pytest.mark.slow
 def test_effective_masks_of_a_deep_stack():
   """No signal is lost to saturation or underflow in 300 layers."""
   params = {

@@ -68,6 +68,7 @@ def test_block_convolution_keeps_norms_under_circular_padding():
   )
 
 
+@pytest.mark.slow
 def test_the_flat_reference_is_orthogonal_over_its_patches():
   kernel = dense_orthogonal()(jax.random.key(0), (3, 3, 4, 8))
   flat = kernel.reshape(36, 8)

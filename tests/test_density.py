@@ -103,6 +103,7 @@ def test_density_grows_to_one():
   assert curve.max() <= 1 and curve[-1] > 0.99
 
 
+@pytest.mark.slow
 def test_monte_carlo_over_the_sampler_of_the_library():
   n, steps, draws = 24, (15, 45), 400
 

@@ -160,6 +160,7 @@ def test_moments_start_anew_exactly_where_masks_change(name, standard_promotion)
       chex.assert_trees_all_equal(got["bias"], want["bias"])
 
 
+@pytest.mark.slow
 def test_a_history_is_reset_entry_by_entry():
   """L-BFGS, whose state optax cannot map: leaves `[memory, *shape]`, by their name."""
   tx = dynamic_sparsity(optax.scale_by_lbfgs(memory_size=3), MASKS, schedule=in_step(4))
@@ -374,6 +375,7 @@ def test_a_state_without_masks(value_error):
     current_masks(optax.adam(0.1).init(PARAMS))
 
 
+@pytest.mark.slow
 def test_it_may_stand_inside_another_transform():
   params, masks, goal = problem(jax.random.key(5))
   tx = optax.chain(
@@ -428,6 +430,7 @@ def frobenius(kernel, scale=1.0):
   return np.linalg.norm(matrix @ matrix.T - scale**2 * np.eye(len(matrix)))
 
 
+@pytest.mark.slow
 def test_restoring_at_the_kernels_own_scale():
   kernel = 3 * jax.random.normal(jax.random.key(0), (2, 12, 20)) / 20**0.5
   live = jax.random.bernoulli(jax.random.key(1), 0.5, kernel.shape)
@@ -440,6 +443,7 @@ def test_restoring_at_the_kernels_own_scale():
   chex.assert_trees_all_equal(np.asarray(got)[~live], 0)
 
 
+@pytest.mark.slow
 def test_restoring_leaves_an_isometry_alone_and_survives_zeros():
   kernel = {"kernel": jnp.eye(4, 6)}
   ones = {"kernel": jnp.ones((4, 6), bool)}

@@ -104,6 +104,7 @@ def test_rigl_equals_the_published_rule(fraction, ties):
   np.testing.assert_array_equal(got.reshape(-1), want)
 
 
+@pytest.mark.slow
 def test_set_grows_at_random_and_evenly():
   weights, live = jnp.arange(1.0, 31.0), jnp.arange(30) < 10
   keys = jax.random.split(jax.random.key(0), 600)

@@ -62,6 +62,7 @@ def test_inside_the_pattern_orthogonal_and_filled(name):
     assert np.count_nonzero(q) > 1.5 * min(pattern.shape)
 
 
+@pytest.mark.slow
 def test_the_budget_holds():
   pattern = _blocks(64, 16)
   q = sparse_orthogonal(jax.random.key(0), (64, 64), 0.1, pattern=pattern)

@@ -69,11 +69,13 @@ def test_imports_nothing_else(package, allowed):
   assert not {name: roots for name, roots in used.items() if roots}
 
 
+@pytest.mark.slow
 def test_train_does_not_import_its_callers():
   for name, tree in _modules("train").items():
     assert not _roots(_imports(tree)) & {"configs", "tests"}, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["eoi_jax", "train"])
 def test_heavy_packages_wait_for_their_use(package):
   for name, tree in _modules(package).items():

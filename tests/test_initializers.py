@@ -330,6 +330,7 @@ def test_shapes_that_may_be_anything_are_refused(value_error, shape):
     eoi_init(DENSITY)(jax.random.key(0), shape)
 
 
+@pytest.mark.slow
 def test_grouped_convolutions_take_their_groups(value_error):
   with value_error("`groups`", "(3, 3, 1, 8)", "groups=8", "groups=1"):
     eoi_init(0.5)(jax.random.key(0), (3, 3, 1, 8))

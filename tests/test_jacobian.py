@@ -102,6 +102,7 @@ def test_a_tanh_net_has_the_spectrum_of_the_paper(density, inputs):
   assert (np.abs(found - PAPER[density]) < TOLERANCES).all(), found
 
 
+@pytest.mark.slow
 def test_a_random_mask_loses_the_signal(inputs):
   means = [
     spectrum_summary(
@@ -178,6 +179,7 @@ def test_extremes_of_a_wide_output(cnn):
   assert (error < 5 * extremes.mean_square_error).all()
 
 
+@pytest.mark.slow
 def test_extremes_of_degenerate_maps():
   for matrix, expected in [
     (np.eye(12), (1, 1, 1)),

@@ -63,6 +63,7 @@ def test_counts_are_exact_and_the_support_is_inside(params):
     assert masks[name]["bias"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("density", [0.15, 0.151, 0.5, 0.999, 1.0])
 def test_any_density_from_the_support_to_one(kernel, density):
   masks = kernel_masks(jax.random.key(1), {"kernel": kernel}, density)
@@ -324,6 +325,7 @@ def shapes(*shape):
   return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
+@pytest.mark.slow
 def test_random_masks_have_exact_counts_and_no_favourite_cells():
   params = {"kernel": shapes(4, 6), "bias": shapes(6)}
   keys = jax.random.split(jax.random.key(0), 1500)

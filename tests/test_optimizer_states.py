@@ -66,6 +66,7 @@ def test_a_partition_takes_the_masks_of_the_whole_tree(kind, labels):
   np.testing.assert_array_equal(moved[dead], 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_init_of_shapes_and_masks_by_a_function(kind):
   tx = KINDS[kind](optax.adam(0.1), lambda params: MASKS)
@@ -75,6 +76,7 @@ def test_init_of_shapes_and_masks_by_a_function(kind):
   chex.assert_trees_all_equal_shapes_and_dtypes(state, tx.init(shapes))
 
 
+@pytest.mark.slow
 def test_donated_states_leave_the_callers_masks_and_key():
   mask, key = jnp.eye(4, dtype=bool), jax.random.key(3)
   params, masks = {"a": jnp.ones((4, 4)), "b": jnp.ones((4, 4))}, {"a": mask, "b": mask}

@@ -58,6 +58,7 @@ def test_hundreds_of_triples_are_orthogonal_within_the_budget(shape, density):
     assert budget - min(shape) < count <= budget
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "density"), [((64, 32), 0.08), ((7, 50), 0.5)])
 def test_zeros_are_zeros_and_not_rounding(shape, density):
   _, matrices = sample(shape, density)
@@ -92,6 +93,7 @@ def test_all_parts_of_the_matrix_are_used_alike():
     assert abs(half.mean() - 0.11) < 0.02
 
 
+@pytest.mark.slow
 def test_jit_equals_no_jit():
   compiled = jax.jit(sparse_orthogonal, static_argnums=(1, 2))
   for seed in range(3):
@@ -101,6 +103,7 @@ def test_jit_equals_no_jit():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "density"), [(SHAPE, DENSITY), ((48, 48), 0.125)])
 def test_vmap_over_keys_equals_a_loop(shape, density):
   keys, together = sample(shape, density)
@@ -162,6 +165,7 @@ def test_float64(shape, x64):
   assert budget - min(shape) < np.count_nonzero(matrix) <= budget
 
 
+@pytest.mark.slow
 def test_float32_under_x64(x64):
   matrix = sparse_orthogonal(jax.random.key(0), SHAPE, DENSITY)
   assert matrix.dtype == jnp.float32
@@ -189,6 +193,7 @@ def test_orthogonality_error_of_known_matrices():
   assert float(orthogonality_error(twins)) == 1
 
 
+@pytest.mark.slow
 def test_orthogonality_error_is_traceable_and_agrees_with_numpy():
   matrix = jax.random.normal(jax.random.key(0), (6, 9)) / 3
   got = jax.jit(orthogonality_error)(matrix)

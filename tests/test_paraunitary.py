@@ -164,6 +164,7 @@ def test_raw_keys_and_angles():
   chex.assert_trees_all_close(drawn, kernel, atol=1e-6, rtol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_lower_precision_is_cast_last(dtype):
   kernel = all_taps(jax.random.key(0), SHAPE, BUDGET)

@@ -43,6 +43,7 @@ def network(params, meters, x):
   return layer("last", x + jnp.tanh(layer("second", x)))
 
 
+@pytest.mark.slow
 def test_readings_are_those_of_the_definition():
   meters = {name: signal_meter() for name in SHAPES}
   profiles = layer_profiles(KEY, functools.partial(network, PARAMS), meters, INPUTS)

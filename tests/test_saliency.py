@@ -378,6 +378,7 @@ def test_global_masks_keep_the_highest_and_break_ties_by_index():
   assert jnp.array_equal(traced["c"], eoi_jax.global_masks(scores, 0.5)["c"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("density", [0.005, 0.1, 0.3335, 0.999, 1.0])
 def test_baselines_have_exact_counts(density):
   params = {

@@ -28,6 +28,7 @@ def test_sao_is_orthogonal_with_exact_degrees(shape, degree):
   assert set(along_lo) == {degree * lo // hi}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "degree"), [((128, 128), 16), ((16, 32), 8)])
 def test_the_relu_form_has_singular_values_0_and_2(shape, degree):
   matrix = np.asarray(sao_orthogonal(jax.random.key(0), shape, degree, relu=True))
@@ -40,6 +41,7 @@ def test_the_relu_form_has_singular_values_0_and_2(shape, degree):
   np.testing.assert_array_equal(top, -bottom)
 
 
+@pytest.mark.slow
 def test_the_relu_form_looks_linear_through_a_relu():
   """Equal and opposite halves: `[x, -x]` stays of that form, and x goes linearly."""
   matrix = sao_orthogonal(jax.random.key(0), (16, 16), 4, relu=True)

@@ -85,6 +85,7 @@ def test_matching_fills_small_matrices(draw, size):
   assert (np.asarray(draw(40, (size, size), 1.0, "matching")) != 0).all()
 
 
+@pytest.mark.slow
 def test_matching_evens_out_the_nonzeros(draw):
   spread = {}
   for schedule in SCHEDULES:

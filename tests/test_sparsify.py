@@ -115,6 +115,7 @@ def test_a_layer_does_not_depend_on_the_rest_of_the_tree(start):
   assert float(jnp.abs(new["second"]["kernel"] - new["third"]["kernel"]).max()) > 0.1
 
 
+@pytest.mark.slow
 def test_a_layer_does_not_depend_on_the_densities_of_others():
   def densities(other):
     values = dict.fromkeys(MLP, other) | {"second": 0.2}
@@ -139,6 +140,7 @@ def test_base_is_the_dense_reference_times_the_mask():
     )
 
 
+@pytest.mark.slow
 def test_ai_is_nearer_to_an_isometry_than_base_on_the_same_mask():
   def error(start, **options):
     new, masks = sparsify(KEY, MLP, 0.3, start=start, options=options)
@@ -234,6 +236,7 @@ def test_sao_refuses_illegal_densities(value_error):
   assert live(masks)["second/kernel"] == 4 * 24
 
 
+@pytest.mark.slow
 def test_eoi_structured_trains_whole_windows():
   new, masks = sparsify(KEY, CNN, 0.25, start="eoi_structured")
   assert masks["stem"]["kernel"] is None and masks["out"]["kernel"] is None
@@ -396,6 +399,7 @@ def test_stacked_leaves_take_a_density_a_layer():
   assert errors["hidden/kernel"].max() < ATOL
 
 
+@pytest.mark.slow
 def test_density_one_is_dense():
   for start in MASKED:
     new, masks = sparsify(KEY, MLP, 1.0, start=start, options=FEW_STEPS.get(start))

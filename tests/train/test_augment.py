@@ -46,6 +46,7 @@ def placements(image, result):
   ]
 
 
+@pytest.mark.slow
 def test_each_image_is_a_crop_of_the_reflected_image_or_its_mirror(images, augmented):
   assert augmented.dtype == np.uint8 and augmented.shape == images.shape
   found = [placements(*pair) for pair in zip(images, augmented, strict=True)]
@@ -59,6 +60,7 @@ def test_each_image_is_a_crop_of_the_reflected_image_or_its_mirror(images, augme
     assert abs(np.corrcoef(one, other)[0, 1]) < 0.2
 
 
+@pytest.mark.slow
 def test_a_key_gives_the_same_images_and_another_key_others(images, augmented):
   again = crop_and_flip(jax.random.key(3), jnp.asarray(images))
   np.testing.assert_array_equal(again, augmented)
@@ -231,6 +233,7 @@ def test_steps_are_a_function_of_their_number_and_not_of_interruptions():
   np.testing.assert_array_equal(whole, split)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("standard_promotion")
 def test_augmentation_is_off_unless_the_config_asks_for_it():
   assert default.get_config().data.augment == "none"
@@ -244,6 +247,7 @@ def test_augmentation_is_off_unless_the_config_asks_for_it():
   np.testing.assert_array_equal(run(plain, 2, data=grey), run(augmented, 2, data=grey))
 
 
+@pytest.mark.slow
 def test_an_epoch_of_repeats_is_the_first_part_of_a_permutation():
   plan = digits_plan("crop_flip")
   settings = plan.recipe.augmentation._replace(repeats=3)

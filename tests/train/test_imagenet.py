@@ -129,6 +129,7 @@ def every_identity(many):
   return list(itertools.chain.from_iterable(map(identities, many)))
 
 
+@pytest.mark.slow
 def test_every_image_is_read_once_with_its_label(open_set):
   dataset = open_set(batch_size=28)
   sizes = (dataset.train.size, dataset.validation.size, dataset.test.size)
@@ -223,6 +224,7 @@ def test_copies_of_an_image_are_neighbours_and_differ(open_set, monkeypatch):
   assert [batch.images[0, 0, 0, 0] for batch in again[2:]] == draws[35:42].tolist()
 
 
+@pytest.mark.slow
 def test_without_random_crops_a_stream_gives_centres(open_set):
   (batch,) = batches(open_set(batch_size=28, augmentation=Augmentation()).train, 0, 1)
   identities(batch)

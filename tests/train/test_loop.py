@@ -207,6 +207,7 @@ def test_a_chunk_is_a_loop_of_steps():
     np.testing.assert_allclose(a, b, atol=1e-5)  # two programs, float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [50, 359, 1000])
 def test_evaluation_counts_padding_for_nothing(finished, batch_size):
   plan, state = make_plan(small()), finished[0].state

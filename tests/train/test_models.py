@@ -71,6 +71,7 @@ def test_counts_are_the_papers(model, shape, total, maskable, tensors):
   assert sizes(found) == (maskable, tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("width", "heads", "total", "sparse"),
   [(384, 6, 22059496, 14155776), (768, 12, 86585320, 56623104)],
@@ -84,6 +85,7 @@ def test_of_deit_the_mlp_blocks_alone_become_sparse(width, heads, total, sparse)
   assert sizes(found) == (sparse, 24) and sparse == 12 * 8 * width**2
 
 
+@pytest.mark.slow
 def test_depthwise_kernels_stay_dense():
   model = EfficientNet(200)
   params = abstract(model, (64, 64, 3))["params"]
@@ -318,6 +320,7 @@ def test_groups_of_several_channels_are_refused():
     layer.init(jax.random.key(0), jnp.zeros((1, 4, 4, 4)))
 
 
+@pytest.mark.slow
 def test_the_cnn_wraps_around():
   model = CNN(6, 4, 3)
   inputs = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
@@ -420,6 +423,7 @@ def test_two_layers_need_no_stack():
   assert set(params) == {"input", "output"}
 
 
+@pytest.mark.slow
 def test_layers_of_the_stack_differ():
   params = MLP(4, 8, 3).init(jax.random.key(0), jnp.zeros((1, 5)))["params"]
   kernel = params["hidden"]["dense"]["kernel"]
@@ -457,6 +461,7 @@ def test_branches_are_dropped_one_by_one_and_keep_their_expectation():
   assert error < 0.08  # of the four branches .018 each, one standard error
 
 
+@pytest.mark.slow
 def test_networks_without_branches_refuse_to_drop_them(value_error):
   config = default.get_config()
   config.model.drop_path = 0.1

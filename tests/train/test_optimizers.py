@@ -236,6 +236,7 @@ def test_layers_of_a_stack_are_layers(name):
     chex.assert_trees_all_close(apart(together, n), updates, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_micro_batches_add_up_and_statistics_advance_with_each():
   x = jax.random.normal(jax.random.key(0), (8, 3))
 

@@ -49,6 +49,7 @@ def test_an_isometric_network_is_seen_as_one(linear):
   }
 
 
+@pytest.mark.slow
 def test_gains_over_depth(linear):
   inspection, _ = linear
   rows = {row.layer.name: row for row in inspection.rows}

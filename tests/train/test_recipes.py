@@ -65,6 +65,7 @@ def test_sweeps_hold_the_rows_of_the_settings():
     assert starts == {"conv_orthogonal", "fan_in_uniform"}
 
 
+@pytest.mark.slow
 def test_a_limit_keeps_the_first_examples():
   config = default.get_config()
   config.data.name, config.model.width, config.batch_size = "digits", 16, 32

@@ -188,6 +188,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
       checkpoints.restore_one("3", state_of(0))
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path):
   large = state_of(2)._replace(
     params={"w": jax.random.normal(jax.random.key(0), 10**6)}
@@ -257,6 +258,7 @@ def test_only_the_seed_that_diverged_is_named():
     loop.check_finite(record, state_of(2), config, 2)
 
 
+@pytest.mark.slow
 def test_a_dead_weight_that_moves_is_a_defect(finished):
   state = finished.state
   params = jax.tree.map(lambda leaf: leaf + 1, state.params)

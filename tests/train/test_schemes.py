@@ -211,6 +211,7 @@ def test_a_network_of_ends_alone_is_refused():
     check_plan(config)
 
 
+@pytest.mark.slow
 def test_the_default_of_pytorch_is_dense_and_uniform_by_fan_in():
   fields = {"sparsity.distribution": "dense", "sparsity.start": "fan_in_uniform"}
   params, masks = convolutions(**fields)

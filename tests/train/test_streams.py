@@ -45,6 +45,7 @@ def test_a_stream_goes_on_at_any_batch(size):
   assert labels(stream, 10**6, 1) == [[10**6 // 2 * size + n for n in range(4)]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
 def test_the_parts_of_the_processes_are_the_batches_of_one(count):
   options = StreamOptions(6)
