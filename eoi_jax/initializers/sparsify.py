@@ -492,8 +492,8 @@ def _sample(stack: _Stack, budgets: np.ndarray, scale: float, options, shape) ->
     shapes, options = [shape] * len(budgets), options | {"schedule": "iid"}
     drawn = sample_many(stack.keys, shapes, budgets.tolist(), dtype, **options)
     kernels = np.empty((len(drawn), *shape), stack.dtype)
-    for kernel, matrix in zip(kernels, drawn, strict=True):
-      kernel[...] = matrix if scale == 1 else scale * matrix
+    for place, matrix in enumerate(drawn):
+      kernels[place] = matrix if scale == 1 else scale * matrix
     return kernels
   static = {"shape": shape, "dtype": dtype, "options": tuple(sorted(options.items()))}
 

@@ -248,12 +248,11 @@ def train_chunk(
     and updates, and of the parameters after it. With several seeds each sum and norm
     has an axis of seeds.
   """
-  if sums is None:
-    sums = zero_sums(state.key.shape)
+  before = zero_sums(state.key.shape) if sums is None else sums
   chunk = functools.partial(_chunk, recipe=recipe)
   chunk = over_seeds(chunk, state, keeps=True, mapped=1)
-  state, (sums, norms) = chunk(state, sums, data, count)
-  return place_state(state, recipe.placement), sums, norms
+  state, (after, norms) = chunk(state, before, data, count)
+  return place_state(state, recipe.placement), after, norms
 
 
 def _chunk(
@@ -296,8 +295,9 @@ def _batches(
 
 def zero_sums(shape: tuple[int, ...] = ()) -> Sums:
   """Returns sums over no example: `()` for one seed, `(seeds,)` for several."""
-  zero = np.zeros(shape, np.int32)
-  return Sums(np.zeros(shape, np.float32), zero, zero)
+  loss: Any = np.zeros(shape, np.float32)
+  zero: Any = np.zeros(shape, np.int32)
+  return Sums(loss, zero, zero)
 
 
 def eval_step(
