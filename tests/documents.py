@@ -92,6 +92,12 @@ def commands(known: list[list[str]], start: str):
   return pytest.mark.parametrize("arguments", found, ids=" ".join)
 
 
+def as_for_users() -> dict[str, str]:
+  """Variables of a process that compiles as for users, not as fast as tests do."""
+  flags = os.environ["XLA_FLAGS"].replace(OLDER_CODE, "").strip()
+  return {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": flags}
+
+
 def run(*words: str, optimized: bool = False) -> str:
   """Output of a command in the checkout, which must succeed.
 
@@ -100,10 +106,7 @@ def run(*words: str, optimized: bool = False) -> str:
     optimized: compile as for users; it pays where the command computes for long.
   """
   output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-  env = dict(os.environ)
-  if optimized:
-    env["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "0"
-    env["XLA_FLAGS"] = env["XLA_FLAGS"].replace(OLDER_CODE, "").strip()
+  env = {**os.environ, **(as_for_users() if optimized else {})}
   result = subprocess.run(words, cwd=ROOT, env=env, **output)
   assert result.returncode == 0, result.stdout
   return result.stdout

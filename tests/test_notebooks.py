@@ -6,6 +6,7 @@ import pathlib
 import re
 import warnings
 
+import documents
 import nbformat
 import pytest
 
@@ -75,8 +76,8 @@ def test_runs_from_a_clean_kernel(path, tmp_path, monkeypatch):
   monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
   monkeypatch.setenv("JAX_PLATFORMS", "cpu")
   if path.stem in TRAINING:  # they compute for longer than they compile
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
-    monkeypatch.setenv("XLA_FLAGS", "")
+    for name, value in documents.as_for_users().items():
+      monkeypatch.setenv(name, value)
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of the machinery that runs notebooks
     from nbclient import NotebookClient

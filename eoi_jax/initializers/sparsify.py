@@ -493,7 +493,7 @@ def _sample(stack: _Stack, budgets: np.ndarray, scale: float, options, shape) ->
     drawn = sample_many(stack.keys, shapes, budgets.tolist(), dtype, **options)
     kernels = np.empty((len(drawn), *shape), stack.dtype)
     for place, matrix in enumerate(drawn):
-      kernels[place] = matrix if scale == 1 else scale * matrix
+      kernels[place] = scale * matrix
     return kernels
   static = {"shape": shape, "dtype": dtype, "options": tuple(sorted(options.items()))}
 

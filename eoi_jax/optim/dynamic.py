@@ -374,8 +374,8 @@ def _moving_masks(
       if restore is not None:
         weights = keep_live(new, restore(weights, new))
       changed = jax.tree.map(jnp.logical_xor, old, new)
-      same = None if restore else jax.tree.map(lambda m, c: m & ~c, new, changed)
-      moves = _lead_to(weights, params, moves, same, new)
+      kept = jax.tree.map(lambda a, b: a & b & (restore is None), old, new)
+      moves = _lead_to(weights, params, moves, kept)
       inner_state = _reset_moments(inner, inner_state, weights, changed)
       grown = jax.tree.map(jnp.add, state.num_grown, grown)
       return moves, inner_state, new, grown
@@ -406,21 +406,18 @@ def _averaged(mean: Any, updates: Any, decay: float) -> tuple[Any, Any]:
   return mean, jax.tree.map(pick, mean, updates, is_leaf=is_none)
 
 
-def _lead_to(weights: Any, params: Any, moves: Any, same: Any, masks: Any) -> Any:
-  """Returns updates from `params` to `weights`; None leaves of `masks` keep theirs.
+def _lead_to(weights: Any, params: Any, moves: Any, kept: Any) -> Any:
+  """Returns updates from `params` to `weights`; `kept` entries have their own `moves`.
 
-  Where `same`, the optimizer's own is kept to the last bit; None is nowhere.
+  Those are the optimizer's to the last bit. None in `kept` keeps a whole leaf.
   """
 
-  def lead(mask, weight, leaf, move, same):
-    if mask is None:
+  def lead(kept, weight, leaf, move):
+    if kept is None:
       return move
-    target = weight.astype(move.dtype) - leaf.astype(move.dtype)
-    return target if same is None else jnp.where(same, move, target)
+    return jnp.where(kept, move, weight.astype(move.dtype) - leaf.astype(move.dtype))
 
-  if same is None:
-    same = jax.tree.map(lambda _: None, masks)
-  return jax.tree.map(lead, masks, weights, params, moves, same, is_leaf=is_none)
+  return jax.tree.map(lead, kept, weights, params, moves, is_leaf=is_none)
 
 
 def _zeros(num_layers: int, mask: Any) -> jax.Array:

@@ -6,7 +6,7 @@ last bit. A batch shared out adds up in another order; in float64 that decides n
 
 import os
 
-os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=8"
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax

@@ -7,7 +7,7 @@ import os
 import sys
 
 devices, *cluster = (int(arg) for arg in sys.argv[1:])
-os.environ["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
+os.environ["JAX_NUM_CPU_DEVICES"] = str(devices)
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax  # noqa: E402

@@ -41,11 +41,10 @@ def file(tmp_path_factory):
 
 def start(file, workdir, devices, *flags):
   command = [sys.executable, "-m", "train.run", f"--config={file}", "--quiet"]
-  xla = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
   return subprocess.Popen(
     [*command, f"--workdir={workdir}", *flags],
     cwd=ROOT,
-    env=os.environ | {"XLA_FLAGS": xla, "JAX_PLATFORMS": "cpu"},
+    env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"},
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
