@@ -26,7 +26,7 @@ from configs import cifar10_dynamic
 from eoi_jax.layouts import named_leaves
 from train.core.plan import Feed, Plan, make_plan, start_state
 from train.core.state import Recipe, TrainState
-from train.core.steps import train_chunk
+from train.core.steps import train_chunk, zero_sums
 from train.data.datasets import Split
 from train.data.images import normalize
 
@@ -118,7 +118,7 @@ def main() -> None:
   results = {"start": measure(plan, state)}
   count = jax.device_put(np.int32(args.steps))
   state, *_ = train_chunk(
-    state, Feed(plan, 0).next(args.steps), count, recipe=plan.recipe
+    state, Feed(plan, 0).next(args.steps), count, zero_sums(), recipe=plan.recipe
   )
   results[f"after {args.steps} steps"] = measure(plan, state)
   output = Path(args.output).with_suffix(".json")

@@ -38,7 +38,7 @@ from configs import (
 )
 from train.core.plan import Plan, check_plan, start_state
 from train.core.state import take_seed
-from train.core.steps import train_chunk
+from train.core.steps import train_chunk, zero_sums
 from train.data.datasets import Split
 
 NUM_SEEDS = 5
@@ -102,7 +102,9 @@ class Competitor(Timed):
     super().__init__(steps)
     self.count, self.state = jax.device_put(np.int32(steps)), state
     begin = time.perf_counter()
-    lowered = train_chunk.lower(state, self.data, self.count, recipe=plan.recipe)
+    self.sums = jax.device_put(zero_sums(state.key.shape))
+    args = (state, self.data, self.count, self.sums)
+    lowered = train_chunk.lower(*args, recipe=plan.recipe)
     self.program = lowered.compile()
     self.compile_seconds = time.perf_counter() - begin
     memory = self.program.memory_analysis()
@@ -113,7 +115,7 @@ class Competitor(Timed):
   def run(self) -> None:
     """Runs one chunk."""
     state = self.state._replace(step=jnp.zeros((), jnp.int32))
-    self.state, *_ = self.program(state, self.data, self.count)
+    self.state, *_ = self.program(state, self.data, self.count, self.sums)
     jax.block_until_ready(self.state)
 
 

@@ -12,7 +12,7 @@ from configs import default
 from tests.train.small import assert_identical, small, train_until
 from train.core.loop import train_and_evaluate
 from train.core.plan import make_plan, start_state
-from train.core.steps import epoch_order, prepare, train_chunk
+from train.core.steps import epoch_order, prepare, train_chunk, zero_sums
 from train.data import images as pixels
 from train.data.datasets import Split
 from train.data.images import Augmentation, crop_and_flip, mix
@@ -221,7 +221,9 @@ def run(plan, *counts, data=None):
   state = start_state(plan)
   data = jax.device_put(plan.dataset.train if data is None else data)
   for count in counts:
-    state, *_ = train_chunk(state, data, jnp.int32(count), recipe=plan.recipe)
+    state, *_ = train_chunk(
+      state, data, jnp.int32(count), zero_sums(), recipe=plan.recipe
+    )
   return np.asarray(state.params["output"]["kernel"])
 
 

@@ -14,7 +14,7 @@ from train.core.console import UserError
 from train.core.loop import train_and_evaluate
 from train.core.optimizers import OptimizerSettings, create_schedule
 from train.core.plan import make_plan, start_state
-from train.core.steps import epoch_order, evaluate, train_chunk, train_step
+from train.core.steps import epoch_order, evaluate, train_chunk, train_step, zero_sums
 from train.data.datasets import Split
 
 pytestmark = pytest.mark.usefixtures("module_promotion")
@@ -196,7 +196,7 @@ def test_a_chunk_is_a_loop_of_steps():
     expected, made = step(expected, batch, recipe=plan.recipe)
     losses += float(made.sums.loss)
   found, sums, norms = train_chunk(
-    state, plan.dataset.train, jnp.int32(3), recipe=plan.recipe
+    state, plan.dataset.train, jnp.int32(3), zero_sums(), recipe=plan.recipe
   )
   masked = apply_masks(made.grads, expected.masks)
   for norm, tree in zip(norms, (masked, made.updates, expected.params), strict=True):

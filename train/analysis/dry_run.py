@@ -22,7 +22,7 @@ from train.core.start import (
   sparsity_settings,
 )
 from train.core.state import TrainState
-from train.core.steps import train_chunk
+from train.core.steps import Sums, train_chunk, zero_sums
 from train.core.summaries import Taps, taps_table
 from train.models import title_and_fields
 
@@ -276,28 +276,29 @@ def measure(plan: Plan) -> Cost:
   feed = Feed(plan, 0)
   begin = time.perf_counter()
   zero = jax.device_put(np.int32(0))
-  lowered = train_chunk.lower(state, feed.nothing(), zero, recipe=plan.recipe)
+  sums = mesh.put_whole(zero_sums(state.key.shape), plan.recipe.placement)
+  lowered = train_chunk.lower(state, feed.nothing(), zero, sums, recipe=plan.recipe)
   program = lowered.compile()
   memory = program.memory_analysis()
   compiled = time.perf_counter() - begin
   state_bytes, data_bytes = _bytes(state), _bytes(feed.nothing())
-  state, _ = _time_steps(program, state, feed, 1)
-  state, seconds = _time_steps(program, state, feed, 1)
+  state, _ = _time_steps(program, state, feed, sums, 1)
+  state, seconds = _time_steps(program, state, feed, sums, 1)
   most = min(plan.config.steps_per_dispatch, plan.recipe.steps_per_epoch - 2)
   count = min(most, int(_SECONDS / seconds))
   if count > 1:  # a chunk has a cost of its own
-    state, seconds = _time_steps(program, state, feed, count)
+    state, seconds = _time_steps(program, state, feed, sums, count)
   temporary = None if memory is None else memory.temp_size_in_bytes
   return Cost(compiled, seconds, state_bytes, data_bytes, temporary)
 
 
 def _time_steps(
-  program: Any, state: TrainState, feed: Feed, count: int
+  program: Any, state: TrainState, feed: Feed, sums: Sums, count: int
 ) -> tuple[TrainState, float]:
   """Runs a compiled chunk; returns the state and the seconds of one step."""
   data, number = feed.next(count), jax.device_put(np.int32(count))
   begin = time.perf_counter()
-  state, *_ = jax.block_until_ready(program(state, data, number))
+  state, *_ = jax.block_until_ready(program(state, data, number, sums))
   return state, (time.perf_counter() - begin) / count
 
 

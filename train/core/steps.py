@@ -224,7 +224,7 @@ def train_chunk(
   state: TrainState,
   data: Split,
   count: jax.Array,
-  sums: Sums | None = None,
+  sums: Sums,
   *,
   recipe: Recipe,
 ) -> tuple[TrainState, Sums, Norms]:
@@ -240,7 +240,7 @@ def train_chunk(
     data: the whole training set, uint8, on the device; if `recipe.streamed`, the
       batches of this chunk, with a leading axis of at least `count`.
     count: number of steps, int32; they must not cross the end of an epoch.
-    sums: what the sums begin with, such as those of the chunk before; zero by default.
+    sums: what the sums begin with: `zero_sums`, or those of the chunk before.
     recipe: static settings.
 
   Returns:
@@ -248,11 +248,10 @@ def train_chunk(
     and updates, and of the parameters after it. With several seeds each sum and norm
     has an axis of seeds.
   """
-  before = zero_sums(state.key.shape) if sums is None else sums
   chunk = functools.partial(_chunk, recipe=recipe)
   chunk = over_seeds(chunk, state, keeps=True, mapped=1)
-  state, (after, norms) = chunk(state, before, data, count)
-  return place_state(state, recipe.placement), after, norms
+  state, (sums, norms) = chunk(state, sums, data, count)
+  return place_state(state, recipe.placement), sums, norms
 
 
 def _chunk(
