@@ -1,3 +1,5 @@
+import contextlib
+import threading
 import types
 
 import chex
@@ -5,7 +7,8 @@ import numpy as np
 import pytest
 
 from train.core.console import UserError
-from train.data.datasets import DATASETS, Split, read_split
+from train.data import load
+from train.data.datasets import DATASETS, Split, in_background, read_split
 from train.data.load import hold_out, load_dataset
 
 SIZES = {"mnist": (54000, 6000, 10000), "cifar10": (45000, 5000, 10000)}
@@ -60,6 +63,42 @@ def test_tfds_data_sets_are_whole(name, tfds_data_dir):
   if not (tfds_data_dir / name).is_dir():
     pytest.skip(f"{name} is not in TFDS_DATA_DIR={tfds_data_dir}")
   check_shapes(load_dataset(name, validation=0.1), SIZES[name])
+
+
+def test_a_set_that_is_being_read_has_its_sizes(monkeypatch):
+  begun, done, split = threading.Event(), threading.Event(), np.arange(70) % 10
+  images = np.arange(70, dtype=np.uint8)[:, None, None, None]
+
+  def read(builder, name):
+    begun.set()
+    assert done.wait(10)
+    return Split(images, split) if name == "train" else Split(images[:9], split[:9])
+
+  splits = {
+    name: types.SimpleNamespace(num_examples=size)
+    for name, size in (("train", 70), ("test", 9))
+  }
+  builder = types.SimpleNamespace(info=types.SimpleNamespace(splits=splits))
+  monkeypatch.setattr(load, "prepared", lambda name: contextlib.nullcontext(builder))
+  monkeypatch.setattr(load, "read_split", read)
+  dataset = load_dataset("mnist", validation=0.1)
+  assert begun.wait(10)
+  assert dataset.sizes == {"train": 63, "validation": 7, "test": 9}
+  done.set()
+  assert {name: len(dataset.read()[name].labels) for name in dataset.sizes} == (
+    dataset.sizes
+  )
+  assert dataset.train is dataset.train
+
+
+def test_a_set_that_cannot_be_read_says_so_where_it_is_used(monkeypatch):
+  def fail():
+    raise UserError("data set 'mnist' cannot be read: cut short")
+
+  wait = in_background(fail)
+  for _ in range(2):
+    with pytest.raises(UserError, match="cut short"):
+      wait()
 
 
 def test_a_missing_data_set_names_the_command(tmp_path, monkeypatch):

@@ -75,11 +75,17 @@ def test_colours_are_for_terminals(monkeypatch):
 
 
 def test_lines_of_progress_say_how_long_it_will_take(monkeypatch, caplog):
-  now = iter((0.0, 100.0))
+  now = iter((0.0, 30.0, 80.0, 83.0, 150.0))
   monkeypatch.setattr(console.time, "monotonic", lambda: next(now))
   record = {"step": 60, "epoch": 3.0, "split": "train", "loss": 1, "accuracy": 0.5}
+  record["steps_per_second"] = 9
   with caplog.at_level("INFO", "train"):
-    console.Progress("run", 20, 1060, 53).update(record | {"steps_per_second": 9})
+    progress = console.Progress("run", 20, 1060, 53)
+    with progress.paused():  # 50 seconds that steps do not take, nor another line
+      pass
+    progress.update(record)
+    assert not caplog.text
+    progress.update(record)
   assert "step   60/1060" in caplog.text and "0:41:40 left" in caplog.text
 
 

@@ -1,11 +1,12 @@
 """What a person at the terminal sees: errors in one line, the log, progress."""
 
+import contextlib
 import logging
 import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 logger = logging.getLogger("train")
@@ -137,6 +138,16 @@ class Progress:
   def __exit__(self, *args) -> None:
     if self._bar is not None:
       self._bar.close()
+
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    """Leaves what is done once out of the time that steps take."""
+    begin = time.monotonic()
+    yield
+    self._last_line = time.monotonic()
+    self._begin += self._last_line - begin
+    if self._bar is not None:
+      self._bar.unpause()
 
   def update(self, record: dict[str, Any]) -> None:
     """Shows a record of `metrics.jsonl`."""

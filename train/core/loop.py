@@ -288,7 +288,8 @@ def _train(run: _Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
       check_finite(record, state, config, run.checkpoints.newest)
       if untrained is not None:
         progress.update(record)
-        run.metrics.write(_evaluation(run, untrained, int(untrained.step)))
+        with progress.paused():
+          run.metrics.write(_evaluation(run, untrained, int(untrained.step)))
         untrained = None
       step, most = record["step"], covered.steps_within(_SECONDS)
       leave = preemption.reached(step) and step < recipe.num_steps
@@ -418,7 +419,7 @@ def _evaluation(run: _Run, state: TrainState, step: int) -> dict[str, Any]:
   live = check_weights(state) // len(seeds_of(run.plan.config))
   if state.averages is not None:
     check_weights(state.evaluated)
-  held_out = run.plan.dataset.validation is not None
+  held_out = "validation" in run.feed.splits
   name, split = ("validation",) * 2 if held_out else ("monitor", "test")
   return run.record(
     step, name, _evaluate(run.plan, run.feed, state, split), live_weights=live

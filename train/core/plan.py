@@ -145,14 +145,15 @@ def make_plan(config: Any) -> Plan:
   """
   recipe = check_plan(config)
   dataset = _dataset(config)
-  train = dataset.train
-  size = train.size if isinstance(train, Stream) else len(train.labels)
+  size = dataset.sizes["train"]
   if config.batch_size > size:
     raise UserError(
       f"`batch_size` must be at most the {size} training examples of "
       f"{config.data.name!r}, got {config.batch_size}."
     )
-  if recipe.augmentation.resized and isinstance(train, Split):
+  # Pixels of a table's data set are those of its spec, and may still be read.
+  if recipe.augmentation.resized and config.data.name not in DATASETS:
+    train = dataset.train
     low, high = float(train.images.min()), float(train.images.max())
     if low < 0 or high > recipe.spec.white:  # they would be clipped
       raise UserError(
@@ -186,15 +187,18 @@ def _dataset(config: Any) -> Dataset:
     name, held_out = config.data.name, config.data.validation
     return load_dataset(name, validation=held_out, stream=options)
   dataset = _in_memory(config.data.name, validation=config.data.validation)
-  if not config.data.limit:
-    return dataset
-  return map_splits(lambda array: array[: config.data.limit], dataset)
+  return _first(dataset, limit) if (limit := config.data.limit) else dataset
 
 
-def map_splits(function: Any, dataset: Dataset) -> Dataset:
-  """Applies a function to the images and the labels of every split in memory."""
-  splits = (dataset.train, dataset.validation, dataset.test)
-  return Dataset(dataset.spec, *jax.tree.map(function, splits))
+def _first(dataset: Dataset, limit: int) -> Dataset:
+  """Keeps the first `limit` examples of every split in memory."""
+
+  @functools.cache
+  def read():
+    return jax.tree.map(lambda array: array[:limit], dataset.read())
+
+  sizes = {name: min(size, limit) for name, size in dataset.sizes.items()}
+  return Dataset(dataset.spec, sizes, read)
 
 
 def start_state(plan: Plan) -> TrainState:
@@ -253,28 +257,23 @@ class Feed:
   Splits in memory are put on every device at once, as uint8; those for evaluation get
   the same length, so that they share a program. Of a stream the host brings the batches
   of each chunk; every process brings its own part.
+
+  Attributes:
+    splits: what may be evaluated: validation, if examples are held out, and test.
   """
 
   def __init__(self, plan: Plan, step: int | None):
     """Opens the splits; training begins with the batch of `step`, if there is any."""
-    self._placement = plan.recipe.placement
-    self._evaluated = {
-      name: split
-      for name in ("validation", "test")
-      if (split := getattr(plan.dataset, name)) is not None
-    }
+    self._dataset, self._placement = plan.dataset, plan.recipe.placement
+    named = ("validation", "test")
+    self.splits = [name for name in named if name in plan.dataset.sizes]
     self._on_devices: dict[str, Any] = {}
     self._length = plan.config.steps_per_dispatch
     self._batches: Iterator[Split] | None = None
-    train = plan.dataset.train
-    if step is None:
-      return
-    if isinstance(train, Stream):
-      self._batches = train.batches(step)
-      shape = (plan.config.batch_size // jax.process_count(), *plan.recipe.spec.shape)
-      self._empty = Split(np.zeros(shape, np.uint8), np.zeros(shape[0], np.int32))
-    else:
-      self._train = mesh.put_whole(train, self._placement)
+    if step is not None and plan.recipe.streamed:
+      self._batches = plan.dataset.train.batches(step)
+    local = plan.config.batch_size // jax.process_count()
+    self._size = local if plan.recipe.streamed else plan.dataset.sizes["train"]
 
   def next(self, count: int) -> Split:
     """Returns what `train_chunk` takes as `data` for the next `count` steps."""
@@ -283,23 +282,31 @@ class Feed:
     return self._join([next(self._batches) for _ in range(count)])
 
   def nothing(self) -> Split:
-    """Returns data of the same shapes, for a chunk of no step."""
-    return self._train if self._batches is None else self._join([])
+    """Returns black images of the same shapes, for a chunk of no step."""
+    if self._batches is None:
+      return mesh.put_whole(self._black, self._placement)
+    return self._join([])
+
+  @functools.cached_property
+  def _train(self) -> Split:
+    return mesh.put_whole(self._dataset.train, self._placement)
+
+  @property
+  def _black(self) -> Split:
+    spec = self._dataset.spec
+    return Split(
+      np.zeros((self._size, *spec.shape), spec.dtype), np.zeros(self._size, np.int32)
+    )
 
   def _join(self, batches: list[Split]) -> Split:
     """Stacks batches along a new axis, always of the length of a whole chunk."""
-    batches = batches + [self._empty] * (self._length - len(batches))
+    batches = batches + [self._black] * (self._length - len(batches))
     stacked = Split(*(np.stack(parts) for parts in zip(*batches, strict=True)))
     return mesh.put_parts(stacked, self._placement, axis=1)
 
-  @property
-  def splits(self) -> list[str]:
-    """What may be evaluated: validation, if examples are held out, and test."""
-    return list(self._evaluated)
-
   def evaluated(self, name: str) -> Iterator[tuple[Split, jax.Array]]:
     """Yields the split `name`, whole or in batches, and how many examples it has."""
-    split = self._evaluated[name]
+    split = getattr(self._dataset, name)
     if isinstance(split, Stream):
       for batch in split.batches(0):
         size = np.int32(len(batch.labels) * jax.process_count())
@@ -307,7 +314,7 @@ class Feed:
         yield placed, mesh.put_whole(size, self._placement)
       return
     if name not in self._on_devices:
-      longest = max(len(other.labels) for other in self._evaluated.values())
+      longest = max(self._dataset.sizes[other] for other in self.splits)
       rows = np.minimum(np.arange(longest), len(split.labels) - 1)
       padded = Split(*(array[rows] for array in split))
       sized = padded, np.int32(len(split.labels))

@@ -1,11 +1,14 @@
 """The image data sets by name: what is known of each, and how to open it."""
 
+import concurrent.futures
 import contextlib
+import logging
 import os
 import tempfile
+import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,6 +57,7 @@ class DatasetSpec(NamedTuple):
     white: the largest pixel value; 1 of float images, whatever their range.
     mean: per channel, of pixels divided by `white`.
     std: per channel, likewise.
+    dtype: of the images, in memory: uint8, or float32 of a data set of your own.
   """
 
   shape: tuple[int, int, int]
@@ -61,18 +65,63 @@ class DatasetSpec(NamedTuple):
   white: float
   mean: tuple[float, ...]
   std: tuple[float, ...]
+  dtype: str = "uint8"
 
 
-class Dataset(NamedTuple):
-  """Splits of one data set, each a Split, or each a Stream.
+@dataclass(frozen=True)
+class Dataset:
+  """Splits of one data set, each a Split, or each a Stream; no pytree.
 
-  `validation` is None if nothing is held out.
+  What is held in memory may still be read when the data set is returned: its sizes are
+  known, and splits wait until they are there.
+
+  Attributes:
+    spec: what is known of all examples.
+    sizes: number of examples by split: train, test, and validation if any is held out.
+    read: returns the splits by name, always the same ones.
   """
 
   spec: DatasetSpec
-  train: Any
-  validation: Any
-  test: Any
+  sizes: Mapping[str, int]
+  read: Callable[[], Mapping[str, Any]]
+
+  @property
+  def train(self) -> Any:
+    """The training split."""
+    return self.read()["train"]
+
+  @property
+  def validation(self) -> Any:
+    """The held-out split, or None."""
+    return self.read().get("validation")
+
+  @property
+  def test(self) -> Any:
+    """The test split."""
+    return self.read()["test"]
+
+
+def whole(spec: DatasetSpec, splits: Mapping[str, Any]) -> Dataset:
+  """Returns a data set of splits that are there."""
+  sizes = {
+    name: split.size if isinstance(split, Stream) else len(split.labels)
+    for name, split in splits.items()
+  }
+  return Dataset(spec, sizes, lambda: splits)
+
+
+def in_background(function: Callable[[], Any]) -> Callable[[], Any]:
+  """Calls a function in a thread; returns what waits for its result, or raises."""
+  future = concurrent.futures.Future()
+
+  def call():
+    try:
+      future.set_result(function())
+    except BaseException as error:  # of whom waits
+      future.set_exception(error)
+
+  threading.Thread(target=call, daemon=True).start()
+  return future.result
 
 
 # Means and deviations of MNIST and CIFAR-10 as in the paper's code; those of digits
@@ -146,14 +195,13 @@ def prepared(name: str) -> Iterator[Any]:
   """
   try:
     import tensorflow_datasets as tfds
-    from absl import logging
+    from absl import logging as absl_logging
   except ImportError as error:
     raise UserError(
       f"data set {name!r} needs tensorflow-datasets: "
       "run `pip install tensorflow-datasets importlib_resources pillow`."
     ) from error
-  level = logging.get_verbosity()
-  logging.set_verbosity(logging.ERROR)  # tfds warns of missing OpenCV and folders
+  absl_logging.get_absl_logger().addFilter(_no_warning_of_tfds)
   place = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
   builder: Any = None
   try:
@@ -173,8 +221,11 @@ def prepared(name: str) -> Iterator[Any]:
     ) from error
   except (OSError, RuntimeError) as error:
     raise UserError(f"data set {name!r} cannot be read: {error}") from error
-  finally:
-    logging.set_verbosity(level)
+
+
+def _no_warning_of_tfds(record: logging.LogRecord) -> bool:
+  """Hides that OpenCV or folders are missing; whatever else is wrong is an error."""
+  return record.levelno >= logging.ERROR or "tensorflow_datasets" not in record.pathname
 
 
 _BLOCK = 10_000  # examples decoded at once: a list of arrays takes more than one

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from train.core.console import UserError
-from train.data.datasets import DATASETS, MANUAL, Dataset, prepared
+from train.data.datasets import DATASETS, MANUAL, Dataset, prepared, whole
 from train.data.images import AREA, ATTEMPTS, RATIO
 from train.data.streams import StreamOptions, evaluation_stream, training_stream
 
@@ -177,12 +177,10 @@ def open_imagenet(options: StreamOptions, *, validation: float = 0.01) -> Datase
     copies = copies.seed(options.seed).random_map(crop)
   else:
     copies = copies.map(centre)
-  return Dataset(
-    spec,
-    training_stream(copies, size, options),
-    evaluation(train[:held_out]) if held_out else None,
-    evaluation(test),
-  )
+  splits = {"train": training_stream(copies, size, options), "test": evaluation(test)}
+  if held_out:
+    splits["validation"] = evaluation(train[:held_out])
+  return whole(spec, splits)
 
 
 def _sources() -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Image data sets by name: small ones whole, as uint8 arrays, large ones as streams."""
 
+import functools
 import importlib.metadata
 from typing import Any
 
@@ -12,9 +13,11 @@ from train.data.datasets import (
   STREAMED,
   Dataset,
   Split,
+  in_background,
   kept,
   prepared,
   read_split,
+  whole,
 )
 from train.data.imagenet import open_imagenet
 from train.data.streams import StreamOptions
@@ -57,7 +60,8 @@ def load_dataset(
       sets are whole, without it.
 
   Returns:
-    The data set with disjoint splits. The test set of `digits`, which has none of its
+    The data set with disjoint splits, those in memory perhaps still being read: it
+    waits where they are used. The test set of `digits`, which has none of its
     own, is a fixed fifth of it; that of `tiny_imagenet`, whose test labels are not
     public, and that of `imagenet` is their official validation split.
 
@@ -73,23 +77,35 @@ def load_dataset(
   if stream is not None:
     return open_imagenet(stream, validation=validation)
   if name not in DATASETS:
-    spec, train, held_out, test = own.load(name)
+    dataset = own.load(name)
+  elif name == "digits":
+    dataset = whole(DATASETS[name], _digits())
   else:
-    spec, held_out = DATASETS[name], None
-    train, test = _digits() if name == "digits" else _tfds(name)
-  if validation and held_out is None:
-    train, held_out = hold_out(train, validation)
-  return Dataset(spec, train, held_out, test)
+    dataset = _tfds(name)
+  if not validation or "validation" in dataset.sizes:
+    return dataset
+  size = dataset.sizes["train"]
+  held_out = int(size * validation + 1e-9)
+  sizes = {**dataset.sizes, "train": size - held_out, "validation": held_out}
+
+  @functools.cache
+  def read():
+    splits = dataset.read()
+    train, held_out = hold_out(splits["train"], validation)
+    return {**splits, "train": train, "validation": held_out}
+
+  return Dataset(dataset.spec, sizes, read)
 
 
-def _digits() -> tuple[Split, Split]:
+def _digits() -> dict[str, Split]:
   try:
     version = importlib.metadata.version("scikit-learn")
   except importlib.metadata.PackageNotFoundError as error:
     raise UserError(
       "data set 'digits' needs scikit-learn: run `pip install scikit-learn`."
     ) from error
-  return hold_out(kept(f"digits-{version}", _read_digits), 0.2)
+  train, test = hold_out(kept(f"digits-{version}", _read_digits), 0.2)
+  return {"train": train, "test": test}
 
 
 def _read_digits() -> Split:
@@ -100,7 +116,16 @@ def _read_digits() -> Split:
   return Split(images, np.asarray(digits.target).astype(np.int32))
 
 
-def _tfds(name: str) -> tuple[Split, Split]:
+def _tfds(name: str) -> Dataset:
+  """Opens a prepared data set, and reads it in a thread: programs compile meanwhile."""
+  found = {"train": "train", "test": _TEST_SPLITS.get(name, "test")}
   with prepared(name) as builder:
-    test = _TEST_SPLITS.get(name, "test")
-    return read_split(builder, "train"), read_split(builder, test)
+    sizes = {
+      split: builder.info.splits[stored].num_examples for split, stored in found.items()
+    }
+
+  def read():
+    with prepared(name) as builder:
+      return {split: read_split(builder, stored) for split, stored in found.items()}
+
+  return Dataset(DATASETS[name], sizes, in_background(read))

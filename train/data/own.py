@@ -7,7 +7,15 @@ import numpy as np
 
 from train.core.console import UserError
 from train.core.own import blamed, find, is_own
-from train.data.datasets import TFDS, Dataset, DatasetSpec, Split, prepared, read_split
+from train.data.datasets import (
+  TFDS,
+  Dataset,
+  DatasetSpec,
+  Split,
+  prepared,
+  read_split,
+  whole,
+)
 
 FIELD = "data.name"
 SPLITS = ("train", "validation", "test")
@@ -54,8 +62,8 @@ def load(name: str) -> Dataset:
   white = 255.0 if train.images.dtype == np.uint8 else 1.0
   mean, std = measure(train.images)
   shape = train.images.shape[1:]
-  spec = DatasetSpec(shape, num_classes, white, mean, std)
-  return Dataset(spec, train, splits.get("validation"), splits["test"])
+  spec = DatasetSpec(shape, num_classes, white, mean, std, train.images.dtype.name)
+  return whole(spec, splits)
 
 
 def measure(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
