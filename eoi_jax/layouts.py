@@ -25,6 +25,7 @@ import dataclasses
 import fnmatch
 import functools
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -35,6 +36,8 @@ import optax
 # Names of leaves that are kernels, and of leaves of rank 2 or more that are none.
 _KERNELS = ("kernel", "weight", "w")
 _OTHERS = ("bias", "b", "scale", "offset", "gamma", "beta", "mean", "var")
+_EMBEDDING = re.compile(r"embed|(^|_)(emb|wte|wpe|vocab)(_|$)")
+_NORM = re.compile(r"norm|(^|_)ln(_|\d|$)")
 # Sizes that a window may have where only the shape tells.
 _WINDOWS = (1, 3, 5, 7, 9, 11)
 _CONVENTIONS = {"hwio": lambda w: "w" * w + "io", "oihw": lambda w: "oi" + "w" * w}
@@ -255,6 +258,7 @@ def kernel_layouts(
 
     - rank 0 or 1, an integer or bool array, or a bias, scale or embedding by its name:
       no kernel;
+    - a weight of a module named like an embedding or a norm is in doubt;
     - named kernel, weight or w (or a tree without names) and of rank 2: "io";
     - likewise, of rank 4 or 5, with a window of odd sizes up to 11 in front and no such
       window behind: a convolution, "wwio" or "wwwio"; but a window over one input
@@ -336,8 +340,8 @@ def _by_shape(name: str, leaf: Any, convention) -> tuple[Layout | None, str | No
     return None, None
   if not named and dtype != jnp.bool_ and not jnp.issubdtype(dtype, jnp.inexact):
     return None, None
-  # A weight of an embedding (Equinox has such names) or of an adapter.
-  odd = [w for w in words if "lora" in w or ("embed" in w and last != "kernel")]
+  # The weight of an embedding or a norm (as Equinox names them), or of an adapter.
+  odd = any("lora" in w for w in words) or (last != "kernel" and _is_no_layer(words))
   rank, suggestion = len(shape), _suggest(words, len(shape))
   if not named or odd:
     return None, suggestion
@@ -360,6 +364,12 @@ def _grouped(kernel: Kernel) -> str:
   return f'Layout("{kernel.layout.axes}", groups={kernel.layer_shape[-1]})'
 
 
+def _is_no_layer(words: list[str]) -> bool:
+  """Whether modules are named like an embedding, or the last of them like a norm."""
+  parent = words[-2] if len(words) > 1 else ""
+  return any(map(_EMBEDDING.search, words)) or _NORM.search(parent) is not None
+
+
 def _is_window(sizes: tuple[int, ...]) -> bool:
   """Whether sizes look like those of a window: odd, and at most 11."""
   return all(size in _WINDOWS for size in sizes)
@@ -367,7 +377,8 @@ def _is_window(sizes: tuple[int, ...]) -> bool:
 
 def _suggest(words: list[str], rank: int) -> str:
   """Letters that the error shows for a leaf in doubt."""
-  if any("lora" in w or "embed" in w or w.startswith(("pos", "cls")) for w in words):
+  adapter = any("lora" in w or w.startswith(("pos", "cls")) for w in words)
+  if adapter or _is_no_layer(words):
     return "None"
   if rank == 3:
     return '"iio"' if words[-2:-1] == ["out"] else '"ioo"'

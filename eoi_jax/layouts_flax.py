@@ -2,15 +2,16 @@
 
 A module knows what the axes of its kernel mean; an array does not. Both readers look
 at the layers of Flax itself, wherever they are nested: Dense, DenseGeneral, Einsum,
-Conv, ConvTranspose, Embed and their NNX counterparts, and with them attention and
-recurrent cells, which are made of these. Axes that `nn.scan` and `nn.vmap` add are
-stacks. Parameters of your own modules are read by shape, and by a table where that
-leaves doubt.
+Conv, ConvLocal, ConvTranspose, Embed and their NNX counterparts, and with them
+attention and recurrent cells, which are made of these. Axes that `nn.scan` and
+`nn.vmap` add are stacks. Parameters of your own modules are read by shape, and by a
+table where that leaves doubt.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from eoi_jax.layouts import (
+  Kernel,
   Layout,
   Layouts,
   apply_table,
@@ -51,7 +53,7 @@ def linen_layouts(
     dense.
 
   Raises:
-    ValueError: if a parameter is in doubt.
+    ValueError: if a parameter is in doubt, or `nn.WeightNorm` would undo an isometry.
 
   Example:
     >>> import flax.linen as nn
@@ -69,16 +71,23 @@ def linen_layouts(
     nn.DenseGeneral: _linen_dense_general,
     nn.Einsum: None,  # read off the call
     nn.Conv: lambda module, shape: _conv(module, shape, module.feature_group_count),
+    nn.ConvLocal: lambda module, shape: Layout("s" * (len(shape) - 2) + "io"),
     nn.ConvTranspose: _conv_transpose,
     nn.Embed: lambda module, shape: None,
     BlockDense: lambda module, shape: None,  # only live weights exist
   }
   found: dict[str, Layout | None] = {}
   inner: dict[str, tuple[int, ...]] = {}  # shapes inside of scans
+  normalized: dict[str, Any] = {}  # axes that have norms of their own
 
   def record(next_fun, args, context_kwargs, context):
-    module = context.module
+    module, before = context.module, set(found)
     outputs = next_fun(*args, **context_kwargs)
+    if isinstance(module, nn.WeightNorm):
+      words = module.variable_filter or [""]
+      for name in found.keys() - before:
+        if any(word in name for word in words):
+          normalized[name] = module.feature_axes
     own = {
       name: tuple(leaf.shape)
       for name, leaf in nn.meta.unbox(module.variables.get("params", {})).items()
@@ -105,6 +114,7 @@ def linen_layouts(
       return model.init(keys, *inputs, **kwargs)
 
   variables = nn.meta.unbox(jax.eval_shape(init, inputs))
+  _check_normalized(normalized, found, inner, table)
   return _assemble(found, inner, variables.get("params", {}), table)
 
 
@@ -123,7 +133,7 @@ def nnx_layouts(
     `nnx.state(module, nnx.Param)`. Embeddings and low-rank adapters stay dense.
 
   Raises:
-    ValueError: if a parameter is in doubt.
+    ValueError: if a parameter is in doubt, or `nnx.WeightNorm` would undo an isometry.
 
   Example:
     >>> from flax import nnx
@@ -135,6 +145,7 @@ def nnx_layouts(
 
   found: dict[str, Layout | None] = {}
   inner: dict[str, tuple[int, ...]] = {}
+  normalized: dict[str, Any] = {}
   if not isinstance(module, nnx.Module):
     return _assemble(found, inner, module, table)
   for path, part in nnx.iter_graph(module):
@@ -143,6 +154,14 @@ def nnx_layouts(
       found[name], inner[name] = layout, shape
     if isinstance(getattr(part, "out_features", None), int):
       inner["/".join((*map(str, path), "bias"))] = (part.out_features,)
+    if isinstance(part, nnx.bridge.ToNNX):
+      _check_bridged(part, "/".join(map(str, path)), table)
+    if isinstance(part, getattr(nnx, "WeightNorm", ())):  # of flax 0.12.1 and later
+      for place, leaf in nnx.to_flat_state(nnx.state(part.layer_instance, nnx.Param)):
+        if part.variable_filter(place, leaf):
+          name = "/".join(map(str, (*path, "layer_instance", *place)))
+          normalized[name] = part.feature_axes
+  _check_normalized(normalized, found, inner, table)
   return _assemble(found, inner, nnx.state(module), table)
 
 
@@ -200,6 +219,68 @@ def _assemble(found, inner, params: Any, table) -> Layouts:
       layout = _stacked(name, layout, choices, shapes[name])
     given[name] = layout
   return complete(given, leaves)
+
+
+def _check_bridged(part, prefix: str, table) -> None:
+  """Refuses kernels of a Linen module inside of NNX whose shape does not tell.
+
+  Args:
+    part: a `flax.nnx.bridge.ToNNX`.
+    prefix: its path.
+    table: what the caller says.
+
+  Raises:
+    ValueError: naming the first kernel of rank 3 or more.
+  """
+  from flax import nnx
+
+  module = ".".join(["module", *filter(None, prefix.split("/")), "to_nnx__module"])
+  read = f"linen_layouts({module}, inputs)"
+  if prefix:
+    read = f'{{f"{prefix}/{{n}}": x for n, x in {read}.items()}}'
+  for place, leaf in nnx.to_flat_state(nnx.state(part, nnx.Param)):
+    name, shape = "/".join(filter(None, (prefix, *map(str, place)))), jnp.shape(leaf)
+    if place[-1] == "kernel" and len(shape) > 2 and not _in_table(name, table):
+      raise ValueError(
+        f"`table` must say how {name!r} {shape} of a Linen module is read; read it off "
+        f"that module: `table={read}`."
+      )
+
+
+def _check_normalized(normalized, found, inner, table) -> None:
+  """Refuses kernels that weight normalization would change.
+
+  It divides by norms, which an isometry has equal to one along its outputs, if these
+  are at most as many as its inputs.
+
+  Args:
+    normalized: the axes whose entries have a norm each, by name of the leaf.
+    found: as in `_assemble`.
+    inner: likewise.
+    table: likewise; what it names is taken as it says.
+
+  Raises:
+    ValueError: naming the first such kernel.
+  """
+  for name, axes in normalized.items():
+    layout, shape = found.get(name), inner.get(name, ())
+    if layout is None or _in_table(name, table):
+      continue
+    axes = (axes,) if isinstance(axes, int) else tuple(axes or ())
+    outputs = tuple(sorted(axis % len(shape) for axis in axes))
+    kernel = Kernel(name, jax.ShapeDtypeStruct(shape, jnp.float32), layout)
+    rows, cols = kernel.block_shape[-2:]
+    if outputs != layout.axes_of("o") or rows < cols:
+      raise ValueError(
+        f"`table` must say what {name!r} {shape} is: WeightNorm divides it by its "
+        f"norms along axes {outputs}, and those of an isometry of {rows} x {cols} are "
+        f'not one; `table={{"{name}": None}}` leaves it dense, '
+        f'`table={{"{name}": "{layout.axes}"}}` takes the isometry before it.'
+      )
+
+
+def _in_table(name: str, table) -> bool:
+  return any(fnmatch.fnmatchcase(name, pattern) for pattern in table or {})
 
 
 def _stack_axes(inner: tuple[int, ...], outer: tuple[int, ...]) -> list[tuple]:

@@ -296,6 +296,66 @@ def test_an_unknown_parameter_of_your_own_module(value_error):
   assert [x and x.axes for x in layouts.values()] == [None, "io", "io"]
 
 
+def test_weight_normalization_keeps_an_isometry_or_is_refused(value_error):
+  inputs = jax.random.normal(KEY, (5, 8))
+  for features, fits in ((6, True), (12, False)):
+    dense = nn.Dense(features, use_bias=False)
+    linen = nn.Sequential([nn.WeightNorm(dense)])
+    rngs = nnx.Rngs(0)
+    layer = nnx.WeightNorm(nnx.Linear(8, features, rngs=rngs), rngs=rngs)
+    if not fits:
+      with value_error("`table`", "kernel", f"(8, {features})", "WeightNorm", "None"):
+        linen_layouts(linen, inputs)
+      with value_error("`table`", "'layer_instance/kernel'", "WeightNorm"):
+        nnx_layouts(layer)
+      layouts = nnx_layouts(layer, table={"layer_instance/kernel": None})
+      assert layouts["layer_instance/kernel"] is None
+      continue
+    layouts, params = linen_layouts(linen, inputs), linen.init(KEY, inputs)["params"]
+    new, _ = check_isometric(params, layouts)
+    (kernel,) = find_kernels(new, layouts).values()
+    outputs = linen.apply({"params": new}, inputs)
+    np.testing.assert_allclose(outputs, inputs @ kernel.leaf, rtol=1e-5, atol=1e-6)
+    assert nnx_layouts(layer)["layer_instance/kernel"] == Layout("io")
+  # Heads are outputs, too, which a norm of the last axis alone adds up.
+  heads = nn.WeightNorm(nn.DenseGeneral((2, 3)))
+  with value_error("(8, 2, 3)", "axes (2,)", "WeightNorm"):
+    linen_layouts(heads, inputs)
+  layouts = linen_layouts(
+    nn.WeightNorm(heads.layer_instance, feature_axes=(1, 2)), inputs
+  )
+  assert [x.axes for x in layouts.values() if x] == ["ioo"]
+
+
+def test_a_linen_module_in_nnx_is_read_off_that_module(value_error):
+  inputs = jnp.ones((1, 3, 3, 8))
+  conv = nn.Conv(8, (3, 3), feature_group_count=4)
+  module = nnx.bridge.lazy_init(nnx.bridge.ToNNX(conv, rngs=nnx.Rngs(0)), inputs)
+  with value_error("`table=linen_layouts(module.to_nnx__module, inputs)`", "'kernel'"):
+    nnx_layouts(module)
+  layouts = nnx_layouts(module, table=linen_layouts(module.to_nnx__module, inputs))
+  assert layouts["kernel"] == Layout("wwio", 4, (1, 1), "SAME")
+  net = nnx.Dict(stem=module)
+  with value_error("module.stem.to_nnx__module", "'stem/kernel'"):
+    nnx_layouts(net)
+  table = {f"stem/{n}": x for n, x in linen_layouts(conv, inputs).items()}
+  assert nnx_layouts(net, table=table)["stem/kernel"].groups == 4
+
+
+def test_names_of_embeddings_and_norms_are_in_doubt(value_error):
+  for module in ("tok_emb", "wte", "embedding", "layer_norm", "ln_1"):
+    with value_error(f"'{module}/weight'", f'{{"{module}/weight": None}}'):
+      kernel_layouts({module: {"weight": shapes(7, 8)}})
+  for module in ("ensemble", "linear", "ln_1/dense"):
+    (layout,) = kernel_layouts({module: {"weight": shapes(7, 8)}}).values()
+    assert layout == Layout("io")
+
+
+def test_a_convolution_without_shared_weights_is_a_stack():
+  layouts = linen_layouts(nn.ConvLocal(16, (3, 3)), jnp.ones((1, 5, 5, 3)))
+  assert layouts["kernel"] == Layout("ssio")
+
+
 def test_a_stack_on_an_axis_that_equal_sizes_hide(value_error):
   dense = nn.vmap(
     nn.Dense, variable_axes={"params": 1}, split_rngs={"params": True}, in_axes=1
