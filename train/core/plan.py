@@ -194,8 +194,8 @@ def _first(dataset: Dataset, limit: int) -> Dataset:
   """Keeps the first `limit` examples of every split in memory."""
 
   @functools.cache
-  def read():
-    return jax.tree.map(lambda array: array[:limit], dataset.read())
+  def read(split):
+    return jax.tree.map(lambda array: array[:limit], dataset.read(split))
 
   sizes = {name: min(size, limit) for name, size in dataset.sizes.items()}
   return Dataset(dataset.spec, sizes, read)

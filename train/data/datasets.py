@@ -8,7 +8,7 @@ import tempfile
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,27 +78,27 @@ class Dataset:
   Attributes:
     spec: what is known of all examples.
     sizes: number of examples by split: train, test, and validation if any is held out.
-    read: returns the splits by name, always the same ones.
+    read: waits for a split by its name; always the same one.
   """
 
   spec: DatasetSpec
   sizes: Mapping[str, int]
-  read: Callable[[], Mapping[str, Any]]
+  read: Callable[[str], Any]
 
   @property
   def train(self) -> Any:
     """The training split."""
-    return self.read()["train"]
+    return self.read("train")
 
   @property
   def validation(self) -> Any:
     """The held-out split, or None."""
-    return self.read().get("validation")
+    return self.read("validation") if "validation" in self.sizes else None
 
   @property
   def test(self) -> Any:
     """The test split."""
-    return self.read()["test"]
+    return self.read("test")
 
 
 def whole(spec: DatasetSpec, splits: Mapping[str, Any]) -> Dataset:
@@ -107,21 +107,26 @@ def whole(spec: DatasetSpec, splits: Mapping[str, Any]) -> Dataset:
     name: split.size if isinstance(split, Stream) else len(split.labels)
     for name, split in splits.items()
   }
-  return Dataset(spec, sizes, lambda: splits)
+  return Dataset(spec, sizes, splits.__getitem__)
 
 
-def in_background(function: Callable[[], Any]) -> Callable[[], Any]:
-  """Calls a function in a thread; returns what waits for its result, or raises."""
-  future = concurrent.futures.Future()
+def in_background(function: Callable[[Any], Any], items: Iterable[Any]) -> Callable:
+  """Calls a function of each item in a thread, one after the other.
+
+  Returns:
+    A function of an item that waits for its result, or raises what the call raised.
+  """
+  futures = {item: concurrent.futures.Future() for item in items}
 
   def call():
-    try:
-      future.set_result(function())
-    except BaseException as error:  # of whom waits
-      future.set_exception(error)
+    for item, future in futures.items():
+      try:
+        future.set_result(function(item))
+      except BaseException as error:  # of whom waits
+        future.set_exception(error)
 
   threading.Thread(target=call, daemon=True).start()
-  return future.result
+  return lambda item: futures[item].result()
 
 
 # Means and deviations of MNIST and CIFAR-10 as in the paper's code; those of digits

@@ -84,15 +84,16 @@ def load_dataset(
     dataset = _tfds(name)
   if not validation or "validation" in dataset.sizes:
     return dataset
-  size = dataset.sizes["train"]
+  size, held = dataset.sizes["train"], ("train", "validation")
   held_out = int(size * validation + 1e-9)
   sizes = {**dataset.sizes, "train": size - held_out, "validation": held_out}
 
   @functools.cache
-  def read():
-    splits = dataset.read()
-    train, held_out = hold_out(splits["train"], validation)
-    return {**splits, "train": train, "validation": held_out}
+  def parts():
+    return dict(zip(held, hold_out(dataset.train, validation), strict=True))
+
+  def read(split):
+    return parts()[split] if split in held else dataset.read(split)
 
   return Dataset(dataset.spec, sizes, read)
 
@@ -124,8 +125,8 @@ def _tfds(name: str) -> Dataset:
       split: builder.info.splits[stored].num_examples for split, stored in found.items()
     }
 
-  def read():
+  def read(split):
     with prepared(name) as builder:
-      return {split: read_split(builder, stored) for split, stored in found.items()}
+      return read_split(builder, found[split])
 
-  return Dataset(DATASETS[name], sizes, in_background(read))
+  return Dataset(DATASETS[name], sizes, in_background(read, found))
