@@ -89,7 +89,7 @@ def test_many_shapes_share_a_program(schedule):
   shapes = [SHAPE, (40, 24), (48, 48), (3, 64), (1, 16), (5, 5)]
   budgets = [192, 192, 500, 40, 5, 5]
   keys = jax.random.split(jax.random.key(6), len(shapes))
-  many = orthogonal.sample_many(keys, shapes, budgets, schedule=schedule)
+  many = list(orthogonal.sample_many(keys, shapes, budgets, schedule=schedule))
   for shape, budget, matrix in zip(shapes, budgets, many, strict=True):
     chex.assert_shape(matrix, shape)
     assert orthogonality_error(matrix) < 5e-6

@@ -7,9 +7,12 @@ wide steps instead of thousands of narrow ones.
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 import math
 import operator
+import os
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.core
@@ -22,6 +25,8 @@ from eoi_jax.givens import _plan as plan_lib
 from eoi_jax.givens import _tuning as tuning
 from eoi_jax.givens import patterns
 from eoi_jax.givens.rotations import Angle, check_angle
+
+_MOST_THREADS = 8  # that draw at once: each holds a matrix
 
 
 def sparse_orthogonal(
@@ -167,8 +172,8 @@ def sample_many(
   angle: Angle = None,
   schedule: str = "iid",
   cover: bool = False,
-) -> list[np.ndarray]:
-  """Samples matrices of many shapes by a few compiled programs.
+) -> Iterator[np.ndarray]:
+  """Samples matrices of many shapes by a few compiled programs, on all cores.
 
   Matrices whose larger sides are of one class share a program, in which sizes and
   budgets are values; classes end at 8, 32, 128, 512, 1024, 2048... Not for use under a
@@ -184,45 +189,66 @@ def sample_many(
     cover: as in `sparse_orthogonal`; each shape then compiles its own program.
 
   Returns:
-    NumPy arrays, on the host. Each depends on its own key, shape and budget alone; with
-    schedule "iid" it is the matrix of `sample_to_budget`.
+    NumPy arrays in the order of the keys, waiting for each; all are begun at once.
+    Each depends on its own key, shape and budget alone; with schedule "iid" it is the
+    matrix of `sample_to_budget`.
   """
-  dtype, angle = check_dtype(dtype), check_angle(angle)
+  options = {"angle": check_angle(angle), "schedule": schedule, "cover": cover}
+  dtype, draws = check_dtype(dtype), []
   plan_lib.check_schedule(schedule)
-  results = []
   for key, shape, budget in zip(keys, shapes, budgets, strict=True):
-    lo, hi, budget = min(shape), max(shape), int(budget)
-    num = plan_lib.num_candidates(lo, hi, budget, schedule)
-    if num == 0:
-      results.append(np.eye(*shape, dtype=dtype))
-      continue
-    if cover and lo < hi:
-      options = {"angle": angle, "schedule": schedule, "cover": True}
-      results.append(np.asarray(sample_to_budget(key, shape, budget, dtype, **options)))
-      continue
-    size = _size_class(hi)
-    per_column = num // (hi // 2) if schedule == "matching" else num / hi
-    quarter = 2 if schedule == "matching" else 1
-    per_column = 4 ** math.ceil(math.log(max(per_column / quarter, 1), 4)) * quarter
-    depth = plan_lib.max_depth(lo, hi, num, schedule)
-    settings = plan_lib.Settings(
-      rows=size,
-      columns=size,
-      num_rotations=per_column * (size // 2 if schedule == "matching" else size),
-      depth=64 * 4 ** math.ceil(math.log(max(depth / 64, 1), 4)),
-      dtype=dtype,
-      tall=True,
-      angle=angle,
-      schedule=schedule,
-    )
-    sizes = np.array([lo, hi, num, budget], np.int32)
-    results.append((shape, _sample_padded(key, sizes, settings)))
-  for place, result in enumerate(results):
-    if isinstance(result, tuple):
-      shape, matrix = result
-      matrix = np.asarray(matrix)[: max(shape), : min(shape)]
-      results[place] = matrix if shape[0] > shape[1] else _transposed(matrix)
-  return results
+    draws.append(_drawing(key, shape, int(budget), dtype, options))
+  # Threads only run compiled programs: the configuration of JAX is that of a thread.
+  pool = concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_THREADS))
+  largest_first = sorted(range(len(draws)), key=lambda n: -math.prod(shapes[n]))
+  waiting = {n: pool.submit(draws[n]) for n in largest_first}
+
+  def results():
+    try:
+      for n in range(len(draws)):
+        yield waiting.pop(n).result()
+    finally:  # after Ctrl-C, say
+      pool.shutdown(wait=False, cancel_futures=True)
+
+  return results()
+
+
+def _drawing(
+  key, shape: tuple[int, int], budget: int, dtype, options
+) -> Callable[[], np.ndarray]:
+  """What draws one matrix of `sample_many`, in any thread; it compiles here."""
+  lo, hi, schedule = min(shape), max(shape), options["schedule"]
+  num = plan_lib.num_candidates(lo, hi, budget, schedule)
+  if num == 0:
+    return lambda: np.eye(*shape, dtype=dtype)
+  if options["cover"] and lo < hi:
+    matrix = np.asarray(sample_to_budget(key, shape, budget, dtype, **options))
+    return lambda: matrix
+  size = _size_class(hi)
+  per_column = num // (hi // 2) if schedule == "matching" else num / hi
+  quarter = 2 if schedule == "matching" else 1
+  per_column = 4 ** math.ceil(math.log(max(per_column / quarter, 1), 4)) * quarter
+  depth = plan_lib.max_depth(lo, hi, num, schedule)
+  settings = plan_lib.Settings(
+    rows=size,
+    columns=size,
+    num_rotations=per_column * (size // 2 if schedule == "matching" else size),
+    depth=64 * 4 ** math.ceil(math.log(max(depth / 64, 1), 4)),
+    dtype=dtype,
+    tall=True,
+    angle=options["angle"],
+    schedule=schedule,
+  )
+  device = getattr(jax.config, "jax_default_device", None)
+  context = (jnp.result_type(float), device, jax.sharding.get_abstract_mesh())
+  program = _padded_program(settings, *context)
+  words, sizes = np.asarray(keys_lib.key_data(key)), (lo, hi, num, budget)
+
+  def draw():
+    whole = np.asarray(program(words, np.array(sizes, np.int32)))[:hi, :lo]
+    return whole.copy() if shape[0] > shape[1] else _transposed(whole)
+
+  return draw
 
 
 def _size_class(columns: int) -> int:
@@ -240,11 +266,17 @@ def _transposed(matrix: np.ndarray, width: int = 64) -> np.ndarray:
   return result
 
 
+@functools.lru_cache(maxsize=64)
+def _padded_program(settings: plan_lib.Settings, *context) -> Callable[..., jax.Array]:
+  """Compiles `_sample_padded`; `context` is what else a program of JAX depends on."""
+  del context
+  words, sizes = (jax.ShapeDtypeStruct(*x) for x in (((2,), "uint32"), ((4,), "int32")))
+  return _sample_padded.lower(words, sizes, settings=settings).compile()
+
+
 @functools.partial(jax.jit, static_argnames="settings")
-def _sample_padded(key, sizes, settings: plan_lib.Settings) -> jax.Array:
+def _sample_padded(words, sizes, settings: plan_lib.Settings) -> jax.Array:
   """Samples one matrix of sizes `(lo, hi, num_rotations, budget)`, `[hi, lo]`."""
-  typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-  words = keys_lib.key_data(key) if typed else key
   lo, hi, num, budget = sizes
   matrix = plan_lib.Matrix(lo, hi, num)
   return _plan_and_rotate(words, budget, matrix=matrix, settings=settings, alone=False)

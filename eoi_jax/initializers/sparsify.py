@@ -1,17 +1,18 @@
 """One door from a dense tree to a sparse start: `sparsify`, and the starts behind it.
 
 `sparsify` reads the tree as blocks by its layouts, gathers the blocks of one shape into
-a `_Stack`, and gives every stack to the start. A start is a function of a stack and
-options that returns `(values, masks)`: arrays `[n, *shape]`, with masks None where the
-blocks are dense. Masks and what is put together from samples are NumPy arrays outside
-of `jax.jit`, and traced arrays under it.
+a `_Stack`, and gives the stacks to the start. A start is a function of stacks and
+options that yields `(values, masks)` of each: arrays `[n, *shape]`, with masks None
+where the blocks are dense. Masks and what is put together from samples are NumPy arrays
+outside of `jax.jit`, and traced arrays under it.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -132,7 +133,7 @@ def sparsify(
     _check_dtype(kernel)
     kind = (kernel.block_shape, kernel.leaf.dtype, kernel.groups)
     stacks.setdefault(kind, []).append(name)
-  values, masks = {}, {}
+  todo = []
   for (shape, dtype, _), names in stacks.items():
     kernels = [counts[name][0] for name in names]
     budgets: list[Any] = [_block_counts(*counts[name]) for name in names]
@@ -145,7 +146,11 @@ def sparsify(
       budgets=None if any(b is None for b in budgets) else np.concatenate(budgets),
       masks=given and _join([k.to_blocks(_on_host(given[k.name][1])) for k in kernels]),
     )
-    new, live = map(_on_host, run(stack, scale, **options))
+    todo.append((kernels, stack))
+  values, masks = {}, {}
+  done = run([stack for _, stack in todo], scale, **options)
+  for (kernels, _), blocks in zip(todo, done, strict=True):
+    new, live = map(_on_host, blocks)
     ends = np.cumsum([kernel.num_blocks for kernel in kernels]).tolist()
     for kernel, end in zip(kernels, ends, strict=True):
       rows = slice(end - kernel.num_blocks, end)
@@ -331,7 +336,7 @@ def _ai(
 
 
 def _eoi(
-  stack: _Stack,
+  stacks: list[_Stack],
   scale: float,
   *,
   taps: str = "center",
@@ -339,19 +344,23 @@ def _eoi(
   angle: Angle = None,
   schedule: str | None = None,
   cover: bool = False,
-) -> Blocks:
+) -> Iterator[Blocks]:
   """Exact orthogonal matrices of the budgets, and trainable zeros up to them."""
   eoi.check_options(taps, center, schedule)
-  budgets = stack.known_budgets()
-  inner = _by_budget(
-    stack, lambda density: eoi.kernel_budget(stack.shape, density, taps, center)
-  )
+  shapes, budgets = [], []
+  for stack in stacks:
+    whole = taps == "all" and math.prod(stack.shape[:-2]) > 1
+    shapes.append(stack.shape if whole else stack.matrix_shape)
+    budgets.append(
+      _by_budget(
+        stack, lambda d, shape=stack.shape: eoi.kernel_budget(shape, d, taps, center)
+      )
+    )
   options = {"angle": angle, "schedule": schedule, "cover": cover}
-  if taps == "all" and math.prod(stack.shape[:-2]) > 1:
-    values = _sample(stack, inner, scale, options, stack.shape)
-  else:
-    values = _delta(stack, _sample(stack, inner, scale, options, stack.matrix_shape))
-  return values, fill(stack.mask_keys, values != 0, budgets)
+  drawn = _sample(stacks, shapes, budgets, scale, options)
+  for stack, shape, values in zip(stacks, shapes, drawn, strict=True):
+    values = _delta(stack, values) if shape == stack.matrix_shape else values
+    yield values, fill(stack.mask_keys, values != 0, stack.known_budgets())
 
 
 def _eoi_in_mask(
@@ -399,22 +408,35 @@ def _isometry_in(key, pattern: np.ndarray, dtype, angle: Angle) -> np.ndarray:
 
 
 def _eoi_structured(
-  stack: _Stack,
+  stacks: list[_Stack],
   scale: float,
   *,
   angle: Angle = None,
   schedule: str = "iid",
   cover: bool = False,
-) -> Blocks:
+) -> Iterator[Blocks]:
   """EIS: a sparse matrix at the centre tap, trained at all taps of its support.
 
   Dense kernels and convolutions of three or fewer channels are dense orthogonal.
   """
-  if len(stack.shape) == 2 or stack.shape[-2] <= 3:
-    return _dense_blocks(stack, scale, kind="delta_orthogonal")
-  taps = math.prod(stack.shape[:-2])
-  inner = np.round(stack.known_budgets() / taps).astype(np.int64)
-  for name, budget in zip(stack.names, inner, strict=True):
+  is_sparse = [len(stack.shape) > 2 and stack.shape[-2] > 3 for stack in stacks]
+  sparse = list(itertools.compress(stacks, is_sparse))
+  budgets = [_matrix_budgets(stack) for stack in sparse]
+  options = {"angle": angle, "schedule": schedule, "cover": cover}
+  shapes: list[Any] = [stack.matrix_shape for stack in sparse]
+  drawn = _sample(sparse, shapes, budgets, scale, options)
+  for stack, sparsely in zip(stacks, is_sparse, strict=True):
+    if sparsely:
+      matrices = next(drawn)
+      yield _delta(stack, matrices), _at_all_taps(stack, matrices != 0)
+    else:
+      yield _dense_blocks(stack, scale, kind="delta_orthogonal")
+
+
+def _matrix_budgets(stack: _Stack) -> np.ndarray:
+  """Nonzeros of the matrices that are trained at all taps."""
+  budgets = np.round(stack.known_budgets() / math.prod(stack.shape[:-2]))
+  for name, budget in zip(stack.names, budgets, strict=True):
     if budget < min(stack.matrix_shape):
       raise ValueError(
         f"kernel {name!r}: density must be at least {1 / max(stack.matrix_shape):.4g} "
@@ -422,9 +444,7 @@ def _eoi_structured(
         f"{budget / math.prod(stack.matrix_shape):.4g}; "
         '`allocate(..., floors="lift")` lifts such layers.'
       )
-  options = {"angle": angle, "schedule": schedule, "cover": cover}
-  matrices = _sample(stack, inner, scale, options, stack.matrix_shape)
-  return _delta(stack, matrices), _at_all_taps(stack, matrices != 0)
+  return budgets.astype(np.int64)
 
 
 def _sao(
@@ -479,22 +499,46 @@ def _by_budget(stack: _Stack, budget_of: Callable[[float], int]) -> np.ndarray:
   return np.array([inner[budget] for budget in budgets.tolist()], np.int64)
 
 
-def _sample(stack: _Stack, budgets: np.ndarray, scale: float, options, shape) -> Any:
-  """Sparse orthogonal kernels `[n, *shape]` of given numbers of nonzeros.
+def _sample(
+  stacks: list[_Stack], shapes: list, budgets: list[np.ndarray], scale: float, options
+) -> Iterator[Any]:
+  """Sparse orthogonal kernels `[n, *shape]` of each stack, of given nonzeros.
 
   A few blocks share compiled programs with those of other shapes. Many have one of
   their own, for budgets up to a largest one: those are few, and which one a block gets
   depends on its own budget alone, so that its values do, too.
   """
-  dtype = np.promote_types(stack.dtype, jnp.float32)
+  dtypes = [np.promote_types(stack.dtype, jnp.float32) for stack in stacks]
+  few: dict[Any, list[tuple]] = {}
+  for stack, shape, counts, dtype in zip(stacks, shapes, budgets, dtypes, strict=True):
+    if _is_shared(stack, shape, options):
+      blocks = zip(stack.keys, [shape] * len(counts), counts.tolist(), strict=True)
+      few.setdefault(dtype, []).extend(blocks)
+  iid = options | {"schedule": "iid"}
+  drawn = {}
+  for dtype, blocks in few.items():
+    keys, sizes, counts = map(list, zip(*blocks, strict=True))
+    drawn[dtype] = sample_many(keys, sizes, counts, dtype, **iid)
+  for stack, shape, counts, dtype in zip(stacks, shapes, budgets, dtypes, strict=True):
+    if _is_shared(stack, shape, options):
+      kernels = np.empty((len(counts), *shape), stack.dtype)
+      for place in range(len(counts)):
+        kernels[place] = scale * next(drawn[dtype])
+      yield kernels
+    else:
+      yield _sample_alike(stack, shape, counts, dtype, scale, options)
+
+
+def _is_shared(stack: _Stack, shape: tuple[int, ...], options) -> bool:
+  """Whether the blocks share programs with those of other shapes."""
   shared = shape == stack.matrix_shape and options["schedule"] in (None, "iid")
-  if shared and not _is_traced(stack.keys) and len(budgets) < _MANY:
-    shapes, options = [shape] * len(budgets), options | {"schedule": "iid"}
-    drawn = sample_many(stack.keys, shapes, budgets.tolist(), dtype, **options)
-    kernels = np.empty((len(drawn), *shape), stack.dtype)
-    for place, matrix in enumerate(drawn):
-      kernels[place] = scale * matrix
-    return kernels
+  return shared and not _is_traced(stack.keys) and len(stack.names) < _MANY
+
+
+def _sample_alike(
+  stack: _Stack, shape: tuple[int, ...], budgets: np.ndarray, dtype, scale, options
+) -> Any:
+  """Kernels of one shape by programs of their own."""
   static = {"shape": shape, "dtype": dtype, "options": tuple(sorted(options.items()))}
 
   def sample(rows, largest):
@@ -575,13 +619,22 @@ def _where(masks: Any, values: Any) -> Any:
   return xp.where(masks, values, xp.zeros((), values.dtype))
 
 
+def _one_by_one(start: Callable[..., Blocks], **fixed: Any):
+  """A start of stacks, from one of a single stack."""
+
+  def run(stacks, scale, **options):
+    return (start(stack, scale, **fixed, **options) for stack in stacks)
+
+  return run
+
+
 # Of each start: the function, and the names of its options.
-STARTS: dict[str, tuple[Callable[..., Blocks], tuple[str, ...]]] = {
+STARTS: dict[str, tuple[Callable[..., Iterator[Blocks]], tuple[str, ...]]] = {
   "eoi": (_eoi, ("taps", "center", "angle", "schedule", "cover")),
-  "eoi_in_mask": (_eoi_in_mask, ("angle", "fallback")),
+  "eoi_in_mask": (_one_by_one(_eoi_in_mask), ("angle", "fallback")),
   "eoi_structured": (_eoi_structured, ("angle", "schedule", "cover")),
-  "base": (_base, ("reference",)),
-  "ai": (_ai, ("reference", "method", "num_steps", "step_size")),
-  "sao": (_sao, ("degree", "relu")),
-  **{kind: (functools.partial(_dense_blocks, kind=kind), ()) for kind in REFERENCES},
+  "base": (_one_by_one(_base), ("reference",)),
+  "ai": (_one_by_one(_ai), ("reference", "method", "num_steps", "step_size")),
+  "sao": (_one_by_one(_sao), ("degree", "relu")),
+  **{kind: (_one_by_one(_dense_blocks, kind=kind), ()) for kind in REFERENCES},
 }
