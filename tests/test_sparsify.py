@@ -500,3 +500,15 @@ def test_all_taps_of_every_kind_of_convolution(value_error):
           assert (block != 0).any(axis=(-1, -2)).all(), "a tap is empty"
   with value_error("`taps`", "'center', 'all'", "'every'"):
     sparsify(KEY, CNN, 0.3, options={"taps": "every"})
+
+
+def test_threads_draw_in_the_precision_of_their_caller():
+  for x64, dtype, atol in ((False, "float32", 5e-6), (True, "float64", 1e-14)) * 2:
+    with jax.enable_x64(x64):
+      params = {"a": np.zeros((30, 20), dtype), "b": np.zeros((20, 50), dtype)}
+      layouts = kernel_layouts(params, {"*": "io"})
+      new, masks = sparsify(KEY, params, 0.3, layouts=layouts)
+      chex.assert_trees_all_equal_dtypes(new, params)
+      assert live(masks) == {"a": 180, "b": 300}
+      for error in gram_errors(new, layouts=layouts).values():
+        assert error.max() < atol

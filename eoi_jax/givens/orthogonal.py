@@ -245,7 +245,7 @@ def _drawing(
   words, sizes = np.asarray(keys_lib.key_data(key)), (lo, hi, num, budget)
 
   def draw():
-    whole = np.asarray(program(words, np.array(sizes, np.int32)))[:hi, :lo]
+    whole = np.asarray(program.result()(words, np.array(sizes, np.int32)))[:hi, :lo]
     return whole.copy() if shape[0] > shape[1] else _transposed(whole)
 
   return draw
@@ -267,11 +267,17 @@ def _transposed(matrix: np.ndarray, width: int = 64) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=64)
-def _padded_program(settings: plan_lib.Settings, *context) -> Callable[..., jax.Array]:
-  """Compiles `_sample_padded`; `context` is what else a program of JAX depends on."""
+def _padded_program(
+  settings: plan_lib.Settings, *context
+) -> concurrent.futures.Future[Callable[..., jax.Array]]:
+  """Compiles `_sample_padded` in a thread; programs depend on `context`, too."""
   del context
   words, sizes = (jax.ShapeDtypeStruct(*x) for x in (((2,), "uint32"), ((4,), "int32")))
-  return _sample_padded.lower(words, sizes, settings=settings).compile()
+  lowered = _sample_padded.lower(words, sizes, settings=settings)
+  pool = concurrent.futures.ThreadPoolExecutor(1)
+  compiled = pool.submit(lowered.compile)
+  pool.shutdown(wait=False)
+  return compiled
 
 
 @functools.partial(jax.jit, static_argnames="settings")
