@@ -126,7 +126,7 @@ def test_approximate_isometry_comes_near_but_not_close(inputs):
   1000, 1500 and 10000 steps of .1 agree: they end in a cycle around a minimum. The
   minimum itself, which "adam" finds, gives .87 (.04, n = 5).
   """
-  params = start(0.05, 0, start="ai")
+  params = start(0.05, 0, start="ai", options={"num_steps": 1500})
   summary = spectrum_summary(jacobian_singular_values(linear_net, params, inputs[:1]))
   assert 0.7 < summary.mean < 0.95
   assert summary.min < 0.6
