@@ -59,6 +59,7 @@ class Layout:
       an error where it matters.
     strides: strides of a convolution, one for each `w`; () for 1.
     padding: padding of a convolution, "SAME", "CIRCULAR" or "VALID"; None if unknown.
+    transposed: whether a convolution is a transposed one, whose strides spread pixels.
 
   Raises:
     ValueError: if a letter is unknown, an input or output is missing, there are more
@@ -69,6 +70,7 @@ class Layout:
   groups: int | None = 1
   strides: tuple[int, ...] = ()
   padding: str | None = None
+  transposed: bool = False
 
   def __post_init__(self):
     letters = set(self.axes)

@@ -366,6 +366,11 @@ def _conv(module, shape: tuple[int, ...], groups: int) -> Layout:
   rank, window = len(shape) - 2, shape[:-2]
   strides, padding = _strides(module, rank), _padding(module.padding)
   patches = strides == window and padding == "VALID" and not _dilated(module)
+  if _dilated(module):  # taps see the same phase of an image more often
+    dilation = module.kernel_dilation
+    dilation = (dilation,) * rank if isinstance(dilation, int) else dilation
+    pairs = zip(strides, dilation, strict=True)
+    strides = tuple(stride // math.gcd(stride, step) for stride, step in pairs)
   if groups == 1 and patches and math.prod(window) > 1:
     return Layout("i" * (rank + 1) + "o", strides=strides, padding=padding)
   return Layout("w" * rank + "io", groups, strides, padding)
@@ -378,7 +383,7 @@ def _conv_transpose(module, shape: tuple[int, ...]) -> Layout:
   ends = "oi" if module.transpose_kernel else "io"
   if strides == shape[:-2] and padding in ("VALID", "SAME") and not _dilated(module):
     return Layout("o" * rank + ends, strides=strides, padding=padding)
-  return Layout("w" * rank + ends, strides=strides, padding=padding)
+  return Layout("w" * rank + ends, 1, strides, padding, transposed=True)
 
 
 def _strides(module, rank: int) -> tuple[int, ...]:

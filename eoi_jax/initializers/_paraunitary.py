@@ -69,7 +69,8 @@ def all_taps(
   Circular padding with strides that divide the image: still exact if `in >= out`.
   Else the isometry is sampled, all values are at most 1 and their squares add up to
   `1 / prod(strides)` of what they were (of 3 x 3 taps, 16 -> 32, stride 2: mean
-  square 1/2, as of a kernel at the centre, whose values are 0 and 1).
+  square 1/2, as of a kernel at the centre, whose values are 0 and 1); `_polyphase.py`
+  has the kernels that are exact then.
 
   Zero padding: values are at most 1. What a channel's delay moves out of the image is
   lost: 16 % of all values of a 3 x 3 window, 16 -> 16, on 8 x 8 pixels are 0 and the
@@ -150,9 +151,9 @@ def _sample(key, budget, settings: _Settings) -> jax.Array:
 
 def _sample_one(words, budget, settings: _Settings) -> jax.Array:
   window, lo, hi, dtype, law = *settings[:3], settings.dtype, settings.law
-  delays = _delays(window, hi)
-  budgets = _budgets(jnp, budget, delays, settings)
-  largest = [int(x) for x in _budgets(np, settings.max_budget, delays, settings)]
+  groups = delays(window, hi)
+  budgets = _budgets(jnp, budget, groups, settings)
+  largest = [int(x) for x in _budgets(np, settings.max_budget, groups, settings)]
   first = keys_lib.fold_in(words, 0)
   kernel = orthogonal.sample_to_budget(
     jax.random.wrap_key_data(first, impl="threefry2x32"),
@@ -171,14 +172,14 @@ def _sample_one(words, budget, settings: _Settings) -> jax.Array:
     rotations = plan_lib.num_candidates(hi, hi, dense, settings.schedule)
   depth = plan_lib.max_depth(hi, hi, rotations, settings.schedule)
   right = plan_lib.Settings(hi, hi, rotations, depth, dtype, **law)
-  for place, (taps, total) in enumerate(zip(delays, budgets[1:], strict=True)):
+  for place, (taps, total) in enumerate(zip(groups, budgets[1:], strict=True)):
     words_delay = keys_lib.fold_in(words, place + 1)
     left = kernel.reshape(-1, hi)
-    kernel = _delay_and_rotate(words_delay, left, taps, budgets[0] / lo, total, right)
+    kernel = delay_and_rotate(words_delay, left, taps, budgets[0] / lo, total, right)
   return kernel.reshape(*window, lo, hi)
 
 
-def _delays(window: tuple[int, ...], hi: int) -> list[int]:
+def delays(window: tuple[int, ...], hi: int) -> list[int]:
   """Number of taps of each delay, of the last axes first."""
   groups = []
   for size in reversed(window):
@@ -222,7 +223,7 @@ def _budgets(xp, budget, groups: list[int], settings: _Settings) -> list:
   return [*budgets, budget] if groups else [budget]
 
 
-def _delay_and_rotate(
+def delay_and_rotate(
   words, left, taps: int, mean, budget, settings: plan_lib.Settings
 ) -> jax.Array:
   """Delays the columns of a kernel and rotates them up to a budget of nonzeros.

@@ -14,12 +14,13 @@ import numpy as np
 from eoi_jax import _checks, _keys
 from eoi_jax.givens._plan import Angle, check_schedule
 from eoi_jax.givens.orthogonal import check_dtype, sample_to_budget
+from eoi_jax.initializers import _polyphase
 from eoi_jax.initializers._paraunitary import all_taps
 from eoi_jax.layouts import Kernel, Layout, check_fit
 
 Initializer = Callable[..., jax.Array]
 
-TAPS = ("center", "all")
+TAPS = ("center", "all", "polyphase")
 CENTER_RULES = ("plain", "more")
 
 
@@ -34,6 +35,7 @@ def eoi_init(
   center: str = "plain",
   axes: str | None = None,
   groups: int | None = None,
+  strides: int | tuple[int, ...] | None = None,
 ) -> Initializer:
   """Exact orthogonal initialization of sparse kernels.
 
@@ -45,7 +47,9 @@ def eoi_init(
       elsewhere (delta-orthogonal), isometric at stride 1 with "SAME" or circular
       padding;
     - taps "all": nonzeros on every tap, isometric at stride 1 with circular padding;
-      zero padding loses what is shifted out at the border.
+      zero padding loses what is shifted out at the border;
+    - taps "polyphase": likewise at `strides`, of images that they divide; its matrix
+      is `(in * prod(strides), out)` then, not `(in, out)`.
 
   The density counts all weights of the kernel, all taps included. `kernel_masks` fills
   the mask up to it with trainable zeros. The density of `H` at the centre tap is
@@ -71,12 +75,15 @@ def eoi_init(
       for kernels on all taps, whose taps then get more even shares in less time.
     cover: as in `sparse_orthogonal`: leaves no input or output dead, as far as the
       density allows.
-    taps: which taps of a convolution carry nonzeros, "center" or "all".
+    taps: which taps of a convolution carry nonzeros, and of what it is an isometry:
+      "center", "all" or "polyphase".
     center: rule for the density of a convolution's centre tap, "plain" or "more".
     axes: meaning of the axes of the shape, one letter an axis (i input, o output, w
       window, s stack), as in `Layout`: "ioo" for a kernel `(in, heads, dim)`.
     groups: groups of a convolution, 1 for one that sees a gray image; None = 1 where
       that leaves no doubt.
+    strides: strides of the convolution, for taps "polyphase" alone; a transposed
+      convolution is started by `sparsify`, whose layouts know it.
 
   Returns:
     `init(key, shape, dtype=jnp.float32, out_sharding=None)`, a JAX initializer. It is
@@ -96,6 +103,9 @@ def eoi_init(
   density, cover = _checks.density(density), bool(cover)
   scale = _checks.number("scale", scale)
   check_options(taps, center, schedule)
+  if (strides is None) == (taps == "polyphase"):
+    rule = "be given for" if strides is None else "be None without"
+    raise ValueError(f'`strides` must {rule} taps "polyphase", got {strides}.')
   if groups is not None:
     groups = _checks.integer("groups", groups, 1)
   if axes is not None:
@@ -111,15 +121,15 @@ def eoi_init(
       block = kernel.block_shape
     else:
       _check_without_doubt(shape)
-    budget = kernel_budget(block, density, taps, center)
+    steps = _check_strides(strides, block)
+    budget = kernel_budget(block, density, taps, center, steps)
     at_center = taps == "center" or math.prod(block[:-2]) == 1
     sample_shape = block[-2:] if at_center else block
     wide = np.promote_types(dtype, jnp.float32)
 
     def sample(key):
-      drawn = sample_kernel(
-        key, sample_shape, budget, wide, angle=angle, schedule=schedule, cover=cover
-      )
+      options = {"angle": angle, "schedule": schedule, "cover": cover}
+      drawn = sample_kernel(key, sample_shape, budget, wide, strides=steps, **options)
       drawn = (scale * drawn).astype(dtype)
       return delta_kernel(drawn, block[:-2]) if at_center else drawn
 
@@ -132,6 +142,20 @@ def eoi_init(
     return place(kernel.from_blocks(blocks), out_sharding)
 
   return init
+
+
+def _check_strides(strides, shape: tuple[int, ...]) -> tuple[int, ...]:
+  """Returns one stride for each axis of a window; () for None."""
+  if strides is None:
+    return ()
+  rank = len(shape) - 2
+  found = (strides,) * rank if isinstance(strides, int) else tuple(strides)
+  if len(found) != rank or not all(isinstance(n, int) and n > 0 for n in found):
+    raise ValueError(
+      f"`strides` must be a positive integer, or one for each of the {rank} axes of "
+      f"the window, got {strides!r}."
+    )
+  return found
 
 
 def _check_without_doubt(shape: tuple[int, ...]) -> None:
@@ -166,7 +190,11 @@ def check_options(taps: str, center: str, schedule: str | None) -> None:
 
 
 def kernel_budget(
-  shape: tuple[int, ...], density: float, taps: str = "center", center: str = "plain"
+  shape: tuple[int, ...],
+  density: float,
+  taps: str = "center",
+  center: str = "plain",
+  strides: tuple[int, ...] = (),
 ) -> int:
   """Nonzeros that `eoi_init` may place in a kernel.
 
@@ -175,24 +203,28 @@ def kernel_budget(
     density: fraction of trainable weights of the whole kernel.
     taps: as in `eoi_init`.
     center: as in `eoi_init`.
+    strides: strides of the convolution, for taps "polyphase"; () for 1.
 
   Returns:
-    Largest number of nonzeros: of the whole kernel for taps "all", else of the matrix
-    at the centre tap.
+    Largest number of nonzeros: of the matrix at the centre tap for taps "center", else
+    of the whole kernel.
 
   Raises:
     ValueError: if the density is below the floor of the shape.
   """
   window, matrix_shape = shape[:-2], shape[-2:]
   num_taps, size = math.prod(window), math.prod(matrix_shape)
-  floor = 1 / (num_taps * max(matrix_shape))
+  lowest = min(matrix_shape)
+  if taps == "polyphase" and max(strides, default=1) > 1:
+    lowest = _polyphase.floor(shape, strides)
+  floor = lowest / (num_taps * size)
   if not floor * (1 - 1e-9) <= density <= 1.0:
     raise ValueError(
       f"`density` must be in [{floor:.4g}, 1] for shape {tuple(shape)}, got {density}."
     )
   whole = round(density * num_taps * size)
-  if taps == "all" and num_taps > 1:
-    return max(min(matrix_shape), whole)
+  if taps != "center" and num_taps > 1:
+    return max(lowest, whole)
   central = density
   if num_taps > 1:
     if center == "more":
@@ -211,6 +243,8 @@ def sample_kernel(
   angle: Angle = None,
   schedule: str | None = None,
   cover: bool = False,
+  strides: tuple[int, ...] = (),
+  transposed: bool = False,
 ) -> jax.Array:
   """A sparse orthogonal matrix, or a convolution isometric on all its taps.
 
@@ -223,14 +257,26 @@ def sample_kernel(
     angle: as in `sparse_orthogonal`.
     schedule: as in `eoi_init`.
     cover: as in `sparse_orthogonal`.
+    strides: strides at which it is isometric; () for 1.
+    transposed: whether the convolution is a transposed one.
 
   Returns:
     Array of `shape`.
   """
-  draw: Any = sample_to_budget if len(shape) == 2 else all_taps
   schedule = schedule or ("iid" if len(shape) == 2 else "matching")
   options = {"angle": angle, "schedule": schedule, "cover": cover}
-  return draw(key, shape, budget, dtype, max_budget=max_budget, **options)
+  options["max_budget"] = max_budget
+  if len(shape) == 2:
+    return sample_to_budget(key, shape, budget, dtype, **options)
+  if max(strides, default=1) == 1:
+    return all_taps(key, shape, budget, dtype, **options)
+  # What a transposed convolution does is the transpose of a convolution back.
+  *window, rows, cols = shape
+  shape = (*window, cols, rows) if transposed else shape
+  kernel = _polyphase.strided_taps(
+    key, shape, budget, dtype, strides=strides, **options
+  )
+  return jnp.swapaxes(kernel, -1, -2) if transposed else kernel
 
 
 def delta_kernel(matrix: jax.Array, window: tuple[int, ...]) -> jax.Array:

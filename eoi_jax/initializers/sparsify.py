@@ -52,7 +52,7 @@ def sparsify(
 
     - "eoi": exact orthogonal initialization. Of masks only the number of trained
       weights per layer is kept, the support is drawn anew. `taps`, `center`, `angle`,
-      `schedule`, `cover` as in `eoi_init`.
+      `schedule`, `cover` as in `eoi_init`; the layouts know the strides of "polyphase".
     - "eoi_in_mask": an exact isometry on the given mask itself (or a random one), at
       the centre tap of convolutions; the rest of the mask starts at zero. A mask that
       leaves an input or output without a partner allows none: an error, or, as
@@ -132,9 +132,11 @@ def sparsify(
   for name, (kernel, _) in counts.items():
     _check_dtype(kernel)
     kind = (kernel.block_shape, kernel.leaf.dtype, kernel.groups)
+    if options.get("taps") == "polyphase":
+      kind += (kernel.layout.strides, kernel.layout.transposed)
     stacks.setdefault(kind, []).append(name)
   todo = []
-  for (shape, dtype, _), names in stacks.items():
+  for (shape, dtype, _, *strided), names in stacks.items():
     kernels = [counts[name][0] for name in names]
     budgets: list[Any] = [_block_counts(*counts[name]) for name in names]
     stack = _Stack(
@@ -145,6 +147,7 @@ def sparsify(
       mask_keys=_keys.block_keys(key_masks, kernels),
       budgets=None if any(b is None for b in budgets) else np.concatenate(budgets),
       masks=given and _join([k.to_blocks(_on_host(given[k.name][1])) for k in kernels]),
+      strided=tuple(strided) or ((), False),
     )
     todo.append((kernels, stack))
   values, masks = {}, {}
@@ -227,6 +230,8 @@ class _Stack(NamedTuple):
     mask_keys: key data of the masks, uint32 `[n, 2]`.
     budgets: trained weights of each block, int `[n]`; None if masks are traced.
     masks: bool `[n, *shape]`, True = trained; None if only densities are given.
+    strided: strides at which a convolution is to be isometric, () for 1, and whether
+      it is a transposed one.
   """
 
   names: tuple[str, ...]
@@ -236,6 +241,7 @@ class _Stack(NamedTuple):
   mask_keys: Any
   budgets: np.ndarray | None
   masks: Any
+  strided: tuple[tuple[int, ...], bool] = ((), False)
 
   @property
   def matrix_shape(self) -> tuple[int, int]:
@@ -349,18 +355,22 @@ def _eoi(
   eoi.check_options(taps, center, schedule)
   shapes, budgets = [], []
   for stack in stacks:
-    whole = taps == "all" and math.prod(stack.shape[:-2]) > 1
+    whole = taps != "center" and math.prod(stack.shape[:-2]) > 1
     shapes.append(stack.shape if whole else stack.matrix_shape)
-    budgets.append(
-      _by_budget(
-        stack, lambda d, shape=stack.shape: eoi.kernel_budget(shape, d, taps, center)
-      )
-    )
+    budget = functools.partial(_budget, stack, taps=taps, center=center)
+    budgets.append(_by_budget(stack, budget))
   options = {"angle": angle, "schedule": schedule, "cover": cover}
   drawn = _sample(stacks, shapes, budgets, scale, options)
   for stack, shape, values in zip(stacks, shapes, drawn, strict=True):
     values = _delta(stack, values) if shape == stack.matrix_shape else values
     yield values, fill(stack.mask_keys, values != 0, stack.known_budgets())
+
+
+def _budget(stack: _Stack, density: float, *, taps: str, center: str) -> int:
+  """Nonzeros of a block of some density."""
+  (*window, rows, cols), (strides, transposed) = stack.shape, stack.strided
+  shape = (*window, cols, rows) if transposed else stack.shape
+  return eoi.kernel_budget(shape, density, taps, center, strides)
 
 
 def _eoi_in_mask(
@@ -539,6 +549,8 @@ def _sample_alike(
   stack: _Stack, shape: tuple[int, ...], budgets: np.ndarray, dtype, scale, options
 ) -> Any:
   """Kernels of one shape by programs of their own."""
+  if len(shape) > 2:
+    options = options | dict(zip(("strides", "transposed"), stack.strided, strict=True))
   static = {"shape": shape, "dtype": dtype, "options": tuple(sorted(options.items()))}
 
   def sample(rows, largest):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import jax
@@ -23,7 +24,9 @@ def gram_errors(
   convolution with circular padding and stride 1 is an isometry exactly if
   `sum_t K_t K_{t + lag}^T` is the identity at lag zero and zero at every other lag;
   its error is the largest deviation over all lags. For a delta kernel that is the
-  error of its centre tap. A kernel with groups has the error of its worst group.
+  error of its centre tap. A kernel whose layout has strides may be an isometry at
+  stride 1 or at its own: it has the smaller of the two errors. A kernel with groups
+  has the error of its worst group.
 
   Args:
     params: tree of arrays, real or complex.
@@ -50,8 +53,30 @@ def gram_errors(
     if not jnp.issubdtype(blocks.dtype, jnp.complexfloating):
       blocks = blocks.astype(checks.compute_dtype(blocks.dtype))
     found = _isometry_errors(blocks, float(scale))
+    if max(strides := kernel.layout.strides, default=1) > 1:
+      blocks = blocks.swapaxes(-1, -2) if kernel.layout.transposed else blocks
+      strided = _isometry_errors(_phases_as_channels(blocks, strides), float(scale))
+      found = np.minimum(found, strided)
     errors[name] = found.reshape(kernel.num_layers, -1).max(axis=1)
   return errors
+
+
+def _phases_as_channels(kernels: np.ndarray, strides: tuple[int, ...]) -> np.ndarray:
+  """Strided kernels as those of stride 1 of all phases of an image together."""
+  window, ends = kernels.shape[1:-2], kernels.shape[-2:]
+  if not window:  # the whole window is one matrix
+    return kernels
+  pairs = list(zip(window, strides, strict=True))
+  taps = [-(-size // stride) for size, stride in pairs]
+  rest = [(0, t * s - size) for t, (size, s) in zip(taps, pairs, strict=True)]
+  parts = np.pad(kernels, [(0, 0), *rest, (0, 0), (0, 0)])
+  split = [n for pair in zip(taps, strides, strict=True) for n in pair]
+  parts, rank = parts.reshape(-1, *split, *ends), len(window)
+  order = (0, *range(1, 2 * rank, 2), *range(2, 2 * rank + 1, 2), -2, -1)
+  order = [axis % parts.ndim for axis in order]
+  return parts.transpose(order).reshape(
+    -1, *taps, math.prod(strides) * ends[0], ends[1]
+  )
 
 
 def _isometry_errors(kernels: np.ndarray, scale: float) -> np.ndarray:

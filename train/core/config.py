@@ -318,8 +318,9 @@ FIELDS = {
   ),
   "sparsity.taps": Field(
     "center",
-    _one_of("center", "all"),
-    "where EOI places nonzeros of convolutions; all: an isometry over all taps",
+    _one_of("center", "all", "polyphase"),
+    "where EOI places nonzeros of convolutions; all: an isometry over all taps at "
+    "stride 1, polyphase: at the strides of the layer",
   ),
   "sparsity.ai_method": Field(
     "sgd", _one_of("sgd", "adam"), "optimizer of AI; published: sgd"

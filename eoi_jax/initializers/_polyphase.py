@@ -1,0 +1,262 @@
+"""Sparse kernels whose strided convolution is an isometry, with nonzeros on all taps.
+
+A stride `s` parts an image into `prod(s)` phases: the pixels `s n + p` are an image of
+their own, which the taps `p, p + s, ...` of the window see. The strided convolution is
+one of stride 1 of all phases together, and an isometry if this chain is:
+
+    mix the channels of all phases by a sparse orthogonal `H1 (out, phases * in)`,
+    delay the channels of each phase by its own taps, and rotate them by `H2_p (in, in)`
+
+(in the order of the transposed map, from the outputs to the inputs). Phase `p` then has
+the kernel `H1_p[:, d == t] H2_p[d == t, :]` at its tap `t`, as in `_paraunitary.py`,
+whose counting of nonzeros on bits it shares.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eoi_jax import _checks as checks
+from eoi_jax import _keys as keys_lib
+from eoi_jax.givens import _plan as plan_lib
+from eoi_jax.givens import _tuning as tuning
+from eoi_jax.givens import orthogonal
+from eoi_jax.givens._plan import Angle
+from eoi_jax.initializers import _paraunitary as paraunitary
+
+
+class _Settings(NamedTuple):
+  """What a compiled program depends on; phases are first taps and sizes of windows."""
+
+  window: tuple[int, ...]
+  strides: tuple[int, ...]
+  phases: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+  inputs: int
+  outputs: int
+  max_budget: int
+  dtype: jnp.dtype
+  angle: Angle
+  schedule: str
+  cover: bool
+
+  @property
+  def law(self) -> dict:
+    return {"angle": self.angle, "schedule": self.schedule}
+
+  @property
+  def num_taps(self) -> list[int]:
+    """Number of taps of each phase."""
+    return [math.prod(sizes) for _, sizes in self.phases]
+
+  def delays(self, place: int) -> list[int]:
+    """Numbers of taps of the delays of a phase."""
+    return paraunitary.delays(self.phases[place][1], self.inputs) or [1]
+
+
+def floor(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
+  """Fewest nonzeros of `strided_taps`: those of a matrix `(out, phases * in)`."""
+  *_, inputs, outputs = shape
+  return min(outputs, inputs * len(_phases(shape[:-2], strides)))
+
+
+def strided_taps(
+  key: jax.Array,
+  shape: tuple[int, ...],
+  budget,
+  dtype=jnp.float32,
+  *,
+  strides: tuple[int, ...],
+  max_budget: int | None = None,
+  angle: Angle = None,
+  schedule: str = "matching",
+  cover: bool = False,
+) -> jax.Array:
+  """Samples a sparse kernel on all taps whose strided convolution is an isometry.
+
+  With circular padding and strides that divide the image all singular values of the
+  convolution are 1 to rounding: an isometry of its outputs if `out <= in * phases`,
+  of its inputs else, where a window at least as large as the strides has
+  `prod(strides)` phases. (Strides beyond the window drop pixels: then there are as
+  many phases as taps.)
+
+  Args:
+    key: a PRNG key; it is consumed.
+    shape: `(*window, in, out)`, static.
+    budget: largest number of nonzeros, at least `min(out, in * phases)`; an int, or a
+      traced int32 scalar if `max_budget` is given.
+    dtype: floating dtype of the result. Arithmetic is in float32 at least.
+    strides: one for each axis of the window.
+    max_budget: largest value of `budget`, static; it sizes the compiled program.
+    angle: as in `sparse_orthogonal`.
+    schedule: as in `sparse_orthogonal`.
+    cover: as in `sparse_orthogonal`, for the first matrix.
+
+  Returns:
+    Array of `shape` with at most `budget` nonzeros.
+
+  Raises:
+    ValueError: if `budget` is known and out of range.
+
+  Example:
+    >>> kernel = strided_taps(jax.random.key(0), (3, 3, 16, 32), 900, strides=(2, 2))
+    >>> even = kernel[::2, ::2].sum((0, 1))  # phase 0 at the frequency 0
+    >>> rest = [kernel[1::2, ::2], kernel[::2, 1::2], kernel[1::2, 1::2]]
+    >>> phases = jnp.concatenate([even, *(x.sum((0, 1)) for x in rest)])
+    >>> bool(jnp.allclose(phases.T @ phases, jnp.eye(32), atol=1e-5))
+    True
+  """
+  *window, inputs, outputs = shape
+  lowest, size = floor(shape, strides), math.prod(shape)
+  largest = budget if max_budget is None else max_budget
+  if not lowest <= largest <= size:
+    name = "budget" if max_budget is None else "max_budget"
+    raise ValueError(
+      f"`{name}` must be in [{lowest}, {size}] for shape {tuple(shape)} and strides "
+      f"{strides}, got {largest}."
+    )
+  settings = _Settings(
+    window=tuple(window),
+    strides=tuple(strides),
+    phases=_phases(window, strides),
+    inputs=inputs,
+    outputs=outputs,
+    max_budget=int(largest),
+    dtype=checks.compute_dtype(dtype),
+    angle=plan_lib.check_angle(angle),
+    schedule=plan_lib.check_schedule(schedule),
+    cover=bool(cover),
+  )
+  kernel = _sample(keys_lib.as_key(key), jnp.asarray(budget, jnp.int32), settings)
+  return orthogonal.cast(kernel, dtype)
+
+
+def _phases(window, strides) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
+  """First tap and size of the window of each phase, those of few taps first."""
+  axes = [
+    [(first, -(-(size - first) // stride)) for first in range(min(size, stride))]
+    for size, stride in zip(window, strides, strict=True)
+  ]
+  phases = [
+    (tuple(first for first, _ in phase), tuple(size for _, size in phase))
+    for phase in itertools.product(*axes)
+  ]
+  return tuple(sorted(phases, key=lambda phase: (math.prod(phase[1]), phase[1])))
+
+
+@functools.partial(jax.jit, static_argnames="settings")
+def _sample(key, budget, settings: _Settings) -> jax.Array:
+  """Samples one kernel `(*window, in, out)`, or under `vmap` many."""
+  size = math.prod(settings.window) * settings.inputs * settings.outputs
+
+  def draw(words, budget, *, alone):
+    del alone
+    return _sample_one(words, budget, settings)
+
+  return tuning.batched(draw, jax.random.key_data(key), budget, size)
+
+
+def _sample_one(words, budget, settings: _Settings) -> jax.Array:
+  rows, hi, taps = settings.outputs, settings.inputs, settings.num_taps
+  columns, total = len(taps) * hi, sum(taps)
+  mixed, means = _densities(jnp, budget, settings)
+  largest, most = _densities(np, settings.max_budget, settings)
+  left = orthogonal.sample_to_budget(
+    jax.random.wrap_key_data(keys_lib.fold_in(words, 0), impl="threefry2x32"),
+    (rows, columns),
+    mixed,
+    settings.dtype,
+    max_budget=min(int(largest) + 1, rows * columns),
+    cover=settings.cover,
+    **settings.law,
+  )
+  parts = jnp.swapaxes(left.reshape(rows, len(taps), hi), 0, 1)
+  nonzeros = jnp.count_nonzero(parts, axis=(1, 2)).astype(jnp.int32)
+  kernel = jnp.zeros((*settings.window, hi, rows), settings.dtype)
+  # Phases of as many taps are drawn by one program, one after the other.
+  for _, alike in itertools.groupby(range(len(taps)), key=lambda n: settings.delays(n)):
+    places = list(alike)
+    first, last = places[0], places[-1]
+    own = nonzeros[first : last + 1]  # what `H1` gave to each
+    # What is left goes to the phases by their taps.
+    share = taps[first] * (budget // total) + taps[first] * (budget % total) // total
+    spare = (budget - nonzeros[first:].sum()) // len(places)
+    draw = functools.partial(
+      _delay_and_rotate,
+      delays=settings.delays(first),
+      mean=means[first],
+      # With few nonzeros a row meets as many others as its phase has taps.
+      settings=_rotations(min(float(max(most[first], taps[first])), hi), settings),
+    )
+    words_of = keys_lib.fold_in(words[None], np.array(places, np.uint32) + 1)
+    shares = own + jnp.clip(share - own, 0, spare)
+    drawn = jax.lax.map(draw, (words_of, parts[first : last + 1], shares))
+    for part, place in zip(drawn, places, strict=True):
+      start, sizes = settings.phases[place]
+      part = jnp.swapaxes(part.reshape(*sizes, rows, hi), -1, -2)
+      steps = zip(start, settings.strides, strict=True)
+      kernel = kernel.at[tuple(slice(n, None, step) for n, step in steps)].set(part)
+    budget -= jnp.count_nonzero(drawn).astype(jnp.int32)
+    total -= taps[first] * len(places)
+  return kernel
+
+
+def _densities(xp, budget, settings: _Settings):
+  """Nonzeros of `H1`, and of a row of each `H2_p`, that lead to the budget.
+
+  A product of densities `x` and `y` over `in` channels that are dealt to `t` taps has
+  the density `1 - (1 - x y)^(in / t)`. `H1` is no denser than the kernel: a phase of
+  one tap could not have fewer nonzeros.
+  """
+  hi, rows, taps = settings.inputs, settings.outputs, settings.num_taps
+  columns, total = hi * len(taps), sum(taps)
+  density = xp.minimum(budget / (total * hi * rows), 1.0)
+
+  def chance(paths):
+    if paths < 1:
+      return xp.minimum(density / paths, 1.0)
+    with np.errstate(divide="ignore"):
+      return -xp.expm1(xp.log1p(-density) / paths)
+
+  mixed = xp.minimum(xp.sqrt(chance(hi * len(taps) / total)), density)
+  mixed = xp.clip(mixed, 1 / max(rows, columns), 1.0)
+  number = xp.round(mixed * (rows * columns)).astype("int32")
+  means = [xp.clip(hi * chance(hi / t) / mixed, 1.0, hi) for t in taps]
+  return xp.clip(number, min(rows, columns), budget), means
+
+
+def _rotations(mean: float, settings: _Settings) -> plan_lib.Settings:
+  """Sizes of the rotations whose product has rows of `mean` nonzeros."""
+  hi, schedule = settings.inputs, settings.schedule
+  rotations = 0
+  if hi > 1 and settings.max_budget > settings.outputs:
+    spare = 1.0 if schedule == "matching" else 3.0  # `_paraunitary._mean_to_expect`
+    dense = min(hi * hi, math.ceil(spare * hi * mean))
+    rotations = plan_lib.num_candidates(hi, hi, dense, schedule)
+  depth = plan_lib.max_depth(hi, hi, rotations, schedule)
+  return plan_lib.Settings(hi, hi, rotations, depth, settings.dtype, **settings.law)
+
+
+def _delay_and_rotate(args, *, delays, mean, settings: plan_lib.Settings):
+  """Spreads one phase over its taps: float array `[taps * rows, hi]`."""
+  words, left, budget = args
+  begin = jnp.count_nonzero(left).astype(jnp.float32)
+  growth = budget.astype(jnp.float32) / jnp.maximum(begin, 1)
+  part = left
+  for place, taps in enumerate(delays, start=1):
+    whole = jnp.round(begin * growth ** (place / len(delays))).astype(jnp.int32)
+    part = paraunitary.delay_and_rotate(
+      keys_lib.fold_in(words, place),
+      part.reshape(-1, left.shape[1]),
+      taps,
+      mean ** (1 / len(delays)),
+      budget if place == len(delays) else jnp.minimum(whole, budget),
+      settings,
+    )
+  return part
