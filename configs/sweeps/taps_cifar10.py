@@ -3,7 +3,8 @@
 Base and AI starts beside four forms of EOI on the same ERK densities: "plain" has the
 kernel's own density at the centre tap, "more", the published mode, up to `min(d k,
 sqrt(d), 1)` of it for k taps, "all taps" is an isometry over all of them at stride 1,
-and "polyphase" one at the strides of each layer. The recipe is that of `table2_cifar10.py`, which says what it follows.
+and "polyphase" one at the strides of each layer. The recipe is that of
+`table2_cifar10.py`, which says what it follows.
 
 Command: python -m train.sweep --config configs/sweeps/taps_cifar10.py:cpu
 Variants: `:cpu` trains 3 seeds with batches of 32, a rate of .05 that falls by a
