@@ -296,6 +296,7 @@ def test_an_unknown_parameter_of_your_own_module(value_error):
   assert [x and x.axes for x in layouts.values()] == [None, "io", "io"]
 
 
+@pytest.mark.slow
 def test_weight_normalization_keeps_an_isometry_or_is_refused(value_error):
   inputs = jax.random.normal(KEY, (5, 8))
   for features, fits in ((6, True), (12, False)):

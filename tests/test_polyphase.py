@@ -123,6 +123,7 @@ def test_the_initializer_takes_the_strides(value_error):
     eoi_init(0.015, taps="polyphase", strides=2)(KEY, (3, 3, 6, 10))
 
 
+@pytest.mark.slow
 def test_a_delta_kernel_counts_as_what_it_is():
   layouts = linen_layouts(nn.Conv(8, (3, 3), strides=2), jnp.ones((1, 4, 4, 6)))
   params = {"kernel": eoi_init(0.2)(KEY, (3, 3, 6, 8)), "bias": jnp.zeros(8)}

@@ -502,6 +502,7 @@ def test_all_taps_of_every_kind_of_convolution(value_error):
     sparsify(KEY, CNN, 0.3, options={"taps": "every"})
 
 
+@pytest.mark.slow
 def test_threads_draw_in_the_precision_of_their_caller():
   for x64, dtype, atol in ((False, "float32", 5e-6), (True, "float64", 1e-14)) * 2:
     with jax.enable_x64(x64):
