@@ -80,7 +80,7 @@ class Net(nn.Module):
 
 
 @pytest.mark.slow
-def test_layouts_tell_strides_and_direction():
+def test_layouts_tell_strides_and_direction(value_error):
   inputs = jax.random.normal(KEY, (1, 16, 10))
   layouts = linen_layouts(Net(), inputs)
   params = Net().init(KEY, inputs)["params"]
@@ -97,6 +97,8 @@ def test_layouts_tell_strides_and_direction():
   jacobian = jax.jacobian(apply)(jnp.zeros((1, 8, 16))).reshape(128, 128)
   values = np.linalg.svd(jacobian, compute_uv=False)
   chex.assert_trees_all_close(values, np.ones_like(values), atol=1e-5, rtol=1e-7)
+  with value_error("'groups/kernel'", "`density`", 'Taps "all"'):  # a floor of .067
+    sparsify(KEY, params, 0.06, layouts=layouts, options=POLYPHASE)
   # At stride 1 it is what taps "all" gives.
   some, layouts = {"dilated": params["dilated"]}, layouts.replace({"dilated/*": "wio"})
   starts = [

@@ -52,7 +52,7 @@ class Exported(NamedTuple):
     params: its parameters; dead weights are exactly zero.
     batch_stats: running statistics of normalization layers, {} without any.
     masks: tree like `params`; bool leaves, True = trained, or None = dense leaf.
-    metadata: `config`, `layouts` (by name of a leaf: axes, groups, strides, padding),
+    metadata: `config`, `layouts` (by name of a leaf: its fields),
       `step`, `seed` and `spec`, the constants of the data set.
   """
 

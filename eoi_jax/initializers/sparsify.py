@@ -503,7 +503,9 @@ def _by_budget(stack: _Stack, budget_of: Callable[[float], int]) -> np.ndarray:
       inner[budget] = budget_of(budget / size)
     except ValueError as error:
       hint = ' `allocate(..., floors="lift")` lifts layers to their floor.'
-      if stack.matrix_shape == (1, 1):
+      if max(stack.strided[0], default=1) > 1:
+        hint = ' Taps "all" and "center" take fewer nonzeros than "polyphase".'
+      elif stack.matrix_shape == (1, 1):
         hint = " One weight for each channel, or None in its place to keep it dense."
       raise ValueError(f"kernel {name!r}: {error}{hint}") from None
   return np.array([inner[budget] for budget in budgets.tolist()], np.int64)
