@@ -103,7 +103,7 @@ def test_from_a_config_outside_to_a_plain_script(project):
   formats += ["safetensors"] if _has("safetensors") else []
   files = export.export(workdir, "last", tuple(formats))
   assert {path.stem for path in files} == {"model-seed3", "model-seed4"}
-  images, labels = own_data.load("my_data:digits").test
+  images, labels = own_data.load("my_data:digits")[1]["test"]
   accuracies = []
   for path in files:
     exported = export.load(path)

@@ -1,6 +1,5 @@
 """Image data sets by name: small ones whole, as uint8 arrays, large ones as streams."""
 
-import functools
 import importlib.metadata
 from typing import Any
 
@@ -76,26 +75,23 @@ def load_dataset(
     raise ValueError(f"`stream` {rule} data set {name!r}, got {stream}.")
   if stream is not None:
     return open_imagenet(stream, validation=validation)
-  if name not in DATASETS:
-    dataset = own.load(name)
-  elif name == "digits":
-    dataset = whole(DATASETS[name], _digits())
+  if name in DATASETS and name != "digits":
+    return _tfds(name, validation)
+  spec = DATASETS.get(name)
+  if spec is None:
+    spec, splits = own.load(name)
   else:
-    dataset = _tfds(name)
-  if not validation or "validation" in dataset.sizes:
-    return dataset
-  size, held = dataset.sizes["train"], ("train", "validation")
-  held_out = int(size * validation + 1e-9)
-  sizes = {**dataset.sizes, "train": size - held_out, "validation": held_out}
+    splits = _digits()
+  if "validation" not in splits:
+    splits |= _parted(splits["train"], validation)
+  return whole(spec, splits)
 
-  @functools.cache
-  def parts():
-    return dict(zip(held, hold_out(dataset.train, validation), strict=True))
 
-  def read(split):
-    return parts()[split] if split in held else dataset.read(split)
-
-  return Dataset(dataset.spec, sizes, read)
+def _parted(train: Split, validation: float) -> dict[str, Split]:
+  """The training split, and what is held out of it, if anything is."""
+  if not validation:
+    return {"train": train}
+  return dict(zip(("train", "validation"), hold_out(train, validation), strict=True))
 
 
 def _digits() -> dict[str, Split]:
@@ -117,16 +113,25 @@ def _read_digits() -> Split:
   return Split(images, np.asarray(digits.target).astype(np.int32))
 
 
-def _tfds(name: str) -> Dataset:
+def _tfds(name: str, validation: float) -> Dataset:
   """Opens a prepared data set, and reads it in a thread: programs compile meanwhile."""
   found = {"train": "train", "test": _TEST_SPLITS.get(name, "test")}
   with prepared(name) as builder:
     sizes = {
       split: builder.info.splits[stored].num_examples for split, stored in found.items()
     }
+  if validation:
+    sizes["validation"] = int(sizes["train"] * validation + 1e-9)
+    sizes["train"] -= sizes["validation"]
 
-  def read(split):
+  def read(stored):
     with prepared(name) as builder:
-      return read_split(builder, found[split])
+      split = read_split(builder, found[stored])
+    return _parted(split, validation) if stored == "train" else {stored: split}
 
-  return Dataset(DATASETS[name], sizes, in_background(read, found))
+  wait = in_background(read, found)
+
+  def read_one(split):
+    return wait("train" if split == "validation" else split)[split]
+
+  return Dataset(DATASETS[name], sizes, read_one)

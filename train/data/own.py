@@ -7,15 +7,7 @@ import numpy as np
 
 from train.core.console import UserError
 from train.core.own import blamed, find, is_own
-from train.data.datasets import (
-  TFDS,
-  Dataset,
-  DatasetSpec,
-  Split,
-  prepared,
-  read_split,
-  whole,
-)
+from train.data.datasets import TFDS, DatasetSpec, Split, prepared, read_split
 
 FIELD = "data.name"
 SPLITS = ("train", "validation", "test")
@@ -26,7 +18,7 @@ def is_own_data(name: str) -> bool:
   return (name.startswith(TFDS) and name != TFDS) or is_own(name)
 
 
-def load(name: str) -> Dataset:
+def load(name: str) -> tuple[DatasetSpec, dict[str, Split]]:
   """Reads a data set that is not in the table.
 
   Args:
@@ -35,7 +27,8 @@ def load(name: str) -> Dataset:
       `[n, height, width, channels]`, uint8 or floating point, and integer labels `[n]`.
 
   Returns:
-    The data set; mean and deviation are measured, of all pixels of the training set.
+    What is known of it, with mean and deviation measured, of all pixels of the training
+    set; and its splits by name.
 
   Raises:
     UserError: if it is not on this machine, or not of that form.
@@ -63,7 +56,7 @@ def load(name: str) -> Dataset:
   mean, std = measure(train.images)
   shape = train.images.shape[1:]
   spec = DatasetSpec(shape, num_classes, white, mean, std, train.images.dtype.name)
-  return whole(spec, splits)
+  return spec, splits
 
 
 def measure(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
