@@ -15,7 +15,10 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 # Packages that a page may use and a test environment may lack.
 OPTIONAL = ("equinox", "haiku")
-OLDER_CODE = "--xla_cpu_use_fusion_emitters=false"
+# Later versions do not know the flag, and end the process.
+OLDER_CODE = (
+  "--xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 11) else ""
+)
 _FENCE = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
