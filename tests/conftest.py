@@ -19,7 +19,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 # XLA's older generator of code for CPUs takes half the time of the newer one then.
-os.environ["XLA_FLAGS"] = f"{documents.OLDER_CODE} {os.environ.get('XLA_FLAGS', '')}"
+flags = f"{documents.OLDER_CODE} {os.environ.get('XLA_FLAGS', '')}"
+os.environ["XLA_FLAGS"] = flags.strip()  # a blank would be the name of a file
 # Each run starts from an empty cache of compiled programs, which its workers share.
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
