@@ -579,7 +579,10 @@ class _Evaluator:
 
   def scan(self, params, inputs):
     """`lax.scan` over active and plain arrays."""
-    num_consts, num_carry = params["num_consts"], params["num_carry"]
+    if "ft_in" in params:  # of jax 0.12
+      num_consts, num_carry, _ = map(len, params["ft_in"].unpack())
+    else:
+      num_consts, num_carry = params["num_consts"], params["num_carry"]
     consts, rest = inputs[:num_consts], inputs[num_consts:]
     init, xs = rest[:num_carry], rest[num_carry:]
     closed, length = params["jaxpr"], params["length"]
