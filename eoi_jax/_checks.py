@@ -21,6 +21,19 @@ def integer(name: str, value: Any, minimum: int) -> int:
   return number
 
 
+def strides(value: Any, rank: int) -> tuple[int, ...]:
+  """Returns one stride for each of `rank` axes of a window, or raises ValueError."""
+  try:
+    values = tuple(operator.index(stride) for stride in value)
+  except TypeError:
+    values = (integer("strides", value, 1),) * rank
+  if len(values) != rank or min(values, default=1) < 1:
+    raise ValueError(
+      f"`strides` must be a positive integer or {rank} of them, got {value!r}."
+    )
+  return values
+
+
 def number(name: str, value: Any) -> float:
   """Returns `value` as a finite Python float or raises ValueError."""
   try:

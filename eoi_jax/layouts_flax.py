@@ -81,7 +81,8 @@ def linen_layouts(
   normalized: dict[str, Any] = {}  # axes that have norms of their own
 
   def record(next_fun, args, context_kwargs, context):
-    module, before = context.module, set(found)
+    module = context.module
+    before = set(found) if isinstance(module, nn.WeightNorm) else set()
     outputs = next_fun(*args, **context_kwargs)
     if isinstance(module, nn.WeightNorm):
       words = module.variable_filter or [""]

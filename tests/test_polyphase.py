@@ -119,7 +119,7 @@ def test_the_initializer_takes_the_strides(value_error):
     eoi_init(0.2, taps="polyphase")
   with value_error("`strides`", "polyphase", "2"):
     eoi_init(0.2, taps="all", strides=2)
-  with value_error("`strides`", "2 axes", "(2,)"):
+  with value_error("`strides`", "2 of them", "(2,)"):
     eoi_init(0.2, taps="polyphase", strides=(2,))(KEY, (3, 3, 6, 10))
   with value_error("`density`", "0.01852", "(3, 3, 6, 10)"):  # 10 nonzeros, not 6
     eoi_init(0.015, taps="polyphase", strides=2)(KEY, (3, 3, 6, 10))

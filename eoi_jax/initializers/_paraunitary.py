@@ -48,6 +48,10 @@ class _Settings(NamedTuple):
   def law(self) -> dict:
     return {"angle": self.angle, "schedule": self.schedule}
 
+  @property
+  def size(self) -> int:
+    return math.prod(self.window) * self.lo * self.hi
+
 
 def all_taps(
   key: jax.Array,
@@ -115,38 +119,44 @@ def all_taps(
     (True, True)
   """
   *window, rows, cols = shape
-  lo, hi, size = min(rows, cols), max(rows, cols), math.prod(shape)
-  largest = budget if max_budget is None else max_budget
-  if not lo <= largest <= size:
-    name = "budget" if max_budget is None else "max_budget"
-    raise ValueError(
-      f"`{name}` must be in [{lo}, {size}] for shape {tuple(shape)}, got {largest}."
-    )
+  lo, hi = min(rows, cols), max(rows, cols)
+  largest = check_budget(lo, math.prod(shape), budget, max_budget, f"shape {shape}")
   settings = _Settings(
     window=tuple(window),
     lo=lo,
     hi=hi,
-    max_budget=int(largest),
+    max_budget=largest,
     dtype=checks.compute_dtype(dtype),
     angle=plan_lib.check_angle(angle),
     schedule=plan_lib.check_schedule(schedule),
     cover=bool(cover),
   )
-  kernel = _sample(keys_lib.as_key(key), jnp.asarray(budget, jnp.int32), settings)
+  kernel = sample(key, budget, _sample_one, settings)
   kernel = orthogonal.cast(kernel, dtype)
   return jnp.swapaxes(kernel, -1, -2) if rows > cols else kernel
 
 
-@functools.partial(jax.jit, static_argnames="settings")
-def _sample(key, budget, settings: _Settings) -> jax.Array:
-  """Samples one kernel `(*window, lo, hi)`, or under `vmap` many."""
-  size = math.prod(settings.window) * settings.lo * settings.hi
+def check_budget(lowest: int, size: int, budget, max_budget, of: str) -> int:
+  """Returns the largest budget, or raises ValueError if it is out of range."""
+  largest = budget if max_budget is None else max_budget
+  if not lowest <= largest <= size:
+    name = "budget" if max_budget is None else "max_budget"
+    raise ValueError(f"`{name}` must be in [{lowest}, {size}] for {of}, got {largest}.")
+  return int(largest)
 
-  def draw(words, budget, *, alone):
+
+def sample(key, budget, draw, settings) -> jax.Array:
+  """Samples one kernel by `draw(words, budget, settings)`, or under `vmap` many."""
+  return _sample(keys_lib.as_key(key), jnp.asarray(budget, jnp.int32), draw, settings)
+
+
+@functools.partial(jax.jit, static_argnames=("draw", "settings"))
+def _sample(key, budget, draw, settings) -> jax.Array:
+  def one(words, budget, *, alone):
     del alone
-    return _sample_one(words, budget, settings)
+    return draw(words, budget, settings)
 
-  return tuning.batched(draw, jax.random.key_data(key), budget, size)
+  return tuning.batched(one, jax.random.key_data(key), budget, settings.size)
 
 
 def _sample_one(words, budget, settings: _Settings) -> jax.Array:
@@ -164,19 +174,24 @@ def _sample_one(words, budget, settings: _Settings) -> jax.Array:
     cover=settings.cover,
     **law,
   )
-  rotations = 0
-  if hi > 1 and largest[-1] > lo:
-    # `_mean_to_expect`; rounds of matchings have one to spare.
-    spare = 1.0 if settings.schedule == "matching" else 3.0
-    dense = min(hi * hi, math.ceil(spare * hi * largest[0] / lo))
-    rotations = plan_lib.num_candidates(hi, hi, dense, settings.schedule)
-  depth = plan_lib.max_depth(hi, hi, rotations, settings.schedule)
-  right = plan_lib.Settings(hi, hi, rotations, depth, dtype, **law)
+  right = rotation_sizes(hi, largest[0], lo, settings)
   for place, (taps, total) in enumerate(zip(groups, budgets[1:], strict=True)):
     words_delay = keys_lib.fold_in(words, place + 1)
     left = kernel.reshape(-1, hi)
     kernel = delay_and_rotate(words_delay, left, taps, budgets[0] / lo, total, right)
   return kernel.reshape(*window, lo, hi)
+
+
+def rotation_sizes(hi: int, nonzeros: float, rows: int, settings) -> plan_lib.Settings:
+  """Sizes of the rotations `[hi, hi]` whose rows have `nonzeros / rows` each."""
+  rotations, schedule = 0, settings.schedule
+  if hi > 1 and settings.max_budget > rows:
+    # `_mean_to_expect`; rounds of matchings have one to spare.
+    spare = 1.0 if schedule == "matching" else 3.0
+    dense = min(hi * hi, math.ceil(spare * hi * nonzeros / rows))
+    rotations = plan_lib.num_candidates(hi, hi, dense, schedule)
+  depth = plan_lib.max_depth(hi, hi, rotations, schedule)
+  return plan_lib.Settings(hi, hi, rotations, depth, settings.dtype, **settings.law)
 
 
 def delays(window: tuple[int, ...], hi: int) -> list[int]:

@@ -26,7 +26,6 @@ import numpy as np
 from eoi_jax import _checks as checks
 from eoi_jax import _keys as keys_lib
 from eoi_jax.givens import _plan as plan_lib
-from eoi_jax.givens import _tuning as tuning
 from eoi_jax.givens import orthogonal
 from eoi_jax.givens._plan import Angle
 from eoi_jax.initializers import _paraunitary as paraunitary
@@ -49,6 +48,10 @@ class _Settings(NamedTuple):
   @property
   def law(self) -> dict:
     return {"angle": self.angle, "schedule": self.schedule}
+
+  @property
+  def size(self) -> int:
+    return math.prod(self.window) * self.inputs * self.outputs
 
   @property
   def num_taps(self) -> list[int]:
@@ -113,27 +116,21 @@ def strided_taps(
     True
   """
   *window, inputs, outputs = shape
-  lowest, size = floor(shape, strides), math.prod(shape)
-  largest = budget if max_budget is None else max_budget
-  if not lowest <= largest <= size:
-    name = "budget" if max_budget is None else "max_budget"
-    raise ValueError(
-      f"`{name}` must be in [{lowest}, {size}] for shape {tuple(shape)} and strides "
-      f"{strides}, got {largest}."
-    )
+  lowest, of = floor(shape, strides), f"shape {shape} and strides {strides}"
+  largest = paraunitary.check_budget(lowest, math.prod(shape), budget, max_budget, of)
   settings = _Settings(
     window=tuple(window),
     strides=tuple(strides),
     phases=_phases(window, strides),
     inputs=inputs,
     outputs=outputs,
-    max_budget=int(largest),
+    max_budget=largest,
     dtype=checks.compute_dtype(dtype),
     angle=plan_lib.check_angle(angle),
     schedule=plan_lib.check_schedule(schedule),
     cover=bool(cover),
   )
-  kernel = _sample(keys_lib.as_key(key), jnp.asarray(budget, jnp.int32), settings)
+  kernel = paraunitary.sample(key, budget, _sample_one, settings)
   return orthogonal.cast(kernel, dtype)
 
 
@@ -148,18 +145,6 @@ def _phases(window, strides) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], .
     for phase in itertools.product(*axes)
   ]
   return tuple(sorted(phases, key=lambda phase: (math.prod(phase[1]), phase[1])))
-
-
-@functools.partial(jax.jit, static_argnames="settings")
-def _sample(key, budget, settings: _Settings) -> jax.Array:
-  """Samples one kernel `(*window, in, out)`, or under `vmap` many."""
-  size = math.prod(settings.window) * settings.inputs * settings.outputs
-
-  def draw(words, budget, *, alone):
-    del alone
-    return _sample_one(words, budget, settings)
-
-  return tuning.batched(draw, jax.random.key_data(key), budget, size)
 
 
 def _sample_one(words, budget, settings: _Settings) -> jax.Array:
@@ -187,12 +172,13 @@ def _sample_one(words, budget, settings: _Settings) -> jax.Array:
     # What is left goes to the phases by their taps.
     share = taps[first] * (budget // total) + taps[first] * (budget % total) // total
     spare = (budget - nonzeros[first:].sum()) // len(places)
+    # With few nonzeros a row meets as many others as its phase has taps.
+    mean = min(float(max(most[first], taps[first])), hi)
     draw = functools.partial(
       _delay_and_rotate,
       delays=settings.delays(first),
       mean=means[first],
-      # With few nonzeros a row meets as many others as its phase has taps.
-      settings=_rotations(min(float(max(most[first], taps[first])), hi), settings),
+      settings=paraunitary.rotation_sizes(hi, mean * rows, rows, settings),
     )
     words_of = keys_lib.fold_in(words[None], np.array(places, np.uint32) + 1)
     shares = own + jnp.clip(share - own, 0, spare)
@@ -229,18 +215,6 @@ def _densities(xp, budget, settings: _Settings):
   number = xp.round(mixed * (rows * columns)).astype("int32")
   means = [xp.clip(hi * chance(hi / t) / mixed, 1.0, hi) for t in taps]
   return xp.clip(number, min(rows, columns), budget), means
-
-
-def _rotations(mean: float, settings: _Settings) -> plan_lib.Settings:
-  """Sizes of the rotations whose product has rows of `mean` nonzeros."""
-  hi, schedule = settings.inputs, settings.schedule
-  rotations = 0
-  if hi > 1 and settings.max_budget > settings.outputs:
-    spare = 1.0 if schedule == "matching" else 3.0  # `_paraunitary._mean_to_expect`
-    dense = min(hi * hi, math.ceil(spare * hi * mean))
-    rotations = plan_lib.num_candidates(hi, hi, dense, schedule)
-  depth = plan_lib.max_depth(hi, hi, rotations, schedule)
-  return plan_lib.Settings(hi, hi, rotations, depth, settings.dtype, **settings.law)
 
 
 def _delay_and_rotate(args, *, delays, mean, settings: plan_lib.Settings):

@@ -121,7 +121,7 @@ def eoi_init(
       block = kernel.block_shape
     else:
       _check_without_doubt(shape)
-    steps = _check_strides(strides, block)
+    steps = () if strides is None else _checks.strides(strides, len(block) - 2)
     budget = kernel_budget(block, density, taps, center, steps)
     at_center = taps == "center" or math.prod(block[:-2]) == 1
     sample_shape = block[-2:] if at_center else block
@@ -142,20 +142,6 @@ def eoi_init(
     return place(kernel.from_blocks(blocks), out_sharding)
 
   return init
-
-
-def _check_strides(strides, shape: tuple[int, ...]) -> tuple[int, ...]:
-  """Returns one stride for each axis of a window; () for None."""
-  if strides is None:
-    return ()
-  rank = len(shape) - 2
-  found = (strides,) * rank if isinstance(strides, int) else tuple(strides)
-  if len(found) != rank or not all(isinstance(n, int) and n > 0 for n in found):
-    raise ValueError(
-      f"`strides` must be a positive integer, or one for each of the {rank} axes of "
-      f"the window, got {strides!r}."
-    )
-  return found
 
 
 def _check_without_doubt(shape: tuple[int, ...]) -> None:

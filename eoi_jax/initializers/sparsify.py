@@ -131,12 +131,13 @@ def sparsify(
   stacks: dict[Any, list[str]] = {}
   for name, (kernel, _) in counts.items():
     _check_dtype(kernel)
-    kind = (kernel.block_shape, kernel.leaf.dtype, kernel.groups)
+    strided = ((), False)
     if options.get("taps") == "polyphase":
-      kind += (kernel.layout.strides, kernel.layout.transposed)
+      strided = (kernel.layout.strides, kernel.layout.transposed)
+    kind = (kernel.block_shape, kernel.leaf.dtype, kernel.groups, strided)
     stacks.setdefault(kind, []).append(name)
   todo = []
-  for (shape, dtype, _, *strided), names in stacks.items():
+  for (shape, dtype, _, strided), names in stacks.items():
     kernels = [counts[name][0] for name in names]
     budgets: list[Any] = [_block_counts(*counts[name]) for name in names]
     stack = _Stack(
@@ -147,7 +148,7 @@ def sparsify(
       mask_keys=_keys.block_keys(key_masks, kernels),
       budgets=None if any(b is None for b in budgets) else np.concatenate(budgets),
       masks=given and _join([k.to_blocks(_on_host(given[k.name][1])) for k in kernels]),
-      strided=tuple(strided) or ((), False),
+      strided=strided,
     )
     todo.append((kernels, stack))
   values, masks = {}, {}
@@ -241,7 +242,7 @@ class _Stack(NamedTuple):
   mask_keys: Any
   budgets: np.ndarray | None
   masks: Any
-  strided: tuple[tuple[int, ...], bool] = ((), False)
+  strided: tuple[tuple[int, ...], bool]
 
   @property
   def matrix_shape(self) -> tuple[int, int]:

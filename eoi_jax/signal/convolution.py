@@ -73,7 +73,7 @@ def conv_singular_values(
       f"shape {kernel.shape}."
     )
   image = _check_image(input_shape, kernel)
-  strides = _check_strides(strides, len(image))
+  strides = checks.strides(strides, len(image))
   padding = _check_padding(padding)
   num_iterations = checks.integer("num_iterations", num_iterations, 1)
   window = kernel.shape[:-2]
@@ -114,18 +114,6 @@ def _check_image(input_shape, kernel) -> tuple[int, ...]:
       f"channels, for a kernel of shape {kernel.shape}, got {input_shape!r}."
     )
   return shape
-
-
-def _check_strides(strides, rank: int) -> tuple[int, ...]:
-  try:
-    values = tuple(operator.index(stride) for stride in strides)
-  except TypeError:
-    values = (checks.integer("strides", strides, 1),) * rank
-  if len(values) != rank or min(values) < 1:
-    raise ValueError(
-      f"`strides` must be a positive integer or {rank} of them, got {strides!r}."
-    )
-  return values
 
 
 def _check_padding(padding) -> str:

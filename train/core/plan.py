@@ -284,14 +284,13 @@ class Feed:
   def nothing(self) -> Split:
     """Returns black images of the same shapes, for a chunk of no step."""
     if self._batches is None:
-      return mesh.put_whole(self._black, self._placement)
+      return mesh.put_whole(self._black(), self._placement)
     return self._join([])
 
   @functools.cached_property
   def _train(self) -> Split:
     return mesh.put_whole(self._dataset.train, self._placement)
 
-  @property
   def _black(self) -> Split:
     spec = self._dataset.spec
     return Split(
@@ -300,7 +299,8 @@ class Feed:
 
   def _join(self, batches: list[Split]) -> Split:
     """Stacks batches along a new axis, always of the length of a whole chunk."""
-    batches = batches + [self._black] * (self._length - len(batches))
+    if missing := self._length - len(batches):
+      batches = batches + [self._black()] * missing
     stacked = Split(*(np.stack(parts) for parts in zip(*batches, strict=True)))
     return mesh.put_parts(stacked, self._placement, axis=1)
 

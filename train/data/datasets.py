@@ -113,6 +113,8 @@ def whole(spec: DatasetSpec, splits: Mapping[str, Any]) -> Dataset:
 def in_background(function: Callable[[Any], Any], items: Iterable[Any]) -> Callable:
   """Calls a function of each item in a thread, one after the other.
 
+  A process that ends does not wait for it, as it would for that of an executor.
+
   Returns:
     A function of an item that waits for its result, or raises what the call raised.
   """
