@@ -43,6 +43,8 @@ _WINDOWS = (1, 3, 5, 7, 9, 11)
 _CONVENTIONS = {"hwio": lambda w: "w" * w + "io", "oihw": lambda w: "oi" + "w" * w}
 # Attributes that wrap an array (of an NNX variable, say): no part of its name.
 _WRAPPERS = ("value", "raw_value")
+# Which taps of a convolution carry nonzeros, and of what it is an isometry.
+TAPS = ("center", "all", "polyphase")
 _LETTERS = "i input, o output, w window, s stack of layers or experts"
 
 
@@ -156,6 +158,23 @@ class Kernel:
     *front, out = self.layer_shape
     return (*front, out // self.groups)
 
+  def floor(self, taps: str = "center") -> int:
+    """Fewest nonzeros of a layer whose blocks are isometric.
+
+    Args:
+      taps: as in `eoi_init`: "polyphase" is isometric at the strides of the layout.
+
+    Raises:
+      ValueError: if `taps` is unknown.
+    """
+    if taps not in TAPS:
+      raise ValueError(f"`taps` must be one of {TAPS}, got {taps!r}.")
+    strides = self.layout.strides if taps == "polyphase" else ()
+    shape = self.block_shape
+    if self.layout.transposed:  # the transpose of a convolution back
+      shape = (*shape[:-2], shape[-1], shape[-2])
+    return self.groups * block_floor(shape, strides)
+
   @functools.cached_property
   def _order(self) -> tuple[int, ...]:
     return tuple(axis for letter in "swio" for axis in self.layout.axes_of(letter))
@@ -190,6 +209,16 @@ class Kernel:
       rank = blocks.ndim
       blocks = blocks.transpose(0, *range(2, rank - 1), 1, rank - 1)
     return self.from_layers(blocks)
+
+
+def block_floor(shape: tuple[int, ...], strides: tuple[int, ...] = ()) -> int:
+  """Fewest nonzeros of an isometric `(*window, in, out)`: those of its matrix.
+
+  Its inputs are those of every phase of the strides that the window sees.
+  """
+  *window, inputs, outputs = shape
+  phases = math.prod(map(min, strides, window))
+  return min(inputs * phases, outputs)
 
 
 class Layouts(Mapping[str, Layout | None]):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from eoi_jax import (
+  allocate,
   conv_singular_values,
   count_masks,
   eoi_init,
@@ -18,7 +19,8 @@ from eoi_jax import (
   linen_layouts,
   sparsify,
 )
-from eoi_jax.initializers._polyphase import floor, strided_taps
+from eoi_jax.initializers._polyphase import strided_taps
+from eoi_jax.layouts import block_floor
 from tests.cases import few
 
 KEY = jax.random.key(0)
@@ -49,7 +51,7 @@ def assert_isometric(kernel, strides):
   ),
 )
 def test_kernels_are_isometric_within_their_budget(shape, strides, schedule):
-  size, lowest = math.prod(shape), floor(shape, strides)
+  size, lowest = math.prod(shape), block_floor(shape, strides)
   budgets = [max(lowest, round(d * size)) for d in (0.0, 0.05, 0.1, 0.3, 0.7, 1.0)]
 
   def sample(budget):
@@ -97,8 +99,20 @@ def test_layouts_tell_strides_and_direction(value_error):
   jacobian = jax.jacobian(apply)(jnp.zeros((1, 8, 16))).reshape(128, 128)
   values = np.linalg.svd(jacobian, compute_uv=False)
   chex.assert_trees_all_close(values, np.ones_like(values), atol=1e-5, rtol=1e-7)
-  with value_error("'groups/kernel'", "`density`", 'Taps "all"'):  # a floor of .067
+  with value_error("'groups/kernel'", "`density`", 'taps "all"'):  # a floor of .067
     sparsify(KEY, params, 0.06, layouts=layouts, options=POLYPHASE)
+  # The others pay for the floors of what is strided.
+  options = {"floors": "lift", "layouts": layouts}
+  densities = allocate(params, 0.06, taps="polyphase", **options)
+  new, masks = sparsify(KEY, params, densities, layouts=layouts, options=POLYPHASE)
+  assert all(error.max() < 5e-6 for error in gram_errors(new, layouts=layouts).values())
+  counts = count_masks(masks)
+  assert sum(count.live for count in counts.values()) == round(0.06 * 720)
+  assert counts["groups/kernel"].live == 16  # 8 outputs of 2 phases of 5 inputs, twice
+  with value_error("`density`", "'groups/kernel'", "16 weights"):
+    allocate(params, 0.06, taps="polyphase", floors="error", layouts=layouts)
+  with value_error("`taps`", "polyphase", "strided"):
+    allocate(params, 0.06, taps="strided", **options)
   # At stride 1 it is what taps "all" gives.
   some, layouts = {"dilated": params["dilated"]}, layouts.replace({"dilated/*": "wio"})
   starts = [

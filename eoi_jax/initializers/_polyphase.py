@@ -29,6 +29,7 @@ from eoi_jax.givens import _plan as plan_lib
 from eoi_jax.givens import orthogonal
 from eoi_jax.givens._plan import Angle
 from eoi_jax.initializers import _paraunitary as paraunitary
+from eoi_jax.layouts import block_floor
 
 
 class _Settings(NamedTuple):
@@ -61,12 +62,6 @@ class _Settings(NamedTuple):
   def delays(self, place: int) -> list[int]:
     """Numbers of taps of the delays of a phase."""
     return paraunitary.delays(self.phases[place][1], self.inputs) or [1]
-
-
-def floor(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
-  """Fewest nonzeros of `strided_taps`: those of a matrix `(out, phases * in)`."""
-  *_, inputs, outputs = shape
-  return min(outputs, inputs * len(_phases(shape[:-2], strides)))
 
 
 def strided_taps(
@@ -116,7 +111,7 @@ def strided_taps(
     True
   """
   *window, inputs, outputs = shape
-  lowest, of = floor(shape, strides), f"shape {shape} and strides {strides}"
+  lowest, of = block_floor(shape, strides), f"shape {shape} and strides {strides}"
   largest = paraunitary.check_budget(lowest, math.prod(shape), budget, max_budget, of)
   settings = _Settings(
     window=tuple(window),

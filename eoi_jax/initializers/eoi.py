@@ -14,13 +14,12 @@ import numpy as np
 from eoi_jax import _checks, _keys
 from eoi_jax.givens._plan import Angle, check_schedule
 from eoi_jax.givens.orthogonal import check_dtype, sample_to_budget
-from eoi_jax.initializers import _polyphase
+from eoi_jax.initializers._polyphase import strided_taps
 from eoi_jax.initializers._paraunitary import all_taps
-from eoi_jax.layouts import Kernel, Layout, check_fit
+from eoi_jax.layouts import TAPS, Kernel, Layout, block_floor, check_fit
 
 Initializer = Callable[..., jax.Array]
 
-TAPS = ("center", "all", "polyphase")
 CENTER_RULES = ("plain", "more")
 
 
@@ -200,9 +199,7 @@ def kernel_budget(
   """
   window, matrix_shape = shape[:-2], shape[-2:]
   num_taps, size = math.prod(window), math.prod(matrix_shape)
-  lowest = min(matrix_shape)
-  if taps == "polyphase" and max(strides, default=1) > 1:
-    lowest = _polyphase.floor(shape, strides)
+  lowest = block_floor(shape, strides if taps == "polyphase" else ())
   floor = lowest / (num_taps * size)
   if not floor * (1 - 1e-9) <= density <= 1.0:
     raise ValueError(
@@ -216,7 +213,7 @@ def kernel_budget(
     if center == "more":
       central = min(density * num_taps, math.sqrt(density), 1.0)
     central = max(central, 1 / max(matrix_shape))
-  return max(min(matrix_shape), min(round(central * size), whole))
+  return max(lowest, min(round(central * size), whole))
 
 
 def sample_kernel(
@@ -259,9 +256,7 @@ def sample_kernel(
   # What a transposed convolution does is the transpose of a convolution back.
   *window, rows, cols = shape
   shape = (*window, cols, rows) if transposed else shape
-  kernel = _polyphase.strided_taps(
-    key, shape, budget, dtype, strides=strides, **options
-  )
+  kernel = strided_taps(key, shape, budget, dtype, strides=strides, **options)
   return jnp.swapaxes(kernel, -1, -2) if transposed else kernel
 
 

@@ -505,7 +505,10 @@ def _by_budget(stack: _Stack, budget_of: Callable[[float], int]) -> np.ndarray:
     except ValueError as error:
       hint = ' `allocate(..., floors="lift")` lifts layers to their floor.'
       if max(stack.strided[0], default=1) > 1:
-        hint = ' Taps "all" and "center" take fewer nonzeros than "polyphase".'
+        hint = (
+          ' `allocate(..., floors="lift", taps="polyphase")` lifts layers to their '
+          'floor; taps "all" and "center" take fewer nonzeros.'
+        )
       elif stack.matrix_shape == (1, 1):
         hint = " One weight for each channel, or None in its place to keep it dense."
       raise ValueError(f"kernel {name!r}: {error}{hint}") from None

@@ -112,6 +112,7 @@ def allocate(
   *,
   rule: Any = "uniform",
   floors: str = "ignore",
+  taps: str = "center",
   dense: Collection[str] = (),
   layouts: Layouts | None = None,
 ) -> Any:
@@ -130,6 +131,8 @@ def allocate(
     floors: an orthogonal kernel `(*window, in, out)` needs `min(in, out)` weights at
       least. "ignore" that, for masks of any other start; "error" if a layer has fewer;
       or "lift" such layers to the floor, and let the others pay.
+    taps: as in `eoi_init`: with "polyphase" a strided convolution needs as many as a
+      matrix `(in * prod(strides), out)`.
     dense: names of kernels of density 1; they come on top: the others together have
       `density`.
     layouts: how leaves are read; None = by shape (`kernel_layouts`).
@@ -160,9 +163,11 @@ def allocate(
   layers = [kernel for kernel in given.values() for _ in range(kernel.num_layers)]
   densities: dict[str, Any] = dict.fromkeys(dense, 1.0)
   if layers:
-    counts = _counts(
-      layers, np.concatenate([wanted[n] for n in given]), density, floors
-    )
+    least = np.ones(len(layers), np.int64)
+    if floors != "ignore":
+      least[:] = [kernel.floor(taps) for kernel in layers]
+    values = np.concatenate([wanted[n] for n in given])
+    counts = _counts(layers, values, density, least, floors)
     first = 0
     for name, kernel in given.items():
       part = counts[first : first + kernel.num_layers] / kernel.layer_size
@@ -215,12 +220,11 @@ def _highest(found, density: float) -> dict[str, np.ndarray]:
   return {name: live_counts(found[name][0], mark) for name, mark in marked.items()}
 
 
-def _counts(layers: list[Kernel], wanted, density: float, floors: str) -> np.ndarray:
+def _counts(
+  layers: list[Kernel], wanted, density: float, least: np.ndarray, floors: str
+) -> np.ndarray:
   """Whole numbers of weights of all layers, of sum `round(density * total)`."""
   sizes = np.array([kernel.layer_size for kernel in layers], np.int64)
-  least = np.ones_like(sizes)
-  if floors != "ignore":
-    least[:] = [min(kernel.block_shape[-2:]) * kernel.groups for kernel in layers]
   low = least if floors == "lift" else np.ones_like(least)
   dense = np.where(wanted >= sizes, sizes, low)
   total = round(density * float(sizes.sum()))
@@ -231,7 +235,7 @@ def _counts(layers: list[Kernel], wanted, density: float, floors: str) -> np.nda
   if floors == "error" and below.size:
     index = int(below[0])
     raise ValueError(
-      f"`density` must leave kernel {layers[index].name!r} at least min(in, out) = "
+      f"`density` must leave kernel {layers[index].name!r} at least its floor of "
       f"{least[index]} weights for an orthogonal start, got {counts[index]} "
       f"({below.size} layers of {len(layers)} are below their floor; "
       '`floors="lift"` lifts them).'

@@ -93,7 +93,7 @@ def list_kernels(config: Any) -> Layers:
     if (density := blocks.get(name, wanted[name])) is not None:
       each = np.broadcast_to(np.asarray(density, np.float64), (count,)).tolist()
       found = None if scored else sum(round(d * size) for d in each)
-      row = row._replace(live=found, floor=min(shape[-2:]) / size)
+      row = row._replace(live=found, floor=kernel.floor(sparsity.taps) / size)
       if found is not None and math.prod(shape[:-2]) > 1:
         row = row._replace(taps=_expected_taps(sparsity, kernel, each))
     rows.append(row)
@@ -116,7 +116,7 @@ def _expected_taps(
   *window, fan_in, fan_out = kernel.layer_shape
   num_taps, tap = math.prod(window), fan_in * fan_out
   start, size = sparsity.start, kernel.layer_size
-  floor = min(kernel.block_shape[-2:]) / math.prod(kernel.block_shape)
+  floor = kernel.floor(sparsity.taps) / size
   made_dense = (start == "eoi_structured" and fan_in <= 3) or (
     start == "sao" and (fan_in <= 3 or min(fan_in, fan_out) == 1)
   )

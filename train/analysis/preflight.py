@@ -198,7 +198,8 @@ def measure(plan: Plan, *, num_samples: int = 16) -> Inspection:
     model = model.clone(remat=False)
   variables = {"params": params, "batch_stats": stats}
   calls = trace_calls(model, variables, spec.shape)
-  layers = {row.name: row for row in list_layers(params, masks, scale, model)}
+  rows = list_layers(params, masks, scale, model, config.sparsity.taps)
+  layers = {row.name: row for row in rows}
   assert layers.keys() <= calls.keys()
   inputs = normalize(jnp.asarray(take(plan.dataset.train, num_samples).images), spec)
   apply_fn = functools.partial(_apply, model, _Frozen(stats))

@@ -396,7 +396,8 @@ def densities(
     found = eoi_jax.uniform(params, density, dense=dense, layouts=model.layouts)
   else:
     floors = sparsity.floors if sparsity.start == "eoi" else "ignore"
-    options = {"rule": rule, "floors": floors, "layouts": model.layouts}
+    options = {"rule": rule, "floors": floors, "taps": sparsity.taps}
+    options["layouts"] = model.layouts
     found = eoi_jax.allocate(params, sparsity.density, **options)
   if not sparsity.constant_fan_in:
     return found

@@ -58,7 +58,9 @@ class Layer(NamedTuple):
   taps: tuple[Taps, Taps] | None
 
 
-def list_layers(params: Any, masks: Any, scale: float, model: Any) -> list[Layer]:
+def list_layers(
+  params: Any, masks: Any, scale: float, model: Any, taps: str
+) -> list[Layer]:
   """Returns a row for each kernel that may be sparse, in the order of the tree.
 
   Args:
@@ -66,6 +68,7 @@ def list_layers(params: Any, masks: Any, scale: float, model: Any) -> list[Layer
     masks: tree like `params`; bool leaves or None.
     scale: gain of the kernels: they are compared with `scale` times orthogonal.
     model: the network.
+    taps: `sparsity.taps`, on which floors depend.
   """
   errors = eoi_jax.gram_errors(params, scale=scale, layouts=model.layouts)
   flat_masks, rows = named_leaves(masks), []
@@ -74,9 +77,9 @@ def list_layers(params: Any, masks: Any, scale: float, model: Any) -> list[Layer
     live = size if mask is None else int(np.sum(np.asarray(mask)))
     error = float(np.max(errors[name]))
     shape, count = kernel.layer_shape, kernel.num_layers
-    floor = min(shape[-2:]) / kernel.layer_size
-    taps = _count_taps(kernel, mask)
-    rows.append(Layer(name, shape, count, live, live / size, error, floor, taps))
+    floor = kernel.floor(taps) / kernel.layer_size
+    both = _count_taps(kernel, mask)
+    rows.append(Layer(name, shape, count, live, live / size, error, floor, both))
   return rows
 
 
@@ -154,7 +157,7 @@ def describe_start(config: Any, state: Any, scale: float, recipe: Any) -> AtStar
   """
   params, masks = dense_view(state.params, state.masks, state.layouts)
   model = recipe.model.without_blocks
-  layers = list_layers(params, masks, scale, model)
+  layers = list_layers(params, masks, scale, model, config.sparsity.taps)
   stored = sum(leaf.size for leaf in jax.tree.leaves(state.params))
   taps = {layer.name: layer.taps for layer in layers if layer.taps}
   summary: dict[str, Any] = {
