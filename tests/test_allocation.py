@@ -195,7 +195,7 @@ def test_floors_are_lifted_and_the_total_holds(value_error):
   options = {"layouts": LAYOUTS}
   own = eoi_jax.uniform(TREE, 0.5, **options)
   own["hidden"]["kernel"] = 0.03  # 7.68 of 256 weights; an orthogonal one needs 16
-  with value_error("`density`", "'hidden/kernel'", "= 16", 'floors="lift"'):
+  with value_error("`density`", "'hidden/kernel'", "16 weights", 'floors="lift"'):
     eoi_jax.allocate(TREE, 0.18, rule=own, floors="error", **options)
   lifted = eoi_jax.allocate(TREE, 0.18, rule=own, floors="lift", **options)
   counts = counts_of(TREE, lifted, LAYOUTS)
