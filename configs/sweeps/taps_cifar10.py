@@ -8,8 +8,8 @@ and "polyphase" one at the strides of each layer. The recipe is that of
 
 Command: python -m train.sweep --config configs/sweeps/taps_cifar10.py:cpu
 Variants: `:cpu` trains 3 seeds with batches of 32, a rate of .05 that falls by a
-cosine, and 100 steps of Adam for AI: ResNet-20 for 1111 steps on 35,556 images, and
-VGG-16 for 177 steps on 5690, at density .1 alone with
+cosine, and 100 steps of Adam for AI: ResNet-20 and ResNet-32 for 1111 steps on 35,556
+images, and VGG-16 for 177 steps on 5690; one of them at one density with
 `--only='VGG-16/density=0.1/*'`; `:smoke` two rows of ResNet-20 for 2 epochs of 512
 images.
 
@@ -31,6 +31,7 @@ ROWS = {
 }
 CUT = {
   "ResNet-20": {"model.depth": 20, "data.limit": 35_556},  # 1111 steps
+  "ResNet-32": {"model.depth": 32, "data.limit": 35_556},
   "VGG-16": {"model.name": "vgg16_c", "data.limit": 5_690},  # 177 steps
 }
 SMOKE = ("EOI, more", "EOI, all taps")
