@@ -21,12 +21,13 @@ leave no doubt (`kernel_layouts`). What is in doubt is an error, never a guess.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import fnmatch
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -35,9 +36,14 @@ import optax
 
 # Names of leaves that are kernels, and of leaves of rank 2 or more that are none.
 _KERNELS = ("kernel", "weight", "w")
-_OTHERS = ("bias", "b", "scale", "offset", "gamma", "beta", "mean", "var")
+_OTHERS = ("bias", "scale")
+# None of these beside a kernel or in a norm; of rank 2 or more, matrices may have these
+# names, too.
+_BESIDE = ("b", "offset", "gamma", "beta", "mean", "var")
 _EMBEDDING = re.compile(r"embed|(^|_)(emb|wte|wpe|vocab)(_|$)")
-_NORM = re.compile(r"norm|(^|_)ln(_|\d|$)")
+_NORM = re.compile(r"norm|(^|_)(ln|rms|bn|gn)(_|\d|$)")
+# Names of leaves that are rarely kernels, for the error.
+_NO_KERNEL = re.compile(r"^pos|^cls|token|table|^a_log$|^grn|gamma|beta|scale|bias")
 # Sizes that a window may have where only the shape tells.
 _WINDOWS = (1, 3, 5, 7, 9, 11)
 _CONVENTIONS = {"hwio": lambda w: "w" * w + "io", "oihw": lambda w: "oi" + "w" * w}
@@ -46,6 +52,16 @@ _WRAPPERS = ("value", "raw_value")
 # Which taps of a convolution carry nonzeros, and of what it is an isometry.
 TAPS = ("center", "all", "polyphase")
 _LETTERS = "i input, o output, w window, s stack of layers or experts"
+_LINE = "layouts=kernel_layouts(params, {})"  # to write, with {} for the table
+# What arrays of a rank often are, for the error.
+_OFTEN = {
+  2: '"io", "oi" of PyTorch and Equinox',
+  3: '"sio" layers or experts, "ioo" query, key or value, "iio" output of attention, '
+  '"wio" or "oiw" a convolution',
+  4: '"wwio" or "oiww" a convolution, "iiio" patches, "ssio" layers of experts, "sioo" '
+  'or "siio" layers of attention',
+  5: '"wwwio" or "oiwww" a convolution, "swwio" or "soiww" layers of convolutions',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +76,8 @@ class Layout:
       share their inputs (3 for query, key and value in one kernel). None = unknown:
       an error where it matters.
     strides: strides of a convolution, one for each `w`; () for 1.
-    padding: padding of a convolution, "SAME", "CIRCULAR" or "VALID"; None if unknown.
+    padding: padding of a convolution, "SAME", "CIRCULAR", "VALID" or "CAUSAL"; None if
+      unknown.
     transposed: whether a convolution is a transposed one, whose strides spread pixels.
 
   Raises:
@@ -144,7 +161,8 @@ class Kernel:
       ValueError: if the shape alone does not tell.
     """
     if self.layout.groups is None:
-      raise ValueError(_in_doubt({self.name: _grouped(self)}, {self.name: self.leaf}))
+      doubts, leaves = {self.name: _grouped(self)}, {self.name: self.leaf}
+      raise ValueError(_in_doubt(doubts, leaves, {}, _LINE))
     return self.layout.groups
 
   @property
@@ -157,6 +175,22 @@ class Kernel:
     """`(*window, in, out / groups)` of one block."""
     *front, out = self.layer_shape
     return (*front, out // self.groups)
+
+  @property
+  def center(self) -> tuple[int, ...]:
+    """The tap of a window that reads the output's own pixel: where a delta lies.
+
+    It is `(size - 1) // 2`; the last tap of causal padding, and `size // 2` of a
+    transposed convolution of stride 1 under "SAME".
+    """
+    layout, window = self.layout, self.layer_shape[:-2]
+    if layout.padding == "CAUSAL":
+      return tuple(size - 1 for size in window)
+    # Flipped taps, with outputs first, count from the other end.
+    late = layout.transposed and layout.padding == "SAME" and layout.axes[-1] == "o"
+    strides = layout.strides if window and layout.strides else (1,) * len(window)
+    pairs = zip(window, strides, strict=True)
+    return tuple((k if late and s == 1 else k - 1) // 2 for k, s in pairs)
 
   def floor(self, taps: str = "center") -> int:
     """Fewest nonzeros of a layer whose blocks are isometric.
@@ -289,20 +323,24 @@ def kernel_layouts(
 
     - rank 0 or 1, an integer or bool array, or a bias, scale or embedding by its name:
       no kernel;
-    - a weight of a module named like an embedding or a norm is in doubt;
+    - a weight of a module named like an embedding or a norm, or beside a bias of its
+      own shape (as in a norm over several axes), is in doubt;
     - named kernel, weight or w (or a tree without names) and of rank 2: "io";
-    - likewise, of rank 4 or 5, with a window of odd sizes up to 11 in front and no such
-      window behind: a convolution, "wwio" or "wwwio"; but a window over one input
-      channel is in doubt: it may be depthwise (`groups` = outputs) or see a gray image;
-    - with a `convention`, of rank 2 to 5: as that says;
-    - anything else is in doubt.
+    - likewise, of rank 4, with a window of one odd size up to 11 (and perhaps 1) in
+      front and no such window behind: a convolution, "wwio"; but a window over one
+      input channel is in doubt: it may be depthwise (`groups` = outputs) or see a gray
+      image;
+    - with a `convention` these two as that says, and of rank 3, in a module named like
+      a convolution, "wio" or "oiw";
+    - anything else is in doubt: of higher rank, layers may be stacked.
 
   Args:
     params: tree of arrays or shape-dtype structs.
     table: glob pattern of leaf names to a layout, its letters, or None = no kernel. The
       last pattern that fits counts: `{"*": None, "*/query/kernel": "ioo"}`.
-    convention: None; or "hwio" if kernels are `(*window, in, out)` as in Flax and
-      Haiku; or "oihw" if they are `(out, in, *window)` as in Equinox and PyTorch.
+    convention: None; or "hwio" if kernels are `(in, out)` and `(*window, in, out)` as
+      in Flax and Haiku; or "oihw" if they are `(out, in)` and `(out, in, *window)` as
+      in Equinox and PyTorch.
 
   Returns:
     `Layouts` of every leaf of `params`.
@@ -325,7 +363,10 @@ def kernel_layouts(
     name: leaf for name, leaf in named_leaves(params).items() if not is_leaf(leaf)
   }
   shapes = {name: jnp.shape(leaf) for name, leaf in leaves.items()}
-  layouts = complete(apply_table(table or {}, shapes), leaves, convention)
+  known = "table | " if table else ""
+  rest = f', convention="{convention}"' if convention else ""
+  line = f"layouts=kernel_layouts(params, {known}{{}}{rest})"
+  layouts = complete(apply_table(table or {}, shapes), leaves, convention, line=line)
   for name, layout in layouts.items():
     if layout is not None and layout.groups is None:
       Kernel(name, leaves[name], layout).groups  # noqa: B018 (raises)
@@ -333,7 +374,13 @@ def kernel_layouts(
 
 
 def complete(
-  given: Mapping[str, Layout | None], leaves: Mapping[str, Any], convention=None
+  given: Mapping[str, Layout | None],
+  leaves: Mapping[str, Any],
+  convention: str | None = None,
+  *,
+  doubts: Mapping[str, str] | None = None,
+  reasons: Mapping[str, str] | None = None,
+  line: str = _LINE,
 ) -> Layouts:
   """Layouts of all leaves: those that are given, the rest by shape.
 
@@ -341,6 +388,9 @@ def complete(
     given: layouts that are known, by name.
     leaves: arrays or shape-dtype structs by name.
     convention: as in `kernel_layouts`.
+    doubts: leaves that are in doubt, with what to write in the table.
+    reasons: why, where it is not the shape.
+    line: what the caller is to write, with {} for the table.
 
   Returns:
     `Layouts` in the order of `leaves`; groups are None of a window over one channel.
@@ -348,44 +398,62 @@ def complete(
   Raises:
     ValueError: if leaves are in doubt.
   """
-  entries, doubts = {}, {}
+  entries, doubts = {}, dict(doubts or {})
   for name, leaf in leaves.items():
     if name in given:
       entries[name] = given[name]
-      continue
-    entries[name], doubt = _by_shape(name, leaf, convention)
-    if doubt is not None:
-      doubts[name] = doubt
+    elif name not in doubts:
+      entries[name], doubt = by_shape(name, leaf, leaves, convention)
+      if doubt is not None:
+        doubts[name] = doubt
   if doubts:
-    raise ValueError(_in_doubt(doubts, leaves))
+    raise ValueError(_in_doubt(doubts, leaves, reasons or {}, line))
   return Layouts(entries, {name: jnp.shape(leaf) for name, leaf in leaves.items()})
 
 
-def _by_shape(name: str, leaf: Any, convention) -> tuple[Layout | None, str | None]:
-  """The layout of a leaf, and what to write in the table if that is in doubt."""
+def by_shape(
+  name: str, leaf: Any, leaves: Mapping[str, Any], convention: str | None = None
+) -> tuple[Layout | None, str | None]:
+  """The layout of a leaf, and what to write in the table if that is in doubt.
+
+  Args:
+    name: of the leaf.
+    leaf: array or shape-dtype struct.
+    leaves: of the whole tree, by name.
+    convention: as in `kernel_layouts`.
+  """
   shape, dtype = tuple(jnp.shape(leaf)), jnp.result_type(leaf)
-  words = [word for word in name.lower().split("/") if word and not word.isdigit()]
-  last = words[-1] if words else "kernel"
-  named = last in _KERNELS
-  if len(shape) < 2 or last in _OTHERS or "embed" in last:
+  *modules, last = [w for w in name.split("/") if w and not w.isdigit()] or ["kernel"]
+  words = [module.lower() for module in modules]
+  named, parent = last.lower() in _KERNELS, name.rpartition("/")[0]
+  is_embedding = "embed" in last.lower().replace("unembed", "")
+  if len(shape) < 2 or last.lower() in _OTHERS or is_embedding:
     return None, None
   if not named and dtype != jnp.bool_ and not jnp.issubdtype(dtype, jnp.inexact):
     return None, None
+  rank, suggestion = len(shape), _suggest(words, last.lower(), shape, convention)
+  prefix = f"{parent}/" if parent else ""
+  has_kernel = any(f"{prefix}{kernel}" in leaves for kernel in _KERNELS)
+  if last in _BESIDE and (has_kernel or _is_norm(words)):
+    return None, None
   # The weight of an embedding or a norm (as Equinox names them), or of an adapter.
   odd = any("lora" in w for w in words) or (last != "kernel" and _is_no_layer(words))
-  rank, suggestion = len(shape), _suggest(words, len(shape))
+  bias = leaves.get(f"{prefix}bias")
+  odd |= last == "weight" and bias is not None and jnp.shape(bias) == shape
   if not named or odd:
-    return None, suggestion
-  if convention is not None and rank <= 5:
-    layout = Layout(_CONVENTIONS[convention](rank - 2))
-  elif rank == 2:
-    layout = Layout("io")
-  elif rank in (4, 5) and _is_window(shape[:-2]) and not _is_window(shape[2:]):
-    layout = Layout("w" * (rank - 2) + "io")
+    return None, "None" if odd else suggestion
+  axes = _CONVENTIONS[convention or "hwio"](rank - 2)
+  window = [size for size, axis in zip(shape, axes, strict=True) if axis == "w"]
+  ends = [size for size, axis in zip(shape, axes, strict=True) if axis != "w"]
+  square = len({*window} - {1}) <= 1 and _is_window(window)
+  if rank == 3:
+    fits = convention is not None and square and any("conv" in w for w in words[-1:])
   else:
+    fits = rank == 2 or (rank == 4 and square and (convention or not _is_window(ends)))
+  if not fits:
     return None, suggestion
-  window = [shape[axis] for axis in layout.axes_of("w")]
-  if math.prod(window) > 1 and shape[layout.axes.index("i")] == 1:
+  layout = Layout(axes)
+  if math.prod(window) > 1 and shape[axes.index("i")] == 1:
     layout = dataclasses.replace(layout, groups=None)
   return layout, None
 
@@ -397,37 +465,76 @@ def _grouped(kernel: Kernel) -> str:
 
 def _is_no_layer(words: list[str]) -> bool:
   """Whether modules are named like an embedding, or the last of them like a norm."""
-  parent = words[-2] if len(words) > 1 else ""
-  return any(map(_EMBEDDING.search, words)) or _NORM.search(parent) is not None
+  return any(map(_EMBEDDING.search, words)) or _is_norm(words)
 
 
-def _is_window(sizes: tuple[int, ...]) -> bool:
+def _is_norm(words: list[str]) -> bool:
+  """Whether the last module is named like a norm."""
+  return bool(words) and _NORM.search(words[-1]) is not None
+
+
+def _is_window(sizes: Sequence[int]) -> bool:
   """Whether sizes look like those of a window: odd, and at most 11."""
   return all(size in _WINDOWS for size in sizes)
 
 
-def _suggest(words: list[str], rank: int) -> str:
+def _suggest(words: list[str], last: str, shape, convention: str | None) -> str:
   """Letters that the error shows for a leaf in doubt."""
-  adapter = any("lora" in w or w.startswith(("pos", "cls")) for w in words)
-  if adapter or _is_no_layer(words):
+  rank, parent = len(shape), words[-1] if words else ""
+  adapter = any("lora" in w or w.startswith(("pos", "cls")) for w in (*words, last))
+  if adapter or _NO_KERNEL.search(last) or _is_no_layer(words):
     return "None"
-  if rank == 3:
-    return '"iio"' if words[-2:-1] == ["out"] else '"ioo"'
-  return {2: '"io"', 4: '"wwio"', 5: '"wwwio"'}.get(rank, "None")
+  heads = re.search(r"query|key|value|qkv|^[qkv](_|$)|attn|attention|heads", parent)
+  oihw = convention == "oihw" or (rank > 3 and _is_window(shape[2:]))
+  if rank == 2:
+    letters = "oi" if convention == "oihw" else "io"
+  elif rank == 3 and "conv" in parent:
+    letters = "oiw" if oihw or shape[-1] < shape[0] else "wio"
+  elif rank == 3 and (parent.startswith("out") or parent == "o_proj"):
+    letters = "iio"
+  elif rank == 3:
+    letters = "ioo" if heads or shape[0] > shape[1] else "sio"
+    letters = "soi" if convention == "oihw" else letters
+  elif rank == 4 and heads:
+    letters = "sioo" if shape[0] < shape[1] else "iooo"
+  elif rank == 4 and (oihw or _is_window(shape[:2])):
+    letters = "oiww" if oihw else "wwio"
+  elif rank == 4:
+    letters = "iiio" if shape[0] == shape[1] else "ssio"
+  elif rank == 5:
+    letters = "soiww" if oihw else "swwio"
+  else:
+    return "None"
+  inputs = shape[letters.index("i")] if "w" in letters else 0
+  groups = shape[letters.index("o")] if inputs == 1 else 1
+  return f'Layout("{letters}", groups={groups})' if groups > 1 else f'"{letters}"'
 
 
-def _in_doubt(doubts: dict[str, str], leaves: Mapping[str, Any]) -> str:
+def _in_doubt(
+  doubts: Mapping[str, str],
+  leaves: Mapping[str, Any],
+  reasons: Mapping[str, str],
+  line: str,
+) -> str:
   """The error that names leaves in doubt and shows the line to write."""
   shown = list(doubts)[:8]
-  named = ", ".join(f"{name!r} {tuple(jnp.shape(leaves[name]))}" for name in shown)
+  shapes = {name: tuple(jnp.shape(leaves[name])) for name in shown}
+  why = {name: f" ({reason})" for name, reason in reasons.items()}
+  named = ", ".join(f"{n!r} {shape}{why.get(n, '')}" for n, shape in shapes.items())
   entries = ", ".join(f'"{name}": {doubts[name]}' for name in shown)
   more = f" and {len(doubts) - len(shown)} more" if len(doubts) > len(shown) else ""
+  ranks = sorted({len(shape) for shape in shapes.values()} & _OFTEN.keys())
+  often = "".join(f"; of rank {rank} often {_OFTEN[rank]}" for rank in ranks)
+  argument = "layouts" if "kernel_layouts" in line else "table"
+  read = (
+    ", or read them off a Flax model: `linen_layouts(model, inputs)`, "
+    "`nnx_layouts(module)`"
+  )
   return (
-    "`layouts` must say how each array is read where its shape does not tell: in doubt "
-    f"{'is' if len(doubts) == 1 else 'are'} {named}{more}. One letter an axis "
-    f"({_LETTERS}; None = no kernel), for example "
-    f"`layouts=kernel_layouts(params, {{{entries}}})`, or read them off a Flax model: "
-    "`linen_layouts(model, inputs)`, `nnx_layouts(module)`."
+    f"`{argument}` must say how each array is read where its shape does not tell: in "
+    f"doubt {'is' if len(doubts) == 1 else 'are'} {named}{more}. One letter an axis "
+    f"({_LETTERS}; None = no kernel{often}), for example "
+    f"`{line.format('{' + entries + '}')}`{read if argument == 'layouts' else ''}."
   )
 
 
@@ -442,7 +549,9 @@ def apply_table(
       raise ValueError(
         f"`table` must hold letters, a Layout or None, got {value!r} for {pattern!r}."
       )
-    names = [name for name in shapes if fnmatch.fnmatchcase(name, pattern)]
+    # A name is no pattern, even with brackets in it.
+    names = [pattern] if pattern in shapes else []
+    names = names or [name for name in shapes if fnmatch.fnmatchcase(name, pattern)]
     if not names:
       raise ValueError(
         f"`table` must name leaves of {[*shapes]}, got the pattern {pattern!r}."
@@ -529,11 +638,24 @@ def is_leaf(node: Any) -> bool:
   return node is None or isinstance(node, optax.MaskedNode)
 
 
-def leaf_name(path: tuple[Any, ...]) -> str:
-  """Name of a leaf: the keys of its path joined by "/", without wrappers."""
-  while path and getattr(path[-1], "name", None) in _WRAPPERS:
-    path = path[:-1]
-  return jax.tree_util.keystr(path, simple=True, separator="/")
+def leaf_names(paths: Sequence[tuple[Any, ...]]) -> list[str]:
+  """Names of the leaves of a tree: keys of their paths joined by "/".
+
+  An attribute `value` that is alone in its node wraps an array, and is left out.
+  """
+  children: collections.Counter = collections.Counter()
+  if any(map(_is_wrapper, paths)):
+    children.update(p[:end] for p in paths for end in range(len(p)))
+  names = []
+  for path in paths:
+    while _is_wrapper(path) and children[path[:-1]] == 1:
+      path = path[:-1]
+    names.append(jax.tree_util.keystr(path, simple=True, separator="/"))
+  return names
+
+
+def _is_wrapper(path: tuple[Any, ...]) -> bool:
+  return bool(path) and getattr(path[-1], "name", None) in _WRAPPERS
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
@@ -543,9 +665,9 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     ValueError: if two leaves have one name.
   """
   leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
-  named = {leaf_name(path): leaf for path, leaf in leaves}
+  names = leaf_names([path for path, _ in leaves])
+  named = {name: leaf for name, (_, leaf) in zip(names, leaves, strict=True)}
   if len(named) < len(leaves):
-    names = [leaf_name(path) for path, _ in leaves]
     twice = next(name for name in names if names.count(name) > 1)
     raise ValueError(
       f"leaves must differ in their joined path, got two of the name {twice!r}: keys "
@@ -566,7 +688,9 @@ def fill_tree(params: Any, values: dict[str, Any], *, keep: bool = False) -> Any
     A tree of the structure of `params`.
   """
   paths, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_leaf)
-  leaves = [values.get(leaf_name(path), leaf if keep else None) for path, leaf in paths]
+  names = leaf_names([path for path, _ in paths])
+  pairs = zip(names, paths, strict=True)
+  leaves = [values.get(name, leaf if keep else None) for name, (_, leaf) in pairs]
   return jax.tree.unflatten(treedef, leaves)
 
 

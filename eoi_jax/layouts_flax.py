@@ -14,6 +14,7 @@ import dataclasses
 import fnmatch
 import itertools
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from eoi_jax.layouts import (
   Layout,
   Layouts,
   apply_table,
+  by_shape,
   complete,
   is_leaf,
   named_leaves,
@@ -63,60 +65,88 @@ def linen_layouts(
   """
   import flax.linen as nn
 
-  from eoi_jax.blocks.linen import BlockDense
-
-  names = {nn.Embed: "embedding", BlockDense: "blocks"}
-  readers = {
-    nn.Dense: lambda module, shape: Layout("io"),
-    nn.DenseGeneral: _linen_dense_general,
-    nn.Einsum: None,  # read off the call
-    nn.Conv: lambda module, shape: _conv(module, shape, module.feature_group_count),
-    nn.ConvLocal: lambda module, shape: Layout("s" * (len(shape) - 2) + "io"),
-    nn.ConvTranspose: _conv_transpose,
-    nn.Embed: lambda module, shape: None,
-    BlockDense: lambda module, shape: None,  # only live weights exist
-  }
-  found: dict[str, Layout | None] = {}
-  inner: dict[str, tuple[int, ...]] = {}  # shapes inside of scans
-  normalized: dict[str, Any] = {}  # axes that have norms of their own
+  reading, readers = _Reading(), _linen_readers()
 
   def record(next_fun, args, context_kwargs, context):
     module = context.module
-    before = set(found) if isinstance(module, nn.WeightNorm) else set()
+    scope = getattr(module.scope, "root", None)
+    before = set(reading.layouts) if isinstance(module, nn.WeightNorm) else set()
     outputs = next_fun(*args, **context_kwargs)
-    if isinstance(module, nn.WeightNorm):
-      words = module.variable_filter or [""]
-      for name in found.keys() - before:
-        if any(word in name for word in words):
-          normalized[name] = module.feature_axes
     own = {
       name: tuple(leaf.shape)
       for name, leaf in nn.meta.unbox(module.variables.get("params", {})).items()
       if hasattr(leaf, "shape")
     }
     for name, shape in own.items():
-      inner.setdefault("/".join((*module.path, name)), shape)
-    kind = next((k for k in readers if isinstance(module, k)), None)
-    name = names.get(kind, "kernel")
-    if kind is None or context.method_name != "__call__" or name not in own:
+      reading.add_shape((*module.path, name), shape, scope)
+    if context.method_name != "__call__":
       return outputs
-    if kind is nn.Einsum:
-      # The call may name the indices in place of the module.
-      given = [*args[1:2], context_kwargs.get("einsum_str"), module.einsum_str]
-      layout = _einsum(next(g for g in given if g is not None), own[name])
-    else:
-      layout = readers[kind](module, own[name])
-    found["/".join((*module.path, name))] = layout
+    if isinstance(module, nn.WeightNorm):
+      words = module.variable_filter or [""]
+      for name in reading.layouts.keys() - before:
+        if any(word in name for word in words):
+          reading.normalized[name] = module.feature_axes
+    kind = next((k for k in readers if isinstance(module, k)), None)
+    name, read = readers.get(kind, ("", None))
+    if name in own:
+      if kind is nn.Einsum:
+        # The call may name the indices in place of the module.
+        given = [*args[1:2], context_kwargs.get("einsum_str"), module.einsum_str]
+        layout = _einsum(next(g for g in given if g is not None), own[name])
+      else:
+        layout = read(module, own[name])
+      mapped = any("Map_variables" in part for part in module.path)
+      change = "map_variables" if mapped else _own_method(module, "__call__", "param")
+      reading.add((*module.path, name), own[name], layout, change)
+    nnx = sys.modules.get("flax.nnx")  # loaded, if a module of it is here
+    if nnx is not None and isinstance(module, nnx.bridge.ToLinen):
+      reading.add_nnx(_abstract_nnx(nnx, module), module.path, scope)
     return outputs
 
-  def init(inputs):
+  leaves, tree = jax.tree.flatten((inputs, kwargs))
+  is_array = [hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves]
+
+  def init(arrays):
+    traced = iter(arrays)
+    parts = zip(is_array, leaves, strict=True)
+    filled = [next(traced) if array else leaf for array, leaf in parts]
+    args, options = jax.tree.unflatten(tree, filled)
     keys = {name: jax.random.key(0) for name in ("params", "dropout")}
     with nn.intercept_methods(record):
-      return model.init(keys, *inputs, **kwargs)
+      return model.init(keys, *args, **options)
 
-  variables = nn.meta.unbox(jax.eval_shape(init, inputs))
-  _check_normalized(normalized, found, inner, table)
-  return _assemble(found, inner, variables.get("params", {}), table)
+  arrays = list(itertools.compress(leaves, is_array))
+  variables = nn.meta.unbox(jax.eval_shape(init, arrays))
+  line = "linen_layouts(model, inputs, table={})"
+  return reading.assemble(variables.get("params", {}), table, line)
+
+
+def _linen_readers() -> dict[Any, tuple[str, Any]]:
+  """Name of the kernel of each layer of Linen, and how to read its layout."""
+  import flax.linen as nn
+
+  from eoi_jax.blocks.linen import BlockDense
+
+  return {
+    nn.Dense: ("kernel", lambda module, shape: Layout("io")),
+    nn.DenseGeneral: ("kernel", _linen_dense_general),
+    nn.Einsum: ("kernel", None),  # read off the call
+    nn.Conv: ("kernel", lambda m, shape: _conv(m, shape, m.feature_group_count)),
+    nn.ConvLocal: ("kernel", lambda m, shape: Layout("s" * (len(shape) - 2) + "io")),
+    nn.ConvTranspose: ("kernel", _conv_transpose),
+    nn.Embed: ("embedding", lambda module, shape: None),
+    BlockDense: ("blocks", lambda module, shape: None),  # only live weights exist
+  }
+
+
+def _abstract_nnx(nnx, module) -> Any:
+  """The NNX module, in shapes, that a `flax.nnx.bridge.ToLinen` makes."""
+
+  def make():
+    rngs = {} if module.skip_rng else {"rngs": nnx.Rngs(0)}
+    return module.nnx_class(*module.args, **module.kwargs, **rngs)
+
+  return nnx.eval_shape(make)
 
 
 def nnx_layouts(
@@ -144,30 +174,24 @@ def nnx_layouts(
   """
   from flax import nnx
 
-  found: dict[str, Layout | None] = {}
-  inner: dict[str, tuple[int, ...]] = {}
-  normalized: dict[str, Any] = {}
-  if not isinstance(module, nnx.Module):
-    return _assemble(found, inner, module, table)
-  for path, part in nnx.iter_graph(module):
-    for name, (shape, layout) in _read_nnx(nnx, part).items():
-      name = "/".join((*map(str, path), name))
-      found[name], inner[name] = layout, shape
-    if isinstance(getattr(part, "out_features", None), int):
-      inner["/".join((*map(str, path), "bias"))] = (part.out_features,)
-    if isinstance(part, nnx.bridge.ToNNX):
-      _check_bridged(part, "/".join(map(str, path)), table)
-    if isinstance(part, getattr(nnx, "WeightNorm", ())):  # of flax 0.12.1 and later
-      for place, leaf in nnx.to_flat_state(nnx.state(part.layer_instance, nnx.Param)):
-        if part.variable_filter(place, leaf):
-          name = "/".join(map(str, (*path, "layer_instance", *place)))
-          normalized[name] = part.feature_axes
-  _check_normalized(normalized, found, inner, table)
-  return _assemble(found, inner, nnx.state(module), table)
+  reading = _Reading()
+  if isinstance(module, nnx.Module):
+    reading.add_nnx(module)
+    for path, part in nnx.iter_graph(module):
+      if isinstance(part, nnx.bridge.ToNNX):
+        _check_bridged(part, "/".join(map(str, path)), table)
+    module = nnx.state(module)
+  return reading.assemble(module, table, "nnx_layouts(module, table={})")
 
 
-def _read_nnx(nnx, part) -> dict[str, tuple[tuple[int, ...], Layout | None]]:
-  """Shapes of one layer's kernels of an NNX module, and their layouts."""
+def _read_nnx(nnx, part, gates: Mapping[int, int]) -> dict[str, tuple[tuple, Any]]:
+  """Shapes of one layer's kernels of an NNX module, and their layouts.
+
+  Args:
+    nnx: the package.
+    part: a node of the module's graph.
+    gates: number of gates in the kernels of layers, by id.
+  """
   from eoi_jax.blocks.nnx import BlockDense
 
   if isinstance(part, nnx.LoRA):
@@ -177,7 +201,8 @@ def _read_nnx(nnx, part) -> dict[str, tuple[tuple[int, ...], Layout | None]]:
   if isinstance(part, nnx.Embed):
     return {"embedding": ((), None)}
   if isinstance(part, nnx.Linear):
-    return {"kernel": ((part.in_features, part.out_features), Layout("io"))}
+    layout = Layout("io", gates.get(id(part), 1))
+    return {"kernel": ((part.in_features, part.out_features), layout)}
   if isinstance(part, nnx.LinearGeneral):
     batch = tuple(part.batch_axis.values())
     shape = (*batch, *part.in_features, *part.out_features)
@@ -196,30 +221,200 @@ def _read_nnx(nnx, part) -> dict[str, tuple[tuple[int, ...], Layout | None]]:
   return {}
 
 
-def _assemble(found, inner, params: Any, table) -> Layouts:
-  """Layouts of a tree from those of its modules; the rest by table and by shape.
+def _own_method(module, *methods: str) -> str:
+  """The method that a subclass of a layer of Flax has of its own, "" if none.
 
-  Args:
-    found: layout of one layer's kernel, by name of the leaf.
-    inner: shape of one layer's parameters, likewise.
-    params: the tree, whose leaves may have axes of layers more.
-    table: as in `kernel_layouts`.
+  It may apply another matrix than the kernel: a standardized one, say.
   """
-  leaves = {name: x for name, x in named_leaves(params).items() if not is_leaf(x)}
-  shapes = {name: tuple(jnp.shape(leaf)) for name, leaf in leaves.items()}
-  given = apply_table(table or {}, shapes)
-  choices = {
-    name: _stack_axes(inner[name], shape)
-    for name, shape in shapes.items()
-    if len(inner.get(name, shape)) < len(shape)
-  }
-  for name, layout in found.items():
-    if name not in shapes or name in given:
-      continue
-    if layout is not None and name in choices:
-      layout = _stacked(name, layout, choices, shapes[name])
-    given[name] = layout
-  return complete(given, leaves)
+  flax = ("flax.", "eoi_jax.")
+  own = itertools.takewhile(
+    lambda kind: not kind.__module__.startswith(flax), type(module).__mro__
+  )
+  found = (f"{k.__name__}.{m}" for k in own for m in methods if m in vars(k))
+  return next(found, "")
+
+
+class _Reading:
+  """What modules say of their parameters, by name of the leaf.
+
+  Attributes:
+    layouts: layout of one layer's kernel, None = no kernel.
+    shapes: shape of one layer's parameter; the tree may have axes of layers more.
+    origins: by name, what the parameters of one transformation have in common.
+    normalized: axes whose entries have a norm each, of kernels under WeightNorm.
+    reasons: why a reading is unsure: a layer may apply another matrix than its kernel,
+      or two layers read one in two ways.
+  """
+
+  def __init__(self):
+    self.layouts: dict[str, Layout | None] = {}
+    self.shapes: dict[str, tuple[int, ...]] = {}
+    self.origins: dict[str, Any] = {}
+    self.normalized: dict[str, Any] = {}
+    self.reasons: dict[str, str] = {}
+
+  def add_shape(self, path: Sequence[Any], shape, origin: Any = None) -> None:
+    """Notes the shape of one layer's parameter."""
+    name = "/".join(map(str, path))
+    self.shapes.setdefault(name, tuple(shape))
+    self.origins.setdefault(name, origin)
+
+  def add(self, path: Sequence[Any], shape, layout, change: str = "") -> None:
+    """Notes how a layer reads its kernel.
+
+    Args:
+      path: of the kernel.
+      shape: of it.
+      layout: of it.
+      change: what may put another matrix in its place, "" if nothing.
+    """
+    name = "/".join(map(str, path))
+    before = self.layouts.setdefault(name, layout)
+    if layout is None:
+      return
+    self.add_shape(path, shape)
+    if change:
+      self.reasons[name] = f"{change} may change it"
+    elif before != layout:
+      self.reasons[name] = f"read as {before} and as {layout} by two layers"
+
+  def add_nnx(
+    self, module: Any, prefix: Sequence[str] = (), origin: Any = None
+  ) -> None:
+    """Notes what the layers of an NNX module say.
+
+    Args:
+      module: the module, of arrays or shapes.
+      prefix: path of the module.
+      origin: see `origins`.
+    """
+    from flax import nnx
+
+    graph = list(nnx.iter_graph(module))
+    # A variable of several layers is in the state once.
+    places = {id(x): path for path, x in graph if isinstance(x, nnx.Variable)}
+    none = (nnx.BatchStat, nnx.Cache, nnx.Intermediate, nnx.Perturbation, nnx.RngState)
+    gates: dict[int, int] = {}
+    for path, part in graph:
+      if isinstance(part, none):
+        self.add((*prefix, *path), (), None)
+      for kind, number in ((nnx.OptimizedLSTMCell, 4), (nnx.GRUCell, 3)):
+        if isinstance(part, kind):
+          gates |= {id(part.dense_i): number, id(part.dense_h): number}
+    for path, part in graph:
+      for name, (shape, layout) in _read_nnx(nnx, part, gates).items():
+        place = places.get(id(getattr(part, name, None)), (*path, name))
+        self.add_shape((*prefix, *place), shape, origin)
+        self.add((*prefix, *place), shape, layout, _own_method(part, "__call__"))
+      if isinstance(getattr(part, "out_features", None), int):
+        self.add_shape((*prefix, *path, "bias"), (part.out_features,), origin)
+      if isinstance(part, getattr(nnx, "WeightNorm", ())):  # of flax 0.12.1 and later
+        state = nnx.state(part.layer_instance, nnx.Param)
+        for place, leaf in nnx.to_flat_state(state):
+          if part.variable_filter(place, leaf):
+            name = "/".join(map(str, (*prefix, *path, "layer_instance", *place)))
+            self.normalized[name] = part.feature_axes
+
+  def assemble(self, params: Any, table, line: str) -> Layouts:
+    """Layouts of a tree; what modules do not tell is read by table and by shape.
+
+    Args:
+      params: the tree.
+      table: as in `kernel_layouts`.
+      line: what the caller is to write, with {} for the table.
+    """
+    leaves = {name: x for name, x in named_leaves(params).items() if not is_leaf(x)}
+    shapes = {name: tuple(jnp.shape(leaf)) for name, leaf in leaves.items()}
+    given = apply_table(table or {}, shapes)
+    _check_normalized(self.normalized, self.layouts, self.shapes, given)
+    stacks = {  # axes that may count layers, of stacked parameters
+      name: _stack_axes(self.shapes[name], shape)
+      for name, shape in shapes.items()
+      if self.shapes.get(name, shape) != shape
+    }
+    doubts: dict[str, str] = {}
+    for name, shape in shapes.items():
+      if name in given:
+        continue
+      doubt = None
+      if name in self.layouts:
+        layout = self.layouts[name]
+      elif name in stacks:
+        inner = jax.ShapeDtypeStruct(self.shapes[name], jnp.result_type(leaves[name]))
+        layout, doubt = by_shape(name, inner, leaves)
+      else:
+        if doubt := self._near_stack(name, leaves, stacks):
+          doubts[name] = doubt
+        continue
+      if doubt is not None:
+        doubts[name] = _with_stack(doubt, len(shape) - len(self.shapes[name]))
+      elif layout is None:
+        given[name] = None
+      elif name in self.reasons:
+        changed = "may change it" in self.reasons[name]
+        doubts[name] = "None" if changed else _entry(layout, len(shape))
+      elif name not in stacks:
+        given[name] = layout
+      elif (axes := self._choose(name, stacks)) is None:
+        doubts[name] = _entry(layout, len(shape))
+      else:
+        letters = iter(layout.axes)
+        places = ["s" if n in axes else next(letters) for n in range(len(shape))]
+        given[name] = dataclasses.replace(layout, axes="".join(places))
+    return complete(given, leaves, doubts=doubts, reasons=self.reasons, line=line)
+
+  def _choose(self, name: str, stacks) -> tuple[int, ...] | None:
+    """Axes that count layers; None if that is open.
+
+    Where equal sizes leave it open, the nearest parameter of the same transformation
+    tells, which has them at the same places.
+    """
+    possible = stacks[name]
+    if len(possible) == 1:
+      return possible[0]
+
+    def is_kin(other: str) -> bool:
+      if self.origins[name] is not None:
+        return self.origins[other] is self.origins[name]
+      same = other.rpartition("/")[0] == name.rpartition("/")[0]
+      return same or _shared(name, other) > 0
+
+    kin = [n for n in stacks if len(stacks[n]) == 1 and is_kin(n)]
+    for other in sorted(kin, key=lambda other: -_shared(name, other)):
+      if stacks[other][0] in possible:
+        return stacks[other][0]
+    return None
+
+  def _near_stack(self, name: str, leaves, stacks) -> str | None:
+    """What to write for a parameter of unknown origin that may be in a known stack."""
+    shape, dtype = jnp.shape(leaves[name]), jnp.result_type(leaves[name])
+    if name in self.shapes or by_shape(name, leaves[name], leaves) == (None, None):
+      return None
+    for other, possible in stacks.items():
+      if len(possible) != 1 or (axes := possible[0])[-1] >= len(shape):
+        continue
+      whole = jnp.shape(leaves[other])
+      if any(shape[axis] != whole[axis] for axis in axes):
+        continue
+      inner = [size for axis, size in enumerate(shape) if axis not in axes]
+      inner = jax.ShapeDtypeStruct(tuple(inner), dtype)
+      layout, doubt = by_shape(name, inner, leaves)
+      if layout is not None:
+        return _entry(layout, len(shape))
+      return "None" if doubt is None else _with_stack(doubt, len(axes))
+    return None
+
+
+def _entry(layout: Layout, rank: int) -> str:
+  """An entry of a table: a layout, with axes of layers in front up to a rank."""
+  letters = "s" * (rank - len(layout.axes)) + layout.axes
+  groups = layout.groups or 1
+  return f'Layout("{letters}", groups={groups})' if groups > 1 else f'"{letters}"'
+
+
+def _with_stack(entry: str, number: int) -> str:
+  """An entry of a table with axes of layers in front."""
+  return entry.replace('"', '"' + "s" * number, 1)
 
 
 def _check_bridged(part, prefix: str, table) -> None:
@@ -241,14 +436,15 @@ def _check_bridged(part, prefix: str, table) -> None:
     read = f'{{f"{prefix}/{{n}}": x for n, x in {read}.items()}}'
   for place, leaf in nnx.to_flat_state(nnx.state(part, nnx.Param)):
     name, shape = "/".join(filter(None, (prefix, *map(str, place)))), jnp.shape(leaf)
-    if place[-1] == "kernel" and len(shape) > 2 and not _in_table(name, table):
+    named = any(fnmatch.fnmatchcase(name, pattern) for pattern in table or {})
+    if place[-1] == "kernel" and len(shape) > 2 and not named:
       raise ValueError(
         f"`table` must say how {name!r} {shape} of a Linen module is read; read it off "
         f"that module: `table={read}`."
       )
 
 
-def _check_normalized(normalized, found, inner, table) -> None:
+def _check_normalized(normalized, layouts, shapes, given) -> None:
   """Refuses kernels that weight normalization would change.
 
   It divides by norms, which an isometry has equal to one along its outputs, if these
@@ -256,16 +452,16 @@ def _check_normalized(normalized, found, inner, table) -> None:
 
   Args:
     normalized: the axes whose entries have a norm each, by name of the leaf.
-    found: as in `_assemble`.
-    inner: likewise.
-    table: likewise; what it names is taken as it says.
+    layouts: as in `_Reading`.
+    shapes: likewise.
+    given: what the table says, by name.
 
   Raises:
     ValueError: naming the first such kernel.
   """
   for name, axes in normalized.items():
-    layout, shape = found.get(name), inner.get(name, ())
-    if layout is None or _in_table(name, table):
+    layout, shape = layouts.get(name), shapes.get(name, ())
+    if layout is None or name in given:
       continue
     axes = (axes,) if isinstance(axes, int) else tuple(axes or ())
     outputs = tuple(sorted(axis % len(shape) for axis in axes))
@@ -280,10 +476,6 @@ def _check_normalized(normalized, found, inner, table) -> None:
       )
 
 
-def _in_table(name: str, table) -> bool:
-  return any(fnmatch.fnmatchcase(name, pattern) for pattern in table or {})
-
-
 def _stack_axes(inner: tuple[int, ...], outer: tuple[int, ...]) -> list[tuple]:
   """Axes that a scan or vmap may have added to a parameter."""
   return [
@@ -291,31 +483,6 @@ def _stack_axes(inner: tuple[int, ...], outer: tuple[int, ...]) -> list[tuple]:
     for axes in itertools.combinations(range(len(outer)), len(outer) - len(inner))
     if tuple(n for axis, n in enumerate(outer) if axis not in axes) == inner
   ]
-
-
-def _stacked(name: str, layout: Layout, choices, shape: tuple[int, ...]) -> Layout:
-  """The layout with `s` for the axes that a scan or vmap adds to a kernel.
-
-  Where equal sizes leave it open which axes these are, the nearest parameter of the
-  same transformation tells, which has them at the same places.
-
-  Raises:
-    ValueError: if none does.
-  """
-  possible = choices[name]
-  if len(possible) > 1:
-    near = sorted(choices, key=lambda other: -_shared(name, other))
-    sure = [choices[n][0] for n in near if len(choices[n]) == 1]
-    possible = [axes for axes in sure if axes in possible][:1]
-  if len(possible) != 1:
-    letters = "s" * (len(shape) - len(layout.axes)) + layout.axes
-    raise ValueError(
-      f"`table` must say which axes of {name!r} {shape} count layers; for example "
-      f'`table={{"{name}": "{letters}"}}`.'
-    )
-  letters = iter(layout.axes)
-  axes = "".join("s" if n in possible[0] else next(letters) for n in range(len(shape)))
-  return dataclasses.replace(layout, axes=axes)
 
 
 def _shared(name: str, other: str) -> int:
@@ -363,17 +530,16 @@ def _einsum(einsum_str: str, shape: tuple[int, ...]) -> Layout:
 
 
 def _conv(module, shape: tuple[int, ...], groups: int) -> Layout:
-  """Kernels `(*window, in / groups, out)`; patches where stride = window."""
+  """Kernels `(*window, in / groups, out)`; patches where windows do not overlap."""
   rank, window = len(shape) - 2, shape[:-2]
   strides, padding = _strides(module, rank), _padding(module.padding)
-  patches = strides == window and padding == "VALID" and not _dilated(module)
   if _dilated(module):  # taps see the same phase of an image more often
     dilation = module.kernel_dilation
     dilation = (dilation,) * rank if isinstance(dilation, int) else dilation
     pairs = zip(strides, dilation, strict=True)
     strides = tuple(stride // math.gcd(stride, step) for stride, step in pairs)
-  if groups == 1 and patches and math.prod(window) > 1:
-    return Layout("i" * (rank + 1) + "o", strides=strides, padding=padding)
+  elif math.prod(window) > 1 and _apart(strides, window):
+    return Layout("i" * (rank + 1) + "o", groups, strides, padding)
   return Layout("w" * rank + "io", groups, strides, padding)
 
 
@@ -382,9 +548,15 @@ def _conv_transpose(module, shape: tuple[int, ...]) -> Layout:
   rank = len(shape) - 2
   strides, padding = _strides(module, rank), _padding(module.padding)
   ends = "oi" if module.transpose_kernel else "io"
-  if strides == shape[:-2] and padding in ("VALID", "SAME") and not _dilated(module):
+  named = padding in ("VALID", "SAME", "CIRCULAR")
+  if named and _apart(strides, shape[:-2]) and not _dilated(module):
     return Layout("o" * rank + ends, strides=strides, padding=padding)
   return Layout("w" * rank + ends, 1, strides, padding, transposed=True)
+
+
+def _apart(strides: tuple[int, ...], window: tuple[int, ...]) -> bool:
+  """Whether windows at these strides do not overlap."""
+  return all(step >= size for step, size in zip(strides, window, strict=True))
 
 
 def _strides(module, rank: int) -> tuple[int, ...]:

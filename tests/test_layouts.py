@@ -64,6 +64,7 @@ def check_isometric(params, layouts, density=DENSITY):
       ["kernel"],
     ),
     ({"heads": {"bias": shapes(2, 3)}, "w": shapes(2, 3)}, ["w"]),
+    ({"norm": {"gamma": shapes(5, 4), "beta": shapes(5, 4)}, "w": shapes(4, 4)}, ["w"]),
     ({"kernel": shapes(2, 3), "w": optax.MaskedNode(), "x": None}, ["kernel"]),
     (shapes(2, 3), [""]),
   ],
@@ -92,6 +93,24 @@ def test_shapes_without_doubt(tree, names):
     ({"lora_a": shapes(8, 2), "kernel": shapes(8, 8)}, ("'lora_a'", "None")),
     ({"token_embed": {"weight": shapes(99, 8)}}, ("'token_embed/weight'",)),
     ({"pos": shapes(1, 9, 8), "kernel": shapes(8, 8)}, ("'pos'", "None")),
+    # Stacks of convolutions, of experts, of norms; norms over several axes.
+    ({"kernel": shapes(5, 3, 3, 16, 32)}, ("'kernel'", '"swwio"')),
+    ({"w": shapes(3, 5, 16, 32)}, ("'w'", '"ssio"')),
+    ({"rms": {"weight": shapes(5, 16)}}, ("'rms/weight'", "None")),
+    ({"1": {"weight": shapes(8, 6), "bias": shapes(8, 6)}}, ("'1/weight'", "None")),
+    ({"A": shapes(4, 4), "B": shapes(4, 2), "C": shapes(2, 4)}, ("'A'", "'B'", "'C'")),
+    ({"a": shapes(8, 2), "b": shapes(2, 8)}, ("'a'", "'b'")),
+    ({"unembed": shapes(8, 99), "kernel": shapes(8, 8)}, ("'unembed'",)),
+    # What the error suggests.
+    ({"features": {"weight": shapes(32, 16, 5, 5)}}, ('"oiww"',)),
+    ({"qkv": {"kernel": shapes(192, 3, 4, 16)}}, ('"iooo"',)),
+    ({"query": {"kernel": shapes(6, 32, 4, 8)}}, ('"sioo"',)),
+    ({"stem": {"kernel": shapes(4, 4, 3, 64)}}, ('"iiio"',)),
+    ({"moe": {"kernel": shapes(5, 16, 24)}}, ('"sio"', '"ioo" query')),
+    ({"conv1d": {"weight": shapes(32, 1, 4)}}, ('Layout("oiw", groups=32)',)),
+    ({"conv1": {"kernel": shapes(3, 8, 16)}}, ('"wio"',)),
+    ({"A_log": shapes(8, 4), "kernel": shapes(8, 8)}, ('{"A_log": None}',)),
+    ({"class_token": shapes(1, 1, 8), "w": shapes(8, 8)}, ('"class_token": None',)),
   ],
 )
 def test_doubt_names_the_leaf_and_shows_the_line(tree, words, value_error):
@@ -113,6 +132,20 @@ def test_no_kernel_at_all_is_an_error(value_error):
   for tree in ({"bias": shapes(3)}, {"embedding": shapes(9, 4)}, {}):
     with value_error("at least one kernel"):
       find_kernels(tree)
+
+
+class Heads(NamedTuple):
+  query: object
+  value: object
+
+
+def test_an_attribute_is_a_wrapper_only_where_it_is_alone():
+  params = {"w": Heads(shapes(4, 4), shapes(4, 4)), "kernel": shapes(4, 4)}
+  layouts = kernel_layouts(params, {"w/*": None})
+  assert list(layouts) == ["kernel", "w/query", "w/value"]
+  assert list(find_kernels(params, layouts)) == ["kernel"]
+  boxed = {"kernel": nn.Partitioned(jnp.ones((4, 4)), names=(None, None))}
+  assert list(kernel_layouts(boxed)) == ["kernel"]
 
 
 def test_two_leaves_of_one_name(value_error):
@@ -153,6 +186,19 @@ def test_tables_and_conventions(value_error):
     Layout("iox")
   with value_error("`convention`", "nchw"):
     kernel_layouts(params, convention="nchw")
+  # Of rank 3 and 5 layers may be stacked; a name helps.
+  (layout,) = kernel_layouts(
+    {"conv": {"w": shapes(4, 3, 5)}}, convention="oihw"
+  ).values()
+  assert layout == Layout("oiw")
+  for convention, shape in (("oihw", (5, 16, 16)), ("hwio", (5, 16, 16))):
+    with value_error("'linear/w'", f'convention="{convention}"', '"s'):
+      kernel_layouts({"linear": {"w": shapes(*shape)}}, convention=convention)
+  with value_error("'conv/w'", '"swwio"', "table | {"):
+    tree = {"conv": {"w": shapes(5, 3, 3, 8, 16)}, "e": {"w": shapes(9, 4)}}
+    kernel_layouts(tree, {"e/*": None}, convention="hwio")
+  # A name with brackets is a name.
+  assert kernel_layouts({"a[0]": shapes(4, 4)}, {"a[0]": "io"})["a[0]"] == Layout("io")
   with value_error("`layouts`", "'c/weight'"):
     find_kernels({"c": {"weight": shapes(2, 2)}}, layouts)
   with value_error("`layouts`", "dict"):
@@ -257,6 +303,17 @@ LINEN = {
   "depthwise": (nn.Conv(8, (3, 3), feature_group_count=8), (1, 5, 5, 8), 1),
   "gray": (nn.Conv(8, (3, 3)), (1, 5, 5, 1), 1),
   "patches": (nn.Conv(64, (4, 4), strides=4, padding="VALID"), (1, 8, 8, 3), 1),
+  "same_patches": (nn.Conv(64, (4, 4), strides=4), (1, 8, 8, 3), 1),
+  "circular_patches": (nn.Conv(16, (2, 2), 2, padding="CIRCULAR"), (1, 8, 8, 3), 1),
+  "grouped_patches": (nn.Conv(32, (2, 2), 2, feature_group_count=4), (1, 8, 8, 8), 1),
+  "causal": (nn.Conv(8, (4,), padding="CAUSAL"), (1, 6, 8), 1),
+  "even_transposed": (nn.ConvTranspose(8, (4, 2)), (1, 5, 5, 4), 1),
+  "flipped": (nn.ConvTranspose(8, (4, 2), transpose_kernel=True), (1, 5, 5, 4), 1),
+  "in_nnx": (
+    nnx.bridge.to_linen(nnx.Conv, 8, 8, (3, 3), feature_group_count=4),
+    (1, 5, 5, 8),
+    1,
+  ),
   "transposed": (nn.ConvTranspose(8, (3, 3), (2, 2)), (1, 5, 5, 4), 1),
   "lstm": (nn.RNN(nn.LSTMCell(8)), (1, 5, 4), 8),
   "gru": (nn.RNN(nn.GRUCell(8)), (1, 5, 4), 6),
@@ -273,10 +330,10 @@ def test_linen_layers_are_isometric(name):
     model.init, KEY, *(inputs,) * (2 if name == "attention" else 1)
   )
   params = jax.tree.map(lambda x: jnp.zeros(x.shape), params["params"])
-  density = 0.6 if name in ("depthwise", "gray") else 0.4
+  density = 0.6 if name in ("depthwise", "gray", "grouped_patches") else 0.4
   new, _ = check_isometric(params, layouts, density)
   assert len(find_kernels(new, layouts)) == number
-  if name in ("grouped", "depthwise", "patches", "transposed", "gray"):
+  if model.__class__ in (nn.Conv, nn.ConvTranspose) or name == "in_nnx":
     outputs = model.apply({"params": new}, inputs)
     np.testing.assert_allclose(
       jnp.linalg.norm(outputs), jnp.linalg.norm(inputs), rtol=1e-5
@@ -294,6 +351,120 @@ def test_an_unknown_parameter_of_your_own_module(value_error):
     linen_layouts(Net(), jnp.ones((1, 4)))
   layouts = linen_layouts(Net(), jnp.ones((1, 4)), table={"mixing": "io"})
   assert [x and x.axes for x in layouts.values()] == [None, "io", "io"]
+
+
+class OwnConv(nn.Module):
+  @nn.compact
+  def __call__(self, x, _=None):
+    kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, 16, 16))
+    axes = ("NHWC", "HWIO", "NHWC")
+    y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=axes)
+    weight = self.param("weight", nn.initializers.ones, (16,))
+    return y * weight[None, None, None], None
+
+
+class OwnDense(nn.Module):
+  @nn.compact
+  def __call__(self, x, _=None):
+    return x @ self.param("up", nn.initializers.ones, (16, 16)), None
+
+
+def scanned(module):
+  rngs = {"params": True}
+  return nn.scan(module, variable_axes={"params": 0}, split_rngs=rngs, length=5)()
+
+
+def test_parameters_of_your_own_in_a_stack(value_error):
+  inputs = jnp.ones((1, 4, 4, 16))
+  layouts = linen_layouts(scanned(OwnConv), inputs, None)
+  assert dict(layouts) == {"kernel": Layout("swwio"), "weight": None}
+  with value_error("`table`", "'up' (5, 16, 16)", 'table={"up": "sio"}'):
+    linen_layouts(scanned(OwnDense), inputs, None)
+
+  class Rms(nnx.Module):
+    def __init__(self, rngs):
+      self.weight = nnx.Param(jnp.ones(16))
+      self.linear = nnx.Linear(16, 8, rngs=rngs)
+
+  make = nnx.vmap(lambda key: Rms(nnx.Rngs(key)))
+  with value_error("'weight' (5, 16)", '{"weight": None}'):
+    nnx_layouts(make(jax.random.split(KEY, 5)))
+
+
+def test_the_line_to_write_keeps_what_was_read(value_error):
+  class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+      if not train:
+        x = nn.Conv(16, (3, 3), feature_group_count=4)(x)
+      return x * self.param("queries", nn.initializers.ones, (4, 16)).sum()
+
+  model, inputs = Net(), jnp.ones((1, 4, 4, 16))
+  with pytest.raises(ValueError, match="'queries'") as info:
+    linen_layouts(model, inputs, False)  # flags may be positional
+  line = str(info.value).rpartition("for example `")[2].partition("`")[0]
+  assert line == 'linen_layouts(model, inputs, table={"queries": "io"})'
+  layouts = linen_layouts(model, inputs, False, table={"queries": "io"})
+  assert layouts["Conv_0/kernel"].groups == 4
+
+
+def test_layers_that_apply_another_matrix_than_their_kernel(value_error):
+  class Standardized(nn.Conv):
+    def param(self, name, *args, **kwargs):
+      value = super().param(name, *args, **kwargs)
+      return value / value.std() if name == "kernel" else value
+
+  inputs = jnp.ones((1, 4, 4, 16))
+  with value_error("'kernel'", "Standardized.param may change it", '{"kernel": None}'):
+    linen_layouts(Standardized(8, (3, 3)), inputs)
+
+  class Scaled(nnx.Linear):
+    def __call__(self, x):
+      return super().__call__(x) * 2
+
+  with value_error("'kernel'", "Scaled.__call__ may change it"):
+    nnx_layouts(Scaled(8, 8, rngs=nnx.Rngs(0)))
+
+  class Transposed(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      def transposed(axes):
+        return lambda tree: jax.tree.map(lambda k: k.transpose(axes), tree)
+
+      back, swap = transposed((2, 3, 1, 0)), transposed((3, 2, 0, 1))
+      conv = nn.map_variables(nn.Conv, "params", back, swap, init=True)
+      return conv(16, (3, 3), use_bias=False)(x)
+
+  with value_error("Map_variablesConv_0/kernel", "map_variables may change it"):
+    linen_layouts(Transposed(), inputs)
+
+
+def test_a_kernel_that_two_layers_read(value_error):
+  inputs = jnp.ones((1, 4, 4, 16))
+
+  class Frozen(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      return nn.Conv(16, (3, 3), use_bias=False)(x)
+
+  frozen = Frozen().init(KEY, inputs[..., :4])
+
+  class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      x = nn.Conv(16, (3, 3), feature_group_count=4, use_bias=False)(x)
+      return x, Frozen().apply(frozen, x[..., :4])
+
+  with value_error("'Conv_0/kernel'", "wwio groups=4 and as wwio by two layers"):
+    linen_layouts(Net(), inputs)
+  # In NNX one under two names is read once, by its layer.
+  conv = nnx.Conv(16, 16, (3, 3), feature_group_count=4, rngs=nnx.Rngs(0))
+  alias = nnx.Dict(all=nnx.Dict(kernel=conv.kernel), conv=conv)
+  assert nnx_layouts(alias)["all/kernel"].groups == 4
+  other = nnx.Conv(4, 16, (3, 3), strides=2, rngs=nnx.Rngs(0))
+  other.kernel = conv.kernel
+  with value_error("'all/kernel'", "by two layers"):
+    nnx_layouts(nnx.Dict(all=nnx.Dict(kernel=conv.kernel), conv=conv, other=other))
 
 
 @pytest.mark.slow
@@ -367,6 +538,19 @@ def test_a_stack_on_an_axis_that_equal_sizes_hide(value_error):
   with value_error("`table`", "(4, 4, 6)", "'kernel'"):
     linen_layouts(dense(6, use_bias=False), jnp.ones((2, 4, 4)))
 
+  # Another stack does not.
+  def make(axis, use_bias):
+    def one(key):
+      return nnx.Linear(8, 8, use_bias=use_bias, rngs=nnx.Rngs(key))
+
+    return nnx.vmap(one, out_axes=axis)(jax.random.split(KEY, 3 if use_bias else 8))
+
+  stacks = nnx.Dict(a=make(0, True), b=make(1, False))
+  with value_error("'b/kernel' (8, 8, 8)"):
+    nnx_layouts(stacks)
+  layouts = nnx_layouts(stacks, table={"b/kernel": "iso"})
+  assert layouts["a/kernel"].axes == "sio"
+
 
 # Read off NNX.
 
@@ -404,8 +588,8 @@ def test_a_whole_nnx_module():
     "attention/query/kernel": "ioo",
     "attention/value/kernel": "ioo",
     "back/kernel": "wwio",
-    "cell/dense_h/kernel": "io",
-    "cell/dense_i/kernel": "io",
+    "cell/dense_h/kernel": "io groups=4",
+    "cell/dense_i/kernel": "io groups=4",
     "conv/kernel": "wwio groups=4",
     "einsum/kernel": "ioo",
     "general/kernel": "iioo",
@@ -426,6 +610,17 @@ def test_a_whole_nnx_module():
   chex.assert_trees_all_equal(
     eoi_jax.apply_masks(state, plain), eoi_jax.apply_masks(state, masks)
   )
+
+
+def test_variables_that_are_no_parameters_of_nnx():
+  rngs = nnx.Rngs(0)
+  attention = nnx.MultiHeadAttention(4, 32, 32, decode=True, rngs=rngs)
+  attention.init_cache((1, 5, 32))
+  net = nnx.Dict(attention=attention, count=nnx.BatchStat(jnp.ones((4, 4))))
+  net.norm = nnx.SpectralNorm(nnx.Linear(4, 4, rngs=rngs), rngs=rngs)
+  layouts = nnx_layouts(net)
+  kernels = [name for name, layout in layouts.items() if layout]
+  assert len(kernels) == 5 and all(name.endswith("kernel") for name in kernels)
 
 
 def test_a_state_of_nnx_is_read_by_shape(value_error):

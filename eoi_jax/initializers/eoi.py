@@ -263,17 +263,12 @@ def sample_kernel(
 def delta_kernel(matrix: jax.Array, window: tuple[int, ...]) -> jax.Array:
   """Convolution kernel `(*window, in, out)` with `matrix` at the centre, else zeros.
 
-  The centre is that of `center_tap`.
+  The centre is the tap that "SAME" padding aligns with the output's pixel.
   """
   if not window:
     return matrix
   kernel = jnp.zeros((*window, *matrix.shape), matrix.dtype)
-  return kernel.at[center_tap(window)].set(matrix)
-
-
-def center_tap(window: tuple[int, ...]) -> tuple[int, ...]:
-  """Tap that "SAME" padding aligns with the output pixel: `(k - 1) // 2`."""
-  return tuple((size - 1) // 2 for size in window)
+  return kernel.at[tuple((size - 1) // 2 for size in window)].set(matrix)
 
 
 def place(kernel: jax.Array, out_sharding) -> jax.Array:

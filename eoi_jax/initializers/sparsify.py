@@ -134,10 +134,10 @@ def sparsify(
     strided = ((), False)
     if options.get("taps") == "polyphase":
       strided = (kernel.layout.strides, kernel.layout.transposed)
-    kind = (kernel.block_shape, kernel.leaf.dtype, kernel.groups, strided)
-    stacks.setdefault(kind, []).append(name)
+    kind = (kernel.block_shape, kernel.leaf.dtype, kernel.groups)
+    stacks.setdefault((*kind, strided, kernel.center), []).append(name)
   todo = []
-  for (shape, dtype, _, strided), names in stacks.items():
+  for (shape, dtype, _, strided, center), names in stacks.items():
     kernels = [counts[name][0] for name in names]
     budgets: list[Any] = [_block_counts(*counts[name]) for name in names]
     stack = _Stack(
@@ -149,6 +149,7 @@ def sparsify(
       budgets=None if any(b is None for b in budgets) else np.concatenate(budgets),
       masks=given and _join([k.to_blocks(_on_host(given[k.name][1])) for k in kernels]),
       strided=strided,
+      center=center,
     )
     todo.append((kernels, stack))
   values, masks = {}, {}
@@ -233,6 +234,7 @@ class _Stack(NamedTuple):
     masks: bool `[n, *shape]`, True = trained; None if only densities are given.
     strided: strides at which a convolution is to be isometric, () for 1, and whether
       it is a transposed one.
+    center: the tap that reads the output's own pixel.
   """
 
   names: tuple[str, ...]
@@ -243,6 +245,7 @@ class _Stack(NamedTuple):
   budgets: np.ndarray | None
   masks: Any
   strided: tuple[tuple[int, ...], bool]
+  center: tuple[int, ...]
 
   @property
   def matrix_shape(self) -> tuple[int, int]:
@@ -284,10 +287,11 @@ def _dense_blocks(stack: _Stack, scale: float, *, kind: str) -> Blocks:
   if kind not in REFERENCES:
     raise ValueError(f"`reference` must be one of {tuple(REFERENCES)}, got {kind!r}.")
   kind = "orthogonal" if stack.matrix_shape == (1, 1) else kind
+  at_center = kind == "delta_orthogonal"
+  shape = stack.matrix_shape if at_center else stack.shape
   dtype = jnp.dtype(stack.dtype)
-  return _dense(
-    stack.keys, scale=scale, kind=kind, shape=stack.shape, dtype=dtype
-  ), None
+  values = _dense(stack.keys, scale=scale, kind=kind, shape=shape, dtype=dtype)
+  return _delta(stack, values) if at_center else values, None
 
 
 @functools.partial(jax.jit, static_argnames=("scale", "kind", "shape", "dtype"))
@@ -383,10 +387,9 @@ def _eoi_in_mask(
   masks = stack.known_masks()
   if _is_traced(masks):
     stack._replace(budgets=None).known_budgets()
-  center = eoi.center_tap(stack.shape[:-2])
   dtype = np.promote_types(stack.dtype, jnp.float32)
   matrices, failed = [], []
-  for n, pattern in enumerate(np.asarray(masks)[(slice(None), *center)]):
+  for n, pattern in enumerate(np.asarray(masks)[(slice(None), *stack.center)]):
     problem = patterns.matching_error(patterns.match_lines(pattern), pattern.shape)
     if problem and fallback is None:
       raise ValueError(
@@ -607,7 +610,7 @@ def _delta(stack: _Stack, matrices: Any) -> Any:
   window = stack.shape[:-2]
   if not window:
     return matrices
-  place = (slice(None), *eoi.center_tap(window))
+  place = (slice(None), *stack.center)
   shape = (len(matrices), *stack.shape)
   if math.prod(window) == 1:
     return matrices.reshape(shape)

@@ -29,7 +29,7 @@ from eoi_jax.layouts import (
   Layouts,
   fill_tree,
   find_kernels,
-  leaf_name,
+  leaf_names,
   match_leaves,
 )
 from eoi_jax.masks._topk import top_mask
@@ -180,13 +180,13 @@ def change_masks(
   arrays = map(treedef.flatten_up_to, (params, updates))
   kernels = masked_kernels(rules, masks)
   named = kernels or key is not None or rules.densities is not None
+  names = leaf_names([path for path, _ in paths]) if named else [""] * len(paths)
   groups: dict[Any, list[int]] = {}
   rows: dict[int, tuple] = {}
   leaves = zip(paths, *arrays, strict=True)
-  for n, ((path, mask), weights, slopes) in enumerate(leaves):
+  for n, ((_, mask), weights, slopes) in enumerate(leaves):
     if mask is not None:
-      name = leaf_name(path) if named else ""
-      leaf = (name, kernels.get(name), mask, weights, slopes)
+      leaf = (names[n], kernels.get(names[n]), mask, weights, slopes)
       row = _rows(rules, key, *leaf, fraction)
       rows[n] = row
       types = [jax.typeof(x) for x in row]
@@ -197,8 +197,8 @@ def change_masks(
   for members in groups.values():
     parts = _select_together(rules, [rows[n] for n in members], fraction)
     for n, part in zip(members, parts, strict=True):
-      path, mask = paths[n]
-      kernel = kernels.get(leaf_name(path)) if kernels else None
+      _, mask = paths[n]
+      kernel = kernels.get(names[n])
       if kernel is None:
         chosen = part.reshape(mask.shape)
       else:

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 import eoi_jax
-from eoi_jax.initializers.eoi import center_tap
 from eoi_jax.layouts import find_kernels, named_leaves
 from train.core.config import flatten
 from train.core.console import table
@@ -89,7 +88,7 @@ def _count_taps(kernel: Any, mask: Any) -> tuple[Taps, Taps] | None:
     return None
   nonzero = np.asarray(kernel.to_layers(kernel.leaf)) != 0
   live = np.ones_like(nonzero) if mask is None else np.asarray(kernel.to_layers(mask))
-  place = (slice(None), *center_tap(window))
+  place = (slice(None), *kernel.center)
   center = Taps(live[place].size, int(live[place].sum()), int(nonzero[place].sum()))
   whole = Taps(live.size, int(live.sum()), int(nonzero.sum()))
   return center, Taps(*(a - b for a, b in zip(whole, center, strict=True)))

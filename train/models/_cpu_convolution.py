@@ -13,6 +13,7 @@ cache: 2 (16 channels) to 5 times (64) faster than as a convolution.
 import functools
 import itertools
 import math
+import os
 from typing import Any, NamedTuple
 
 import jax
@@ -191,6 +192,7 @@ def _products(out, inputs, shape: tuple[int, ...], padding) -> jax.Array:
   missing = -size % images
   zero = jnp.zeros((), out.dtype)
   precise = jnp.promote_types(out.dtype, jnp.float32)
+  groups = math.gcd(images, os.cpu_count() or 1)  # one for each core
 
   def parts(array):
     full = jax.lax.pad(array, zero, ((0, missing, 0), *((0, 0, 0),) * 3))
@@ -203,13 +205,15 @@ def _products(out, inputs, shape: tuple[int, ...], padding) -> jax.Array:
     shifts = (((0, 0, 0), (r, rows - 1 - r, 0), *((0, 0, 0),) * 2) for r in range(rows))
     left = [pixels[:, :, col : col + width] for col in range(cols)]
     right = [jax.lax.pad(outs, zero, shift) for shift in shifts]
-    # Pixels first on both sides, as they come: XLA shares such a product among cores.
-    return total + jax.lax.dot_general(
-      jnp.concatenate(left, -1).reshape(-1, cols * channels),
-      jnp.concatenate(right, -1).reshape(-1, rows * features),
-      (((0,), (0,)), ((), ())),
+    # Pixels first on both sides, as they come. XLA does not share one product of many
+    # pixels and few channels among cores, but several.
+    products = jax.lax.dot_general(
+      jnp.concatenate(left, -1).reshape(groups, -1, cols * channels),
+      jnp.concatenate(right, -1).reshape(groups, -1, rows * features),
+      (((1,), (1,)), ((0,), (0,))),
       preferred_element_type=precise,
-    ), None
+    )
+    return total + products.sum(0), None
 
   total = jnp.zeros((cols * channels, rows * features), precise)
   total, _ = jax.lax.scan(add, total, (parts(out), parts(inputs)))
