@@ -27,8 +27,13 @@ from eoi_jax.givens import (
   sparse_orthogonal,
 )
 from eoi_jax.initializers import eoi_init, sparsify
-from eoi_jax.layouts import Layout, Layouts, kernel_layouts
-from eoi_jax.layouts_flax import linen_layouts, nnx_layouts
+from eoi_jax.layouts import (
+  Layout,
+  Layouts,
+  kernel_layouts,
+  linen_layouts,
+  nnx_layouts,
+)
 from eoi_jax.masks import (
   allocate,
   apply_masks,

@@ -16,7 +16,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from eoi_jax.layouts import Kernel
+from eoi_jax.layouts.layout import Kernel
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 

@@ -20,7 +20,7 @@ from eoi_jax import (
   sparsify,
 )
 from eoi_jax.initializers._polyphase import strided_taps
-from eoi_jax.layouts import block_floor
+from eoi_jax.layouts.layout import block_floor
 from tests.cases import few
 
 KEY = jax.random.key(0)

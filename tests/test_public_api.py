@@ -45,6 +45,7 @@ CONTRACT = {
 # As in JAX: `init(key, shape, dtype)` takes the dtype by position, and the gain of a
 # reference initializer is its only argument.
 POSITIONAL_DEFAULTS = {
+  ("find_kernels", "layouts"),
   ("kernel_layouts", "table"),
   ("sparse_orthogonal", "dtype"),
   ("block_orthogonal", "dtype"),

@@ -29,7 +29,7 @@ from eoi_jax.givens import _plan as plan_lib
 from eoi_jax.givens import orthogonal
 from eoi_jax.givens._plan import Angle
 from eoi_jax.initializers import _paraunitary as paraunitary
-from eoi_jax.layouts import block_floor
+from eoi_jax.layouts.layout import block_floor
 
 
 class _Settings(NamedTuple):

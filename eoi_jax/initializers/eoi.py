@@ -16,7 +16,7 @@ from eoi_jax.givens._plan import Angle, check_schedule
 from eoi_jax.givens.orthogonal import check_dtype, sample_to_budget
 from eoi_jax.initializers._paraunitary import all_taps
 from eoi_jax.initializers._polyphase import strided_taps
-from eoi_jax.layouts import TAPS, Kernel, Layout, block_floor, check_fit
+from eoi_jax.layouts.layout import TAPS, Kernel, Layout, block_floor, check_fit
 
 Initializer = Callable[..., jax.Array]
 

@@ -13,7 +13,8 @@ import optax
 
 from eoi_jax import _checks as checks
 from eoi_jax import _keys
-from eoi_jax.layouts import Layouts, fill_tree, is_leaf, named_leaves
+from eoi_jax.layouts.tables import Layouts
+from eoi_jax.layouts.trees import fill_tree, is_leaf, named_leaves
 from eoi_jax.optim._compact import LiveWeights
 from eoi_jax.optim.rules import (
   Rule,

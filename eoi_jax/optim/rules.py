@@ -24,14 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax import _keys
-from eoi_jax.layouts import (
-  Kernel,
-  Layouts,
-  fill_tree,
-  find_kernels,
-  leaf_names,
-  match_leaves,
-)
+from eoi_jax.layouts.layout import Kernel
+from eoi_jax.layouts.tables import Layouts, find_kernels
+from eoi_jax.layouts.trees import fill_tree, leaf_names, match_leaves
 from eoi_jax.masks._topk import top_mask
 from eoi_jax.masks.trees import check_masks
 from eoi_jax.optim.static import gathered, is_none, match_type

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from eoi_jax.layouts import fill_tree, named_leaves
+from eoi_jax.layouts.trees import fill_tree, named_leaves
 from eoi_jax.masks.trees import check_masks
 from eoi_jax.optim import _compact
 

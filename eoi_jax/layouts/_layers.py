@@ -1,0 +1,102 @@
+"""Layouts of the kernels of single layers of Flax, from what they are set to."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from eoi_jax.layouts.layout import Layout
+
+
+def own_method(module, *methods: str) -> str:
+  """The method that a subclass of a layer of Flax has of its own, "" if none.
+
+  It may apply another matrix than the kernel: a standardized one, say.
+  """
+  flax = ("flax.", "eoi_jax.")
+  own = itertools.takewhile(
+    lambda kind: not kind.__module__.startswith(flax), type(module).__mro__
+  )
+  found = (f"{k.__name__}.{m}" for k in own for m in methods if m in vars(k))
+  return next(found, "")
+
+
+def repeat(letters: str, counts: Sequence[int]) -> str:
+  return "".join(c * n for c, n in zip(letters, counts, strict=True))
+
+
+def einsum(einsum_str: str, shape: tuple[int, ...]) -> Layout:
+  """Axes of an einsum's second operand: contracted, kept, or shared with the first."""
+  operands, _, result = einsum_str.replace(" ", "").replace("...", "").partition("->")
+  inputs, kernel = operands.split(",")
+  if len(kernel) != len(shape):
+    raise ValueError(
+      f"`einsum_str` must name every axis of the kernel {shape}, got {einsum_str!r}."
+    )
+
+  def letter(index: str) -> str:
+    if index in inputs:
+      return "s" if index in result else "i"
+    if index in result:
+      return "o"
+    raise ValueError(
+      "`einsum_str` must use every axis of its kernel in the inputs or the outputs, "
+      f"got {index!r} in {einsum_str!r}."
+    )
+
+  return Layout("".join(map(letter, kernel)))
+
+
+def conv(module, shape: tuple[int, ...], groups: int) -> Layout:
+  """Kernels `(*window, in / groups, out)`; patches where windows do not overlap."""
+  rank, window = len(shape) - 2, shape[:-2]
+  strides, padding = _strides(module, rank), _padding(module.padding)
+  if _dilated(module):  # taps see the same phase of an image more often
+    dilation = module.kernel_dilation
+    dilation = (dilation,) * rank if isinstance(dilation, int) else dilation
+    pairs = zip(strides, dilation, strict=True)
+    strides = tuple(stride // math.gcd(stride, step) for stride, step in pairs)
+  elif math.prod(window) > 1 and _apart(strides, window):
+    return Layout("i" * (rank + 1) + "o", groups, strides, padding)
+  return Layout("w" * rank + "io", groups, strides, padding)
+
+
+def conv_transpose(module, shape: tuple[int, ...]) -> Layout:
+  """Kernels `(*window, in, out)`, or `(*window, out, in)` if `transpose_kernel`."""
+  rank = len(shape) - 2
+  strides, padding = _strides(module, rank), _padding(module.padding)
+  ends = "oi" if module.transpose_kernel else "io"
+  named = padding in ("VALID", "SAME", "CIRCULAR")
+  if named and _apart(strides, shape[:-2]) and not _dilated(module):
+    return Layout("o" * rank + ends, strides=strides, padding=padding)
+  return Layout("w" * rank + ends, 1, strides, padding, transposed=True)
+
+
+def _apart(strides: tuple[int, ...], window: tuple[int, ...]) -> bool:
+  """Whether windows at these strides do not overlap."""
+  return all(step >= size for step, size in zip(strides, window, strict=True))
+
+
+def _strides(module, rank: int) -> tuple[int, ...]:
+  strides = module.strides
+  if strides is None or isinstance(strides, int):
+    return (strides or 1,) * rank
+  return tuple(strides)
+
+
+def _padding(padding: Any) -> str | None:
+  """Name of a padding, or None for amounts that have none."""
+  if isinstance(padding, str):
+    return padding
+  amounts = jax.tree.leaves(padding)
+  return "VALID" if amounts and not any(amounts) else None
+
+
+def _dilated(module) -> bool:
+  """Whether the kernel is dilated: its taps then do not cover their window."""
+  dilation = module.kernel_dilation
+  return math.prod(jax.tree.leaves(dilation) or [1]) != 1

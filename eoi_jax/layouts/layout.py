@@ -1,0 +1,234 @@
+"""Layouts: how each leaf of a tree of parameters is a batch of matrices, or none.
+
+An array does not say what its axes mean: `(32, 4, 8)` may be a query projection of
+attention, a one-dimensional convolution or a stack of 32 layers. A `Layout` says it,
+with one letter an axis:
+
+    i  input      merged with the other inputs, in order
+    o  output     merged likewise
+    w  window     of a convolution
+    s  stack      independent kernels: layers of a scan, experts, heads
+
+    "io"    dense kernel of Flax or Haiku      "oi"    of PyTorch and Equinox
+    "wwio"  convolution of Flax (HWIO)         "oiww"  of PyTorch and Equinox (OIHW)
+    "ioo"   query, key or value of attention   "iio"   output projection of attention
+    "sio"   scanned layers, experts            "iiio"  patches: stride = window
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+from eoi_jax.layouts._doubt import LETTERS, LINE, in_doubt
+
+# Which taps of a convolution carry nonzeros, and of what it is an isometry.
+TAPS = ("center", "all", "polyphase")
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """How a kernel is a batch of matrices `(in, out)` or of convolutions of them.
+
+  Attributes:
+    axes: one letter for each axis of the leaf: `i` input, `o` output, `w` window, `s`
+      stack; at least one `i` and one `o`.
+    groups: matrices that lie side by side along the outputs: the groups of a
+      convolution, whose inputs are those of one group, or merged projections that
+      share their inputs (3 for query, key and value in one kernel). None = unknown:
+      an error where it matters.
+    strides: strides of a convolution, one for each `w`; () for 1.
+    padding: padding of a convolution, "SAME", "CIRCULAR", "VALID" or "CAUSAL"; None if
+      unknown.
+    transposed: whether a convolution is a transposed one, whose strides spread pixels.
+
+  Raises:
+    ValueError: if a letter is unknown, an input or output is missing, there are more
+      than three `w`, or `groups` is less than 1.
+  """
+
+  axes: str
+  groups: int | None = 1
+  strides: tuple[int, ...] = ()
+  padding: str | None = None
+  transposed: bool = False
+
+  def __post_init__(self):
+    letters = set(self.axes)
+    if not {"i", "o"} <= letters <= set("iows") or self.axes.count("w") > 3:
+      raise ValueError(
+        f"`axes` must have one letter an axis ({LETTERS}), at least one i and one o "
+        f"and at most three w, got {self.axes!r}."
+      )
+    groups = 1 if self.groups is None else self.groups
+    if not isinstance(groups, int) or groups < 1:
+      raise ValueError(f"`groups` must be a positive integer, got {self.groups!r}.")
+
+  def axes_of(self, letter: str) -> tuple[int, ...]:
+    """Numbers of the axes with a letter, in order."""
+    return tuple(n for n, axis in enumerate(self.axes) if axis == letter)
+
+  def __str__(self) -> str:
+    """The letters, and the groups if there are several."""
+    return self.axes + (f" groups={self.groups}" if self.groups != 1 else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+  """A leaf and its layout: the leaf as layers, and as blocks.
+
+  A *layer* is one element of the stack, `(*window, in, out)`: it has a density of its
+  own. A *block* is one group of a layer, `(*window, in, out / groups)`: it is what is
+  to be isometric. Without groups the two are the same.
+
+  Attributes:
+    name: path of the leaf, joined by "/".
+    leaf: array or shape-dtype struct.
+    layout: its layout.
+  """
+
+  name: str
+  leaf: Any
+  layout: Layout
+
+  def _sizes(self, letter: str) -> tuple[int, ...]:
+    return tuple(self.leaf.shape[axis] for axis in self.layout.axes_of(letter))
+
+  @functools.cached_property
+  def stack_shape(self) -> tuple[int, ...]:
+    """Sizes of the stack, () if the leaf is one layer."""
+    return self._sizes("s")
+
+  @functools.cached_property
+  def num_layers(self) -> int:
+    """Number of layers that the leaf holds."""
+    return math.prod(self.stack_shape)
+
+  @functools.cached_property
+  def layer_shape(self) -> tuple[int, ...]:
+    """`(*window, in, out)` of one layer."""
+    ends = (math.prod(self._sizes("i")), math.prod(self._sizes("o")))
+    return (*self._sizes("w"), *ends)
+
+  @property
+  def layer_size(self) -> int:
+    """Number of weights of one layer."""
+    return math.prod(self.layer_shape)
+
+  @property
+  def groups(self) -> int:
+    """Number of groups of the layout.
+
+    Raises:
+      ValueError: if the shape alone does not tell.
+    """
+    if self.layout.groups is None:
+      entry = f'Layout("{self.layout.axes}", groups={self.layer_shape[-1]})'
+      doubts, leaves = {self.name: entry}, {self.name: self.leaf}
+      raise ValueError(in_doubt(doubts, leaves, {}, LINE))
+    return self.layout.groups
+
+  @property
+  def num_blocks(self) -> int:
+    """Number of blocks in the leaf, over all layers."""
+    return self.num_layers * self.groups
+
+  @property
+  def block_shape(self) -> tuple[int, ...]:
+    """`(*window, in, out / groups)` of one block."""
+    *front, out = self.layer_shape
+    return (*front, out // self.groups)
+
+  @property
+  def center(self) -> tuple[int, ...]:
+    """The tap of a window that reads the output's own pixel: where a delta lies.
+
+    It is `(size - 1) // 2`; the last tap of causal padding, and `size // 2` of a
+    transposed convolution of stride 1 under "SAME".
+    """
+    layout, window = self.layout, self.layer_shape[:-2]
+    if layout.padding == "CAUSAL":
+      return tuple(size - 1 for size in window)
+    # Flipped taps, with outputs first, count from the other end.
+    late = layout.transposed and layout.padding == "SAME" and layout.axes[-1] == "o"
+    strides = layout.strides if window and layout.strides else (1,) * len(window)
+    pairs = zip(window, strides, strict=True)
+    return tuple((k if late and s == 1 else k - 1) // 2 for k, s in pairs)
+
+  def floor(self, taps: str = "center") -> int:
+    """Fewest nonzeros of a layer whose blocks are isometric.
+
+    Args:
+      taps: as in `eoi_init`: "polyphase" is isometric at the strides of the layout.
+
+    Raises:
+      ValueError: if `taps` is unknown.
+    """
+    if taps not in TAPS:
+      raise ValueError(f"`taps` must be one of {TAPS}, got {taps!r}.")
+    strides = self.layout.strides if taps == "polyphase" else ()
+    shape = self.block_shape
+    if self.layout.transposed:  # the transpose of a convolution back
+      shape = (*shape[:-2], shape[-1], shape[-2])
+    return self.groups * block_floor(shape, strides)
+
+  @functools.cached_property
+  def _order(self) -> tuple[int, ...]:
+    return tuple(axis for letter in "swio" for axis in self.layout.axes_of(letter))
+
+  def to_layers(self, array: Any) -> Any:
+    """Views an array of the leaf's shape as `[num_layers, *window, in, out]`."""
+    return array.transpose(self._order).reshape(self.num_layers, *self.layer_shape)
+
+  def from_layers(self, layers: Any) -> Any:
+    """The array of the leaf's shape that `to_layers` gives these layers for."""
+    shape = tuple(self.leaf.shape[axis] for axis in self._order)
+    back = sorted(range(len(self._order)), key=self._order.__getitem__)
+    return layers.reshape(shape).transpose(back)
+
+  def to_blocks(self, array: Any) -> Any:
+    """Views an array of the leaf's shape as `[num_blocks, *window, in, out / groups]`.
+
+    Layer by layer, group by group.
+    """
+    layers = self.to_layers(array)
+    if self.groups > 1:
+      *front, out = layers.shape
+      layers = layers.reshape(*front, self.groups, out // self.groups)
+      rank = layers.ndim
+      layers = layers.transpose(0, rank - 2, *range(1, rank - 2), rank - 1)
+    return layers.reshape(self.num_blocks, *self.block_shape)
+
+  def from_blocks(self, blocks: Any) -> Any:
+    """The array of the leaf's shape that `to_blocks` gives these blocks for."""
+    if self.groups > 1:
+      blocks = blocks.reshape(self.num_layers, self.groups, *self.block_shape)
+      rank = blocks.ndim
+      blocks = blocks.transpose(0, *range(2, rank - 1), 1, rank - 1)
+    return self.from_layers(blocks)
+
+
+def block_floor(shape: tuple[int, ...], strides: tuple[int, ...] = ()) -> int:
+  """Fewest nonzeros of an isometric `(*window, in, out)`: those of its matrix.
+
+  Its inputs are those of every phase of the strides that the window sees.
+  """
+  *window, inputs, outputs = shape
+  phases = math.prod(map(min, strides, window))
+  return min(inputs * phases, outputs)
+
+
+def check_fit(name: str, shape: tuple[int, ...], layout: Layout) -> None:
+  """Raises ValueError unless a layout fits the shape of its leaf."""
+  if len(layout.axes) != len(shape) or math.prod(shape) == 0:
+    raise ValueError(
+      f"layout {str(layout)!r} must have a letter for each axis of {name!r}, with at "
+      f"least one element, got shape {tuple(shape)}."
+    )
+  outputs = math.prod(shape[axis] for axis in layout.axes_of("o"))
+  if outputs % (layout.groups or 1):
+    raise ValueError(
+      f"`groups` must divide the {outputs} outputs of {name!r}, got {layout.groups}."
+    )

@@ -1,0 +1,152 @@
+"""Layouts read off a Flax NNX module."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from eoi_jax.layouts._layers import conv, conv_transpose, einsum, own_method, repeat
+from eoi_jax.layouts._reading import Reading
+from eoi_jax.layouts.layout import Layout
+from eoi_jax.layouts.tables import Layouts
+
+
+def nnx_layouts(
+  module: Any, *, table: Mapping[str, str | Layout | None] | None = None
+) -> Layouts:
+  """Layouts of the state of a Flax NNX module, read off the module.
+
+  Args:
+    module: a `flax.nnx.Module`; or a state of one, whose leaves are then read by shape
+      alone, as by `kernel_layouts`.
+    table: as in `kernel_layouts`; it overrules what is read.
+
+  Returns:
+    `Layouts` of `nnx.state(module)` and of any part of it, such as
+    `nnx.state(module, nnx.Param)`. Embeddings and low-rank adapters stay dense.
+
+  Raises:
+    ValueError: if a parameter is in doubt, or `nnx.WeightNorm` would undo an isometry.
+
+  Example:
+    >>> from flax import nnx
+    >>> module = nnx.Linear(8, 4, rngs=nnx.Rngs(0))
+    >>> nnx_layouts(module)
+    kernel  (8, 4)  io
+  """
+  from flax import nnx
+
+  reading = Reading()
+  if isinstance(module, nnx.Module):
+    read_nnx(reading, module)
+    for path, part in nnx.iter_graph(module):
+      if isinstance(part, nnx.bridge.ToNNX):
+        _check_bridged(part, "/".join(map(str, path)), table)
+    module = nnx.state(module)
+  return reading.assemble(module, table, "nnx_layouts(module, table={})")
+
+
+def read_nnx(
+  reading: Reading, module: Any, prefix: Sequence[str] = (), origin: Any = None
+) -> None:
+  """Notes what the layers of an NNX module say.
+
+  Args:
+    reading: where to note it.
+    module: the module, of arrays or shapes.
+    prefix: path of the module.
+    origin: see `Reading`.
+  """
+  from flax import nnx
+
+  graph = list(nnx.iter_graph(module))
+  # A variable of several layers is in the state once.
+  places = {id(x): path for path, x in graph if isinstance(x, nnx.Variable)}
+  none = (nnx.BatchStat, nnx.Cache, nnx.Intermediate, nnx.Perturbation, nnx.RngState)
+  gates: dict[int, int] = {}
+  for path, part in graph:
+    if isinstance(part, none):
+      reading.add((*prefix, *path), (), None)
+    for kind, number in ((nnx.OptimizedLSTMCell, 4), (nnx.GRUCell, 3)):
+      if isinstance(part, kind):
+        gates |= {id(part.dense_i): number, id(part.dense_h): number}
+  for path, part in graph:
+    for name, (shape, layout) in _read_layer(nnx, part, gates).items():
+      place = places.get(id(getattr(part, name, None)), (*path, name))
+      reading.add_shape((*prefix, *place), shape, origin)
+      reading.add((*prefix, *place), shape, layout, own_method(part, "__call__"))
+    if isinstance(getattr(part, "out_features", None), int):
+      reading.add_shape((*prefix, *path, "bias"), (part.out_features,), origin)
+    if isinstance(part, getattr(nnx, "WeightNorm", ())):  # of flax 0.12.1 and later
+      state = nnx.state(part.layer_instance, nnx.Param)
+      for place, leaf in nnx.to_flat_state(state):
+        if part.variable_filter(place, leaf):
+          name = "/".join(map(str, (*prefix, *path, "layer_instance", *place)))
+          reading.normalized[name] = part.feature_axes
+
+
+def _read_layer(nnx, part, gates: Mapping[int, int]) -> dict[str, tuple[tuple, Any]]:
+  """Shapes of one layer's kernels of an NNX module, and their layouts.
+
+  Args:
+    nnx: the package.
+    part: a node of the module's graph.
+    gates: number of gates in the kernels of layers, by id.
+  """
+  from eoi_jax.blocks.nnx import BlockDense
+
+  if isinstance(part, nnx.LoRA):
+    return {"lora_a": ((), None), "lora_b": ((), None)}
+  if isinstance(part, BlockDense):  # only live weights exist
+    return {"blocks": ((), None)}
+  if isinstance(part, nnx.Embed):
+    return {"embedding": ((), None)}
+  if isinstance(part, nnx.Linear):
+    layout = Layout("io", gates.get(id(part), 1))
+    return {"kernel": ((part.in_features, part.out_features), layout)}
+  if isinstance(part, nnx.LinearGeneral):
+    batch = tuple(part.batch_axis.values())
+    shape = (*batch, *part.in_features, *part.out_features)
+    axes = (len(batch), len(part.in_features), len(part.out_features))
+    return {"kernel": (shape, Layout(repeat("sio", axes)))}
+  if isinstance(part, nnx.Einsum):
+    shape = tuple(part.kernel_shape)
+    return {"kernel": (shape, einsum(part.einsum_str, shape))}
+  if isinstance(part, nnx.Conv):
+    groups = part.feature_group_count
+    shape = (*part.kernel_size, part.in_features // groups, part.out_features)
+    return {"kernel": (shape, conv(part, shape, groups))}
+  if isinstance(part, nnx.ConvTranspose):
+    shape = tuple(part.kernel_shape)
+    return {"kernel": (shape, conv_transpose(part, shape))}
+  return {}
+
+
+def _check_bridged(part, prefix: str, table) -> None:
+  """Refuses kernels of a Linen module inside of NNX whose shape does not tell.
+
+  Args:
+    part: a `flax.nnx.bridge.ToNNX`.
+    prefix: its path.
+    table: what the caller says.
+
+  Raises:
+    ValueError: naming the first kernel of rank 3 or more.
+  """
+  from flax import nnx
+
+  module = ".".join(["module", *filter(None, prefix.split("/")), "to_nnx__module"])
+  read = f"linen_layouts({module}, inputs)"
+  if prefix:
+    read = f'{{f"{prefix}/{{n}}": x for n, x in {read}.items()}}'
+  for place, leaf in nnx.to_flat_state(nnx.state(part, nnx.Param)):
+    name, shape = "/".join(filter(None, (prefix, *map(str, place)))), jnp.shape(leaf)
+    named = any(fnmatch.fnmatchcase(name, pattern) for pattern in table or {})
+    if place[-1] == "kernel" and len(shape) > 2 and not named:
+      raise ValueError(
+        f"`table` must say how {name!r} {shape} of a Linen module is read; read it off "
+        f"that module: `table={read}`."
+      )
