@@ -63,9 +63,9 @@ class Network(NamedTuple):
 NETWORKS = {
   "mlp7": Network(mnist_mlp7, {}, 200, seeds=True),
   "mlp1000": Network(mnist_mlp1000, {}, 8),
-  "resnet32": Network(cifar10_resnet32, {"batch_size": 128}, 1),
-  "vgg16": Network(cifar10_vgg16, {"batch_size": 128}, 1),
-  "cnn100": Network(cifar10_cnn100, {}, 1),
+  "resnet32": Network(cifar10_resnet32, {"batch_size": 128}, 4),
+  "vgg16": Network(cifar10_vgg16, {"batch_size": 128}, 4),
+  "cnn100": Network(cifar10_cnn100, {}, 4),
   "cnn1000": Network(cifar10_cnn1000, {"batch_size": 2}, 1),
 }
 

@@ -238,6 +238,20 @@ def test_dense_layers_come_on_top():
   assert counts[1:].sum() == round(0.4 * SIZES[1:].sum())
 
 
+@pytest.mark.parametrize("rule", ["erk", "scores"])
+def test_the_rule_is_for_what_is_not_dense(rule, value_error):
+  rng = np.random.default_rng(0)
+  shapes = {"a": (40, 10), "b": (33, 10), "c": (10, 8)}
+  tree = {n: {"w": jnp.asarray(rng.standard_normal(s))} for n, s in shapes.items()}
+  tree["a"]["w"] += 100  # among the highest of all
+  rules = [tree, {n: tree[n] for n in "bc"}] if rule == "scores" else [rule, rule]
+  found = eoi_jax.allocate(tree, 0.3, rule=rules[0], dense={"a/w"})
+  alone = eoi_jax.allocate({n: tree[n] for n in "bc"}, 0.3, rule=rules[1])
+  assert found == {"a": {"w": 1.0}} | alone
+  with value_error("`dense`", "'a/w'"):
+    eoi_jax.allocate(tree, 0.3, dense="a/w")
+
+
 def test_what_cannot_be_met_is_refused(value_error):
   tree = [jnp.ones((8, 8)), jnp.ones((8, 8))]
   with value_error("`density`", "between 16", "got a total of 13"):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eoi_jax import kernel_layouts
+from eoi_jax import kernel_layouts, synflow_scores
 from eoi_jax.signal import Collapse, effective_masks, find_collapse
 
 
@@ -152,3 +152,92 @@ def test_errors(value_error):
     bad = jax.tree.map(np.copy, FULL)
     bad["a"]["kernel"] = np.ones((WIDTH, 4), bool)
     collapse(bad)
+
+
+def of(function, shapes, inputs=(1, 6), masked=()):
+  """Message, and effective masks by name, of parameters of some shapes.
+
+  Args:
+    function: `(params, inputs) -> logits`.
+    shapes: of the parameters; those of rank 0 and 1 are no kernels.
+    inputs: as `input_shape`.
+    masked: columns of `a` that are masked out.
+  """
+  params = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+  letters = {2: "io", 3: "sio"}
+  layouts = kernel_layouts(params, {n: letters.get(len(s)) for n, s in shapes.items()})
+  masks = {n: np.ones(s, bool) if len(s) > 1 else None for n, s in shapes.items()}
+  for column in masked:
+    masks["a"][:, column] = False
+  options = {"layouts": layouts}
+  message = find_collapse(function, params, masks, inputs, **options).message
+  effective = effective_masks(function, params, masks, inputs, **options)
+  return message, {n: np.asarray(x) for n, x in effective.items() if x is not None}
+
+
+@pytest.mark.slow
+def test_extrema_pass_on_all_that_they_see():
+  def windows(p, x):
+    return nn.max_pool((x @ p["a"])[..., None], (2,), (2,))[..., 0] @ p["b"]
+
+  message, effective = of(windows, {"a": (6, 8), "b": (4, 3)})
+  assert message == "" and effective["a"].all() and effective["b"].all()
+
+  def least(p, x):
+    return jnp.min((x @ p["a"]).reshape(len(x), 4, 2), -1) @ p["b"]
+
+  message, effective = of(least, {"a": (6, 8), "b": (4, 3)}, masked=(0, 2, 4, 6))
+  assert message == "" and effective["a"][:, 1::2].all()
+
+
+@pytest.mark.slow
+def test_differences_of_parameters_and_choices_are_paths():
+  def gated(p, x):
+    return (1 - p["g"]) * jnp.tanh(x @ p["a"])
+
+  assert of(gated, {"a": (6, 6), "g": ()})[0] == ""
+
+  def standardized(p, x):
+    def scaled(w):
+      return (w - w.mean(0, keepdims=True)) / (w.std(0, keepdims=True) + 1e-5)
+
+    return jax.nn.relu(x @ scaled(p["a"])) @ scaled(p["b"])
+
+  message, effective = of(standardized, {"a": (6, 8), "b": (8, 3)})
+  assert message == "" and effective["a"].all()
+  params = {"a": jnp.ones((6, 8)).at[0].set(3.0), "b": jnp.ones((8, 3)).at[0].set(2.0)}
+  layouts = kernel_layouts(params, {"*": "io"})
+  scores = synflow_scores(standardized, params, (1, 6), layouts=layouts)
+  assert scores["a"].max() > 1e-4  # rounding leaves 1e-6 of a sum of zero
+
+  def threshold(p, x):
+    x = x @ p["a"]
+    return jnp.where(jnp.abs(x) > 2, x, 0.0) @ p["b"]
+
+  assert of(threshold, {"a": (6, 8), "b": (8, 3)})[0] == ""
+
+
+@pytest.mark.slow
+def test_tokens_and_experts_stand_for_all_of_them():
+  tokens = jax.ShapeDtypeStruct((1, 5), jnp.int32)
+
+  def encoded(p, t):
+    rows = jax.nn.one_hot(t, 10) @ p["a"]
+    known = (t != 1)[..., None]
+    return jnp.where(known, rows, 0.0).sum(1) @ p["b"]
+
+  message, effective = of(encoded, {"a": (10, 8), "b": (8, 3)}, tokens)
+  assert message == "" and effective["a"].all()
+
+  def experts(p, x):
+    best = jax.lax.top_k(jax.nn.softmax(x @ p["a"]), 1)[1][:, 0]
+    return jnp.einsum("ni,nio->no", x, p["w"][best])
+
+  message, effective = of(experts, {"a": (6, 4), "w": (4, 6, 8)})
+  assert effective["w"].all() and "w[" not in message
+
+
+def test_complex_numbers_are_refused(value_error):
+  params = {"w": jnp.ones((4, 4))}
+  with value_error("`apply_fn`", "real", "complex"):
+    synflow_scores(lambda p, x: jnp.fft.fft(x @ p["w"]).real, params, (1, 4))

@@ -102,6 +102,8 @@ def test_what_stands_in_a_place_of_its_own_is_refused(value_error):
     return jax.tree.map(lambda x: x.ndim > 1, tree)
 
   wide = {"kernel": jnp.ones((128, 160))}
+  constants = [optax.constant_schedule(rate) for rate in (0.0, 0.1)]
+  late = optax.join_schedules(constants, [2])
   for inner, params, words in (
     (optax.contrib.muon(0.1), PARAMS, "structure"),
     (optax.adafactor(0.1), wide, "shape (128,)"),
@@ -109,10 +111,32 @@ def test_what_stands_in_a_place_of_its_own_is_refused(value_error):
     (optax.chain(optax.centralize(), optax.sgd(0.1)), PARAMS, "vector"),
     (optax.chain(optax.adaptive_grad_clip(0.1), optax.sgd(0.1)), PARAMS, "vector"),
     (optax.noisy_sgd(0.1, key=jax.random.key(0)), PARAMS, "vector"),
+    # What moves nothing at first, and what moves little.
+    (optax.MultiSteps(optax.adamw(0.1, mask=decay), 3), PARAMS, "vector"),
+    (optax.adamw(late, weight_decay=0.1, mask=decay), PARAMS, "vector"),
+    (optax.adamw(0.1, weight_decay=1e-5, mask=decay), PARAMS, "vector"),
+    (optax.polyak_sgd(), PARAMS, "extra arguments"),
   ):
     masks = random_masks(jax.random.key(3), params, 0.5)
     with value_error("inner", "compact", words):
       static_sparsity(inner, masks, compact=True).init(params)
+
+
+@pytest.mark.slow
+def test_explicit_meshes():
+  mesh = jax.make_mesh((1,), ("m",))
+  sharding = jax.NamedSharding(mesh, jax.P(None, "m"))
+  params = {"w": jax.device_put(PARAMS["b"]["kernel"], sharding)}
+  slope = {"w": jax.device_put(jnp.ones((40, 16)), sharding)}
+  masks = {"w": MASKS["b"]["kernel"]}
+  ends = []
+  for compact in (False, True):
+    with jax.set_mesh(mesh):
+      tx = static_sparsity(optax.adam(0.1), masks, compact=compact)
+      moves, _ = jax.jit(tx.update)(slope, tx.init(params), params)
+      assert jax.typeof(moves["w"]).sharding == jax.typeof(params["w"]).sharding
+    ends.append(np.asarray(moves["w"]))
+  np.testing.assert_array_equal(*ends)
 
 
 @pytest.mark.slow

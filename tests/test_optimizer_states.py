@@ -206,6 +206,69 @@ def test_gradual_pruning_cannot_grow(value_error):
     gradual_pruning(optax.sgd(0.01), MASKS, density, **options)
 
 
+def counts_of_pruning(params, density, num_steps, *, every=1, **options):
+  """Live weights of each leaf after each step, at a learning rate of zero."""
+  masks = jax.tree.map(lambda x: jnp.ones(x.shape, bool), params)
+  options |= {"num_steps": num_steps, "every": every}
+  tx = gradual_pruning(optax.sgd(0.0), masks, density, **options)
+  state, counts = tx.init(params), []
+  for _ in range(num_steps):
+    _, state = tx.update(params, state, params)
+    counts.append([int(m.sum()) for m in jax.tree.leaves(state.masks)])
+  return counts
+
+
+@pytest.mark.slow
+def test_densities_of_gradual_pruning(value_error):
+  weights = {"w": jax.random.normal(KEY, (8, 8))}
+  for density in (0.1, jnp.float32(0.1), np.array(0.1), {"w": 0.1}):
+    assert counts_of_pruning(weights, density, 4, until=1.0)[-1] == [6]
+  for density, words in (
+    ({"W": 0.1}, ("'w'", "'W'")),
+    ({"w": np.array([0.1, 0.2])}, ("'w'", "(1,)", "(2,)")),
+    ("0.1x", ("finite number", "0.1x")),
+  ):
+    with value_error("`density`", *words):
+      counts_of_pruning(weights, density, 4)
+  # The first density at the first step of the way, and one weight of a layer at least.
+  options = {"begin": 0.25, "initial_density": 0.5, "every": 5}
+  assert counts_of_pruning(weights, 0.1, 20, **options)[4] == [32]
+  two = {"a": weights["w"], "b": weights["w"] * 1e-3}
+  assert counts_of_pruning(two, 0.01, 4, scope="global")[-1] == [1, 1]
+  assert counts_of_pruning(two, 0.005, 4)[-1] == [1, 1]
+
+
+def test_the_best_weight_of_a_layer_stays_in_the_global_scope():
+  params = {n: jnp.array([[5.0, 4, 3, 2, 1, 0, 0, 0]]) for n in "ab"}
+  masks = jax.tree.map(lambda x: x > 0, params)
+  slopes = {"a": jnp.arange(8.0)[None] + 10, "b": jnp.arange(8.0)[None]}
+  new = evolve_masks(None, params, slopes, masks, 0.9, scope="global")
+  assert new["a"][0, 0] and new["b"][0, 0]
+
+
+def test_the_mean_of_gradients_survives_one_that_is_not_finite():
+  inner = optax.apply_if_finite(optax.sgd(0.01), 5)
+  tx = rigl(inner, MASKS, num_steps=100, every=5, mean_decay=0.9)
+  state = tx.init(PARAMS)
+  bad = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.nan), UPDATES)
+  for slopes in (UPDATES, bad, UPDATES):
+    _, state = tx.update(slopes, state, PARAMS)
+  chex.assert_tree_all_finite(state.mean)
+
+
+def test_named_extra_arguments_reach_the_optimizer():
+  def update(updates, state, params=None, *, value=1.0):
+    return jax.tree.map(lambda u: value * u, updates), state
+
+  inner = optax.GradientTransformationExtraArgs(lambda params: (), update)
+  tx = static_sparsity(inner, MASKS)
+  state = tx.init(PARAMS)
+  once, _ = tx.update(UPDATES, state, PARAMS)
+  thrice, _ = tx.update(UPDATES, state, PARAMS, value=3.0, other=1)
+  dense = once["a"]["bias"]
+  chex.assert_trees_all_close(thrice["a"]["bias"], 3 * dense)
+
+
 @pytest.mark.slow
 def test_constant_fan_in():
   tx = rigl(optax.sgd(0.01), MASKS, num_steps=20, every=2, scope="unit")

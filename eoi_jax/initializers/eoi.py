@@ -47,8 +47,8 @@ def eoi_init(
       padding;
     - taps "all": nonzeros on every tap, isometric at stride 1 with circular padding;
       zero padding loses what is shifted out at the border;
-    - taps "polyphase": likewise at `strides`, of images that they divide; its matrix
-      is `(in * prod(strides), out)` then, not `(in, out)`.
+    - taps "polyphase": likewise at `strides`, which divide the image and are no larger
+      than the window; its matrix is `(in * prod(strides), out)` then, not `(in, out)`.
 
   The density counts all weights of the kernel, all taps included. `kernel_masks` fills
   the mask up to it with trainable zeros. The density of `H` at the centre tap is

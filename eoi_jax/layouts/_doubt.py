@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,7 +32,7 @@ def in_doubt(
   shapes = {name: tuple(jnp.shape(leaves[name])) for name in shown}
   why = {name: f" ({reason})" for name, reason in reasons.items()}
   named = ", ".join(f"{n!r} {shape}{why.get(n, '')}" for n, shape in shapes.items())
-  entries = ", ".join(f'"{name}": {doubts[name]}' for name in shown)
+  entries = ", ".join(f"{json.dumps(n)}: {doubts[n]}" for n in shown)
   more = f" and {len(doubts) - len(shown)} more" if len(doubts) > len(shown) else ""
   ranks = sorted({len(shape) for shape in shapes.values()} & _OFTEN.keys())
   often = "".join(f"; of rank {rank} often {_OFTEN[rank]}" for rank in ranks)

@@ -20,13 +20,17 @@ else is evaluated as it stands.
 - An active array is `mantissa * 2**exponent` with one exponent for the whole array, so
   that a thousand layers neither over- nor underflow. Exponents are constants to the
   derivative, and powers of two: nothing is rounded.
+- What is chosen by tokens, or by indices that depend on the inputs, is every choice at
+  once; matrices that are made of parameters (standardized ones) are absolute, too.
 - `reach=True` asks only what can be reached from the inputs: active arrays are 0 or 1,
-  constants that are added have no say, and so do the derivatives.
+  and so are the derivatives; constants that are added have no say, and extrema and
+  choices are sums.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -219,9 +223,18 @@ def _saturate(x):
   return (x != 0).astype(x.dtype)
 
 
-_saturate.defvjp(
-  lambda x: (_saturate(x), None), lambda _, g: ((g != 0).astype(g.dtype),)
-)
+def _saturate_back(_, g):
+  # Slopes that differ do not cancel where an array is less its own mean, say.
+  return ((g != 0).astype(g.dtype) * (0.5 + spread(g.shape, g.dtype)),)
+
+
+_saturate.defvjp(lambda x: (_saturate(x), None), _saturate_back)
+
+
+def spread(shape: tuple[int, ...], dtype: Any) -> jax.Array:
+  """Numbers in (0, 1), all different as far as the dtype allows."""
+  index = jnp.arange(1, math.prod(shape) + 1, dtype=dtype).reshape(shape)
+  return index * 0.6180339887 % 1
 
 
 def _is_floating(value) -> bool:
@@ -352,13 +365,19 @@ class _Evaluator:
       jaxpr, consts = inner
       return self.evaluate(jaxpr, [_absolute(c) for c in consts], inputs)
     is_lookup = any(isinstance(x, _Tokens) for x in inputs)
+    if name == "select_n" and isinstance(inputs[0], _Tokens) and active:
+      cases = [_unmasked(self.cast(x)) if _is_floating(x) else x for x in inputs[1:]]
+      mantissas, exponent, depth = self.align(cases)
+      return [self.fresh(functools.reduce(jnp.add, mantissas), exponent, depth)]
+    if name == "gather" and isinstance(inputs[1], _Tokens):
+      axes = eqn.params["dimension_numbers"].start_index_map
+      inputs = [self.mean_rows(inputs[0], axes), inputs[1]]
     inputs = [_plain(x) for x in inputs]
     if not active:
-      if is_lookup and name == "gather" and _is_floating(inputs[0]):
-        axes = eqn.params["dimension_numbers"].start_index_map
-        row = jnp.mean(self.cast(inputs[0]), axis=axes, keepdims=True)
-        inputs[0] = jnp.broadcast_to(row, inputs[0].shape)
       outputs = self.bind(eqn, inputs)
+      is_bool = jnp.result_type(inputs[0]) == jnp.bool_ if inputs else False
+      if name == "convert_element_type" and is_lookup and is_bool:
+        outputs = [jnp.ones_like(x) for x in outputs]  # any of them may be True
       if not is_lookup:
         return outputs
       return [
@@ -372,6 +391,16 @@ class _Evaluator:
     if not self.reach:
       self.relate(name, eqn, inputs, outputs)
     return outputs
+
+  def mean_rows(self, x, axes):
+    """An array whose rows are their mean: a lookup by tokens gives any of them."""
+    if not isinstance(x, _Active) and not _is_floating(x):
+      return x
+    rows = x.mantissa if isinstance(x, _Active) else self.cast(x)
+    mean = jnp.broadcast_to(jnp.mean(rows, axis=axes, keepdims=True), rows.shape)
+    if isinstance(x, _Active):
+      return self.settle(mean, x.exponent)
+    return mean
 
   def relate(self, name, eqn, inputs, outputs):
     """Notes which arrays are statistics of which."""
@@ -427,7 +456,8 @@ class _Evaluator:
     if name in _PRODUCTS:
       return self.product(name, eqn, inputs)
     if name in _COMPARISONS:
-      return self.bind(eqn, self._comparable(inputs))
+      values = self.bind(eqn, self._comparable(inputs))
+      return [_Tokens(x) for x in values] if self.reach else values
     floating = jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating)
     if floating and name in ("convert_element_type", "reduce_precision"):
       return inputs[0]
@@ -453,13 +483,21 @@ class _Evaluator:
   def move(self, eqn, inputs):
     """A rearrangement or a sum of one active array."""
     x, rest = inputs[0], inputs[1:]
-    sign_free = self.reach and eqn.primitive.name == "neg"
-    outputs = [x.mantissa] if sign_free else self.bind(eqn, [x.mantissa, *rest])
-    if eqn.primitive.name in _SUMS:
+    extremum = self.reach and _sum_instead(eqn)
+    if self.reach and eqn.primitive.name == "neg":
+      outputs = [x.mantissa]
+    elif extremum:
+      outputs = [extremum(x.mantissa)]
+    else:
+      outputs = self.bind(eqn, [x.mantissa, *rest])
+    if extremum or eqn.primitive.name in _SUMS:
       return [self.settle(m, x.exponent) for m in outputs]
     same = eqn.primitive.name in ("neg", "copy", "copy_p")
     tags = {"root": x.root, "limit": x.limit} if same else {}
-    return [_Active(m, x.exponent, x.depth, **tags) for m in outputs]
+    return [
+      _Active(m, x.exponent, x.depth, **tags) if _is_floating(m) else _Tokens(m)
+      for m in outputs
+    ]
 
   def sum(self, name, eqn, inputs):
     """Sums, maxima, selections and joins: arrays at one exponent."""
@@ -519,7 +557,10 @@ class _Evaluator:
       out = self.settle(m, left.exponent + right_exponent)
     else:
       x = next(x for x in inputs if isinstance(x, _Active))
-      (m,) = self.bind(eqn, [x.mantissa if v is x else v for v in inputs])
+      size = _saturate if self.reach else jnp.abs
+      (m,) = self.bind(
+        eqn, [x.mantissa if v is x else size(self.cast(v)) for v in inputs]
+      )
       out = self.fresh(m, x.exponent, x.depth + 1)
     if name in ("mul", "div"):
       out.root = _shared_root(inputs) or out.root
@@ -531,7 +572,7 @@ class _Evaluator:
     first = isinstance(inputs[0], _Active)
     x, factor = inputs if first else inputs[::-1]
     if self.reach:
-      m = x.mantissa * (jnp.asarray(factor) != 0).astype(self.dtype)
+      m = x.mantissa * _saturate(jnp.asarray(factor, self.dtype))
       return _Active(m, x.exponent, x.depth)
     (m,) = self.bind(eqn, [v.mantissa if v is x else v for v in inputs])
     if name == "div" and not first:
@@ -543,6 +584,11 @@ class _Evaluator:
     outputs = []
     active = [x for x in inputs if isinstance(x, _Active)]
     shapes = {x.mantissa.shape for x in active}
+    if any(jnp.issubdtype(v.aval.dtype, jnp.complexfloating) for v in eqn.outvars):
+      raise ValueError(
+        "`apply_fn` must be real between its inputs and logits, got the complex "
+        f"outputs of `{eqn.primitive.name}`."
+      )
     if self.reach and shapes == {v.aval.shape for v in eqn.outvars}:
       total = sum(x.mantissa for x in active[1:]) + active[0].mantissa
       values = [total] * len(eqn.outvars)
@@ -552,7 +598,7 @@ class _Evaluator:
       if jnp.issubdtype(var.aval.dtype, jnp.floating):
         outputs.append(self.settle(value, self.zero))
       else:
-        outputs.append(value)
+        outputs.append(_Tokens(value))
     return outputs
 
   def bind(self, eqn, values):
@@ -660,6 +706,27 @@ class _Evaluator:
 
     values = jax.lax.switch(index, [branch(c) for c in params["branches"]], 0)
     return [_Active(*v) if f else v for v, f in zip(values, flags, strict=True)]
+
+
+def _sum_instead(eqn) -> Callable[[Any], Any] | None:
+  """The sum over what an extremum runs over, None of any other equation."""
+  name, params = eqn.primitive.name, eqn.params
+  if name in ("reduce_max", "reduce_min"):
+    return lambda x: jnp.sum(x, axis=params["axes"])
+  if name == "cummax":
+    return lambda x: jax.lax.cumsum(x, params["axis"], params["reverse"])
+  if name in ("reduce_window_max", "reduce_window_min"):
+    window = (params[n] for n in ("window_dimensions", "window_strides", "padding"))
+    dilations = {n: params[n] for n in ("base_dilation", "window_dilation")}
+    dims, strides, padding = window
+
+    def sums(x):
+      zero = np.zeros((), x.dtype)
+      add = jax.lax.add
+      return jax.lax.reduce_window(x, zero, add, dims, strides, padding, **dilations)
+
+    return sums
+  return None
 
 
 def _plain(x):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax import _checks
-from eoi_jax.layouts.layout import Kernel
+from eoi_jax.layouts.layout import TAPS, Kernel
 from eoi_jax.layouts.tables import Layouts, find_kernels
 from eoi_jax.layouts.trees import fill_tree
 from eoi_jax.masks._topk import mark_highest
@@ -157,14 +157,21 @@ def allocate(
   density = _checks.density(density)
   if floors not in FLOORS:
     raise ValueError(f"`floors` must be one of {FLOORS}, got {floors!r}.")
-  kernels, wanted = _wanted(params, density, rule, layouts)
-  for name in dense:
-    if name not in kernels:
+  if taps not in TAPS:
+    raise ValueError(f"`taps` must be one of {TAPS}, got {taps!r}.")
+  kernels = _kernels_of(params, rule, layouts)
+  for name in [dense] if isinstance(dense, str) else dense:
+    if isinstance(dense, str) or name not in kernels:
       raise ValueError(f"`dense` must name kernels of {[*kernels]}, got {name!r}.")
-  given = {name: kernel for name, kernel in kernels.items() if name not in dense}
-  layers = [kernel for kernel in given.values() for _ in range(kernel.num_layers)]
   densities: dict[str, Any] = dict.fromkeys(dense, 1.0)
-  if layers:
+  if kernels.keys() - densities.keys():
+    rest = params
+    if dense:  # the rule is for the others
+      none = dict.fromkeys(dense)
+      rest = fill_tree(params, none, keep=True)
+      rule = rule if isinstance(rule, str) else fill_tree(rule, none, keep=True)
+    given, wanted = _wanted(rest, density, rule, layouts)
+    layers = [kernel for kernel in given.values() for _ in range(kernel.num_layers)]
     least = np.ones(len(layers), np.int64)
     if floors != "ignore":
       least[:] = [kernel.floor(taps) for kernel in layers]
@@ -178,11 +185,19 @@ def allocate(
   return fill_tree(params, densities)
 
 
+def _kernels_of(params, rule, layouts) -> dict[str, Kernel]:
+  """Kernels that a rule is for."""
+  if not isinstance(rule, str):
+    found = given_kernels(params, rule, layouts, "rule")
+    return {name: kernel for name, (kernel, _) in found.items()}
+  if rule not in RULES:
+    raise ValueError(f"`rule` must be one of {RULES} or a tree, got {rule!r}.")
+  return find_kernels(params, layouts)
+
+
 def _wanted(params, density: float, rule, layouts):
   """Kernels, and the weights that the rule gives each layer, float `[num_layers]`."""
   if isinstance(rule, str):
-    if rule not in RULES:
-      raise ValueError(f"`rule` must be one of {RULES} or a tree, got {rule!r}.")
     values = (uniform if rule == "uniform" else erk)(params, density, layouts=layouts)
   else:
     values = rule

@@ -123,7 +123,7 @@ def grasp_scores(
     apply_fn: as in `snip_scores`.
     params: tree of arrays.
     batches: one `(inputs, labels)` or a sequence of them, such as the two halves of
-      the published setting. A pair is one batch unless its second entry is a pair too.
+      the published setting. A pair is one batch unless both its entries are pairs.
     temperature: divisor of the logits, positive.
     layouts: as in `snip_scores`.
     loss: as in `snip_scores`; it takes `logits / temperature`.
@@ -148,7 +148,8 @@ def grasp_scores(
   """
   temperature = _checks.positive("temperature", temperature)
   batches = list(batches)
-  if len(batches) == 2 and not isinstance(batches[1], tuple | list):
+  pairs = (isinstance(part, tuple | list) and len(part) == 2 for part in batches)
+  if len(batches) == 2 and not all(pairs):
     batches = [(batches[0], batches[1])]
   if not batches:
     raise ValueError("`batches` must hold at least one (inputs, labels), got none.")

@@ -40,12 +40,14 @@ def synflow_scores(
   is done about activations, normalization, softmax and tokens, whatever framework
   wrote them, is this:
 
-    - activations (tanh, GELU and the like) are the identity;
+    - activations (of `jax.nn`, saturating functions, `x * sigmoid(x)` and its like) are
+      the identity; functions of another form are evaluated as they stand;
     - normalization by statistics of the array itself (layer, group and RMS norm) is its
       scale and offset alone;
     - softmax is its logits divided by their number, so that attention is
       `(q k^T) v / n` and query and key have a part in the flow;
-    - a lookup of tokens in an embedding gives its mean row.
+    - a lookup of tokens in an embedding, or of an expert by its index, gives the mean
+      row; what is chosen by tokens is every choice at once.
 
   Args:
     apply_fn: `(params, inputs) -> logits`, in evaluation mode, for example

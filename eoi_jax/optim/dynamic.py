@@ -16,10 +16,12 @@ from eoi_jax import _keys
 from eoi_jax.layouts.tables import Layouts
 from eoi_jax.layouts.trees import fill_tree, is_leaf, named_leaves
 from eoi_jax.optim._compact import LiveWeights
+from eoi_jax.optim._sharding import match_axes
 from eoi_jax.optim.rules import (
   Rule,
   Rules,
   change_masks,
+  check_densities,
   density_of,
   make_rules,
   masked_kernels,
@@ -31,7 +33,6 @@ from eoi_jax.optim.static import (
   is_none,
   keep_live,
   masked_update,
-  match_axes,
 )
 
 _is_masked_node = functools.partial(type.__instancecheck__, optax.MaskedNode)
@@ -218,6 +219,8 @@ def set_evolution(
   Reference: Mocanu et al., 2018, Nature Communications 9, 2383; with the cosine of
   Evci et al., 2020.
   """
+  if key is None:
+    raise ValueError("`key` must be a PRNG key, got None.")
   schedule = drop_schedule(fraction, num_steps=num_steps, every=every, until=until)
   rules = make_rules("magnitude", "random", scope, True, layouts, has_key=True)
   return _moving_masks(inner, masks, rules, schedule, 0.0, skip_step, restore, key)
@@ -242,7 +245,8 @@ def gradual_pruning(
       d(t) = d_1 + (d_0 - d_1) (1 - (t - t_0) / (t_1 - t_0))^3
 
   every so many steps from `t_0 = begin * num_steps` to `t_1 = until * num_steps`, where
-  the last density is met to the weight. Nothing is grown.
+  the last density is met to the weight; each layer keeps one at least. Nothing is
+  grown.
 
   Args:
     inner: any optax transformation; see `dynamic_sparsity` for what may stand around.
@@ -265,7 +269,8 @@ def gradual_pruning(
     A transformation with state `DynamicSparsityState`.
 
   Raises:
-    ValueError: if an option is out of range.
+    ValueError: if an option is out of range; from `init`, if densities do not fit the
+      masks (the leaf is named).
 
   Reference: Zhu and Gupta, 2017, arXiv:1710.01878.
   """
@@ -277,7 +282,8 @@ def gradual_pruning(
     raise ValueError(
       f"`begin` and `until` must be in [0, 1] and in order, got {begin} and {until}."
     )
-  first, last = (_read_densities(each) for each in (initial_density, density))
+  first = _read_densities("initial_density", initial_density)
+  last = _read_densities("density", density)
   for name in last if isinstance(last, dict) else [""]:
     low, high = (density_of(each, name) for each in (last, first))
     if not np.all((low > 0) & (low <= high) & (high <= 1)):
@@ -292,6 +298,7 @@ def gradual_pruning(
     past = (count - start).astype(jnp.float32) / max(end - start, 1)
     due = (((count - start) % every == 0) & (count >= start)) | (count == end)
     done = jnp.where(count >= end, 1.0, 1 - (1 - past) ** 3)
+    done = jnp.maximum(done, jnp.finfo(jnp.float32).tiny)  # due at the start, too
     return jnp.where(due & (count <= end), done, 0.0)
 
   rules = make_rules("magnitude", "magnitude", scope, True, layouts, has_key=False)
@@ -299,10 +306,10 @@ def gradual_pruning(
   return _moving_masks(inner, masks, rules, schedule, 0.0, False, restore)
 
 
-def _read_densities(given: Any) -> Any:
+def _read_densities(argument: str, given: Any) -> Any:
   """A density as a number, or densities of leaves by name."""
-  if isinstance(given, int | float | np.number):
-    return np.float64(given)
+  if jax.tree_util.all_leaves([given]) and np.ndim(given) == 0:
+    return np.float64(checks.number(argument, given))
   leaves = named_leaves(given).items()
   return {name: np.asarray(d, np.float64) for name, d in leaves if d is not None}
 
@@ -335,6 +342,8 @@ def _moving_masks(
     if not is_empty:
       _check_state(inner_state, params)
     kernels = masked_kernels(rules, used)
+    if not is_empty:
+      check_densities(rules, used, kernels)
     num_grown = {
       name: _zeros(kernels[name].num_layers if name in kernels else 1, mask)
       for name, mask in named_leaves(used).items()
@@ -399,12 +408,18 @@ def _moving_masks(
 def _averaged(mean: Any, updates: Any, decay: float) -> tuple[Any, Any]:
   """Returns the running mean, and the updates with the mean where there is one."""
   mean = jax.tree.map(
-    lambda m, g: m if m is None else decay * m + (1 - decay) * g,
+    lambda m, g: m if m is None else _mix(m, g, decay),
     *(mean, updates),
     is_leaf=is_none,
   )
   pick = lambda m, g: g if m is None else m  # noqa: E731
   return mean, jax.tree.map(pick, mean, updates, is_leaf=is_none)
+
+
+def _mix(mean: jax.Array, update: jax.Array, decay: float) -> jax.Array:
+  """The mean after an update, in its own dtype; nan and inf leave it as it is."""
+  new = decay * mean + (1 - decay) * update.astype(mean.dtype)
+  return jnp.where(jnp.isfinite(new), new, mean)
 
 
 def _lead_to(weights: Any, params: Any, moves: Any, kept: Any) -> Any:

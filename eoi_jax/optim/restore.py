@@ -19,7 +19,7 @@ from eoi_jax import _checks as checks
 from eoi_jax.layouts.tables import Layouts, find_kernels
 from eoi_jax.layouts.trees import fill_tree, named_leaves
 from eoi_jax.masks.trees import check_masks
-from eoi_jax.optim.static import gathered, match_type
+from eoi_jax.optim._sharding import gathered, match_type
 
 _BISECTIONS = 30
 

@@ -26,10 +26,11 @@ import numpy as np
 from eoi_jax import _keys
 from eoi_jax.layouts.layout import Kernel
 from eoi_jax.layouts.tables import Layouts, find_kernels
-from eoi_jax.layouts.trees import fill_tree, leaf_names, match_leaves
+from eoi_jax.layouts.trees import fill_tree, leaf_names, match_leaves, named_leaves
 from eoi_jax.masks._topk import top_mask
 from eoi_jax.masks.trees import check_masks
-from eoi_jax.optim.static import gathered, is_none, match_type
+from eoi_jax.optim._sharding import gathered, match_type
+from eoi_jax.optim.static import is_none
 
 # `(key, weights, updates) -> scores` of one layer, all of its shape.
 Rule = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -252,6 +253,27 @@ def _rows(rules: Rules, key, name, kernel, mask, weights, slopes, fraction) -> t
   return (*rows, shares.reshape(-1, 1))
 
 
+def check_densities(rules: Rules, masks: Any, kernels: dict[str, Kernel]) -> None:
+  """Checks that densities by name are those of masked leaves, one for each layer.
+
+  Raises:
+    ValueError: naming the leaf.
+  """
+  masked = {n: m for n, m in named_leaves(masks).items() if m is not None}
+  for densities in rules.densities or ():
+    for name, value in densities.items() if isinstance(densities, dict) else ():
+      if name not in masked:
+        raise ValueError(
+          f"`density` must name masked leaves, {[*masked][:8]}, got {name!r}."
+        )
+      layers = kernels[name].num_layers if name in kernels else 1
+      if np.shape(value) not in ((), (layers,)):
+        raise ValueError(
+          f"`density` of {name!r} must be a number or have shape ({layers},), one for "
+          f"each layer of its layout, got shape {np.shape(value)}."
+        )
+
+
 def density_of(densities: Any, name: str) -> Any:
   """The density of the leaf `name`, 1 where a dict does not tell."""
   return densities.get(name, 1.0) if isinstance(densities, dict) else densities
@@ -259,7 +281,8 @@ def density_of(densities: Any, name: str) -> Any:
 
 def _pruned(sizes: np.ndarray, first: Any, last: Any, fraction) -> jax.Array:
   """Counts after a part of the way between two densities; exact at its ends."""
-  start, end = (np.rint(d * sizes).astype(np.int32) for d in (first, last))
+  ends = (np.maximum(np.rint(d * sizes), 1) for d in (first, last))
+  start, end = (counts.astype(np.int32) for counts in ends)
   done = jnp.rint(fraction * (start - end).astype(np.float32)).astype(jnp.int32)
   return jnp.where(fraction >= 1, end, start - done)
 
@@ -279,13 +302,15 @@ def _select_together(rules: Rules, rows: list[tuple], fraction) -> list[jax.Arra
     if rules.densities and not any(isinstance(d, dict) for d in rules.densities):
       target = _pruned(np.full((1, 1), live.size), *rules.densities, fraction)
     ends = np.cumsum([math.prod(size) for size in sizes])[:-1].tolist()
+    least = sum(size[0] for size in sizes)  # one for each layer
+    target = jnp.maximum(target, least) if rules.densities else target
   else:
+    least = 0
     drop, grow, live, target = map(jnp.concatenate, zip(*rows, strict=True))
     ends = np.cumsum([size[0] for size in sizes])[:-1].tolist()
   growing = rules.grow is not None
-  new = _select(
-    drop, grow, live, target, fraction, regrow=rules.regrow, growing=growing
-  )
+  options = {"regrow": rules.regrow, "growing": growing, "least": least}
+  new = _select(drop, grow, live, target, fraction, **options)
   parts = jnp.split(new[0] if rules.scope == "global" else new, ends)
   return [part.reshape(size) for part, size in zip(parts, sizes, strict=True)]
 
@@ -294,19 +319,28 @@ def _save_best(scores: jax.Array, live: jax.Array) -> jax.Array:
   """Puts the first of the best live scores of each layer above all others."""
   best = jnp.argmax(_among(scores, live), axis=1, keepdims=True)
   is_best = jnp.arange(scores.shape[1])[None] == best
-  return jnp.where(is_best & live, jnp.finfo(scores.dtype).max, scores)
+  others = jnp.minimum(scores, jnp.finfo(scores.dtype).max)
+  return jnp.where(is_best & live, jnp.inf, others)
 
 
-@functools.partial(jax.jit, static_argnames=("regrow", "growing"))
-def _select(drop, grow, live, target, fraction, *, regrow: bool, growing: bool):
-  """The new masks of rows `[n, size]` with `target` live weights: kept and grown."""
+@functools.partial(jax.jit, static_argnames=("regrow", "growing", "least"))
+def _select(
+  drop, grow, live, target, fraction, *, regrow: bool, growing: bool, least: int
+):
+  """The new masks of rows `[n, size]` with `target` live weights: kept and grown.
+
+  At least `least` of them are kept.
+  """
 
   def select(drop, grow, live, target):
     count = jnp.sum(live, dtype=jnp.int32)
     if not growing:
       return top_mask(_among(drop, live), jnp.minimum(count, target[0]))
-    moved = jnp.floor(fraction * target[0].astype(fraction.dtype)).astype(jnp.int32)
-    kept_count = jnp.minimum(count, target[0] - jnp.clip(moved, 0, target[0]))
+    # Fractions that are whole but for rounding count as whole.
+    moved = fraction * target[0].astype(fraction.dtype)
+    moved = jnp.floor(moved * (1 + 2e-7)).astype(jnp.int32)
+    most = jnp.maximum(target[0] - least, 0)
+    kept_count = jnp.minimum(count, target[0] - jnp.clip(moved, 0, most))
     limit = target[0] if regrow else live.size - count
     moved = jnp.clip(target[0] - kept_count, 0, limit)
     kept = top_mask(_among(drop, live), target[0] - moved)

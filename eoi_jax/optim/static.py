@@ -16,6 +16,7 @@ import optax
 from eoi_jax.layouts.trees import fill_tree, named_leaves
 from eoi_jax.masks.trees import check_masks
 from eoi_jax.optim import _compact
+from eoi_jax.optim._sharding import match_type
 
 is_none = functools.partial(operator.is_, None)  # built in: costs no Python call
 
@@ -50,9 +51,11 @@ def static_sparsity(
   the optimizer take `state.inner_state`, for example
   `optax.contrib.schedule_free_eval_params(state.inner_state, params)`.
 
-  It must come last in `optax.chain` and hold `optax.lookahead` within: what changes its
-  updates afterwards keeps dead weights from reaching zero. Write
-  `static_sparsity(optax.chain(...), masks)`.
+  It must come last in `optax.chain`: what changes its updates afterwards keeps dead
+  weights from reaching zero. Write `static_sparsity(optax.chain(...), masks)`.
+  `optax.lookahead` may stand around it if dead weights start at zero, not within.
+  Functions among the extra arguments (`grad_fn` of an opaque SAM) are passed on as they
+  are: let them mask what they return.
 
   Args:
     inner: any optax transformation, or an object with `init` and `update`, such as
@@ -65,7 +68,8 @@ def static_sparsity(
       weight the same wherever it stands: SGD, Adam, AdamW, RMSprop, Lion and the like,
       clipping by value or by the norm of a leaf or of the tree. Others (Muon,
       Adafactor, noise, decay by the rank of a leaf) are refused by `init`, which tries
-      `inner` on a small copy of the tree. The masks must then be concrete: their
+      a few steps of `inner` on a small copy of the tree, and cannot see what would
+      begin after many. The masks must then be concrete: their
       counts are shapes. Not under `nnx.Optimizer`, which takes its states apart.
 
   Returns:
@@ -116,11 +120,16 @@ def as_transformation(inner: Any) -> optax.GradientTransformationExtraArgs:
     raise ValueError(
       f"`inner` must be an optax transformation (init, update), got {inner!r}."
     )
-  kinds = (p.kind for p in inspect.signature(inner.update).parameters.values())
-  if inspect.Parameter.VAR_KEYWORD in kinds:
+  parameters = inspect.signature(inner.update).parameters
+  if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
     return optax.GradientTransformationExtraArgs(inner.init, inner.update)
-  plain = optax.GradientTransformation(inner.init, inner.update)
-  return optax.with_extra_args_support(plain)
+  known = [*parameters][3:]
+
+  def update_fn(updates, state, params=None, **extra_args):
+    extra_args = {name: extra_args[name] for name in known if name in extra_args}
+    return inner.update(updates, state, params, **extra_args)
+
+  return optax.GradientTransformationExtraArgs(inner.init, update_fn)
 
 
 def fit_masks(params: Any, masks: Any, *, copy: bool = True) -> Any:
@@ -182,28 +191,6 @@ def _is_concrete(array: Any) -> bool:
 @jax.jit
 def _copy(mask: Any) -> jax.Array:
   return jnp.array(mask, copy=True)
-
-
-def match_type(array: jax.Array, like: Any) -> jax.Array:
-  """Gives an array the explicit sharding and the varying manual axes of another."""
-  array, sharding = match_axes(array, like), jax.typeof(like).sharding
-  return jax.sharding.reshard(array, sharding) if any(sharding.spec) else array
-
-
-def gathered(array: Any) -> jax.Array:
-  """The array without explicit sharding, for what looks at all of it."""
-  array = jnp.asarray(array)
-  sharding = jax.typeof(array).sharding
-  if not any(sharding.spec):
-    return array
-  return jax.sharding.reshard(array, jax.NamedSharding(sharding.mesh, jax.P()))
-
-
-def match_axes(array: jax.Array, like: Any) -> jax.Array:
-  """Lets an array vary over the manual axes (of `jax.shard_map`) of another."""
-  own, wanted = (jax.typeof(x).manual_axis_type.varying for x in (array, like))
-  axes = tuple(wanted - own)
-  return jax.lax.pcast(array, axes, to="varying") if axes else array
 
 
 def masked_update(

@@ -8,6 +8,7 @@ import math
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -186,6 +187,24 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
       assert int(checkpoints.restore_one(which, state_of(0)).step) == step
     with pytest.raises(UserError, match="one of last, best, 2, 4, 5, got '3'"):
       checkpoints.restore_one("3", state_of(0))
+
+
+def test_what_was_not_evaluated_is_never_the_best(tmp_path):
+  with Checkpoints(tmp_path / "all", keep=9) as checkpoints:
+    for step, accuracy in ((1, 0.2), (2, None), (3, None)):
+      checkpoints.save(state_of(step), accuracy)
+  shutil.copytree(tmp_path / "all", tmp_path / "none")
+  # Continued, as after a kill: what is not to be kept goes.
+  with Checkpoints(tmp_path / "all", keep=1, keep_best=1) as checkpoints:
+    assert int(checkpoints.restore_one("best", state_of(0)).step) == 1
+    checkpoints.save(state_of(4), None)
+  assert sorted(os.listdir(tmp_path / "all")) == ["1", "4"]
+  shutil.rmtree(tmp_path / "none" / "1")
+  with (
+    Checkpoints(tmp_path / "none", read_only=True) as checkpoints,
+    pytest.raises(UserError, match="one of last, 2, 3, got 'best'"),
+  ):
+    checkpoints.restore_one("best", state_of(0))
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ class Checkpoints:
       read_only: whether nothing is saved or removed, while another process may do so.
     """
     self._directory, self._keep = directory.resolve(), (keep, keep_best)
-    self._read_only = read_only
+    self._read_only, self._swept = read_only, False
     self.newest: int | None = None
     threading.Thread(target=_orbax, daemon=True).start()
 
@@ -74,6 +74,14 @@ class Checkpoints:
       cleanup_tmp_directories=True,
     )
     return ocp.CheckpointManager(self._directory, options=options)
+
+  def _remove_left_over(self) -> None:
+    """Removes what a run that was killed did not get to remove."""
+    self._swept, (newest, best) = True, self._keep
+    steps = sorted(self._manager.all_steps())
+    order = sorted(steps, key=lambda n: (_accuracy(self._manager.metrics(n)), n))
+    for step in set(steps) - {*steps[-newest:], *order[len(order) - best :]}:
+      self._manager.delete(step)
 
   def _check_metrics(self) -> None:
     """Removes checkpoints whose metrics are damaged: with them Orbax opens none."""
@@ -104,8 +112,12 @@ class Checkpoints:
         raise self._lost(error) from error
       logger.warning("%s", self._lost(error))  # what has ended the run matters more
 
-  def save(self, state: Any, accuracy: float) -> None:
+  def save(self, state: Any, accuracy: float | None) -> None:
     """Saves a state under its step; the caller may donate it at once.
+
+    Args:
+      state: the state.
+      accuracy: held-out accuracy of this very state, None if it was not evaluated.
 
     Raises:
       UserError: if this checkpoint, or the one before, cannot be written.
@@ -113,12 +125,15 @@ class Checkpoints:
     step, (ocp, _) = int(state.step), _orbax()
     if step in self._manager.all_steps():
       return
+    if not self._swept:
+      self._remove_left_over()
     copy = _copy(_plain(state))
     args = ocp.args.Composite(
       state=ocp.args.StandardSave(copy), seal=ocp.args.JsonSave(_seal(copy))
     )
+    metrics = {"accuracy": _UNKNOWN if accuracy is None else accuracy}
     try:
-      self._manager.save(step, args=args, metrics={"accuracy": accuracy})
+      self._manager.save(step, args=args, metrics=metrics)
     except Exception as error:  # Orbax and TensorStore have many
       raise self._lost(error) from error
     self.newest = step
@@ -179,7 +194,10 @@ class Checkpoints:
     if not steps:
       raise UserError(f"there is no checkpoint in {self._directory}.")
     best = max(steps, key=lambda step: (_accuracy(self._manager.metrics(step)), step))
-    known = {"last": steps[-1], "best": best} | {str(step): step for step in steps}
+    known = {"last": steps[-1]}
+    if _accuracy(self._manager.metrics(best)) != _UNKNOWN:
+      known["best"] = best
+    known |= {str(step): step for step in steps}
     if which not in known:
       shown = ", ".join(known)
       raise UserError(f"--checkpoint must be one of {shown}, got {which!r}.")
@@ -213,8 +231,11 @@ class Checkpoints:
     self._manager.reload()
 
 
+_UNKNOWN = -1.0  # of a state that was not evaluated
+
+
 def _accuracy(metrics: Any) -> float:
-  return metrics["accuracy"] if metrics else -1.0
+  return metrics["accuracy"] if metrics else _UNKNOWN
 
 
 @functools.cache

@@ -316,6 +316,11 @@ FIELDS = {
     "nonzeros of EOI at the centre tap of k taps, as a density; plain: that of the "
     "kernel, d; more: min(d k, sqrt(d), 1)",
   ),
+  "sparsity.fallback": Field(
+    "",
+    _one_of("", "partial", "ai", "base"),
+    "start of a layer whose mask allows eoi_in_mask no isometry; empty: an error",
+  ),
   "sparsity.taps": Field(
     "center",
     _one_of("center", "all", "polyphase"),

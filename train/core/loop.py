@@ -304,7 +304,8 @@ def _train(run: _Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
       progress.update(record)
       if leave or _due(config.checkpoint_every, step, recipe):
         last = run.metrics.last("validation") or run.metrics.last("monitor") or {}
-        run.checkpoints.save(state, last.get("accuracy", 0.0))
+        evaluated = last.get("step") == step
+        run.checkpoints.save(state, last["accuracy"] if evaluated else None)
       if leave:
         run.checkpoints.wait()
         logger.warning(

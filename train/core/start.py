@@ -89,6 +89,7 @@ class SparsitySettings(NamedTuple):
   floors: str
   angle: float
   center: str
+  fallback: str
   taps: str
   relu: bool
   constant_fan_in: bool
@@ -99,7 +100,8 @@ class SparsitySettings(NamedTuple):
     angle = {"angle": math.radians(self.angle)} if self.angle else {}
     return {
       "eoi": {"center": self.center, "taps": self.taps, **angle},
-      **dict.fromkeys(("eoi_in_mask", "eoi_structured"), angle),
+      "eoi_in_mask": {"fallback": self.fallback or None, **angle},
+      "eoi_structured": angle,
       "base": {"reference": self.reference},
       "ai": {
         "reference": self.reference,

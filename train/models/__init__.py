@@ -116,7 +116,8 @@ def create_model(
     sparse, and how they are read.
 
   Raises:
-    ValueError: if the network does not exist in that depth, or drops no branch.
+    ValueError: if the network does not exist in that depth, drops no branch, or takes
+      no options.
   """
   given = {
     "num_classes": spec.num_classes,
@@ -128,6 +129,11 @@ def create_model(
     raise ValueError(
       f"`model.drop_path` must be 0 for {name!r}, which drops no branch, got "
       f"{drop_path}."
+    )
+  if config.model.options and not is_own(name):
+    raise ValueError(
+      f"`model.options` must be empty for {name!r}, which is no network of your own, "
+      f"got {config.model.options!r}."
     )
   if is_own(name):
     return own.create(config, spec, given, bias_std=bias_std)
