@@ -97,9 +97,9 @@ def sparsify(
     "base" and "ai" every layer has exactly `round(density * size)` trained weights.
 
   Raises:
-    ValueError: if `start` or an option is unknown or leaves every kernel dense,
-      structures differ, a leaf is in doubt or not of a real floating dtype of at least
-      16 bits, or a density is out of the range of its kernel; the leaf is named.
+    ValueError: if `start` or an option is unknown, structures differ, a leaf is in
+      doubt or not of a real floating dtype of at least 16 bits, or a density is out of
+      the range of its kernel; the leaf is named.
 
   Example:
     >>> dense = {"kernel": jnp.ones((16, 16)), "bias": jnp.zeros(16)}
@@ -164,11 +164,6 @@ def sparsify(
       values[kernel.name] = kernel.from_blocks(new[rows])
       if live is not None:
         masks[kernel.name] = kernel.from_blocks(live[rows])
-  if not masks and start not in REFERENCES:
-    raise ValueError(
-      f"`start` {start!r} must leave some kernel sparse, got dense ones alone: "
-      f"{[*counts][:8]}; it has no sparse form of their shapes."
-    )
   leaves = {name: kernel.leaf for name, (kernel, _) in counts.items()}
   return (
     fill_tree(params, place_like(values, leaves), keep=True),

@@ -61,7 +61,7 @@ def by_shape(
   axes = CONVENTIONS[convention or "hwio"](rank - 2)
   window = [size for size, axis in zip(shape, axes, strict=True) if axis == "w"]
   ends = [size for size, axis in zip(shape, axes, strict=True) if axis != "w"]
-  square = len({*window} - {1}) <= 1 and _is_window(window)
+  square = _is_square(window)
   if rank == 3:
     fits = convention is not None and square and any("conv" in w for w in words[-1:])
   else:
@@ -89,6 +89,11 @@ def _is_window(sizes: Sequence[int]) -> bool:
   return all(size in _WINDOWS for size in sizes)
 
 
+def _is_square(sizes: Sequence[int]) -> bool:
+  """Likewise, of one size, and perhaps 1."""
+  return len({*sizes} - {1}) <= 1 and _is_window(sizes)
+
+
 def _suggest(words: list[str], last: str, shape, convention: str | None) -> str:
   """Letters that the error shows for a leaf in doubt."""
   rank, parent = len(shape), words[-1] if words else ""
@@ -96,7 +101,7 @@ def _suggest(words: list[str], last: str, shape, convention: str | None) -> str:
   if adapter or _NO_KERNEL.search(last) or _is_no_layer(words):
     return "None"
   heads = re.search(r"query|key|value|qkv|^[qkv](_|$)|attn|attention|heads", parent)
-  oihw = convention == "oihw" or (rank > 3 and _is_window(shape[2:]))
+  oihw = convention == "oihw" or (rank > 3 and _is_square(shape[2:]))
   if rank == 2:
     letters = "oi" if convention == "oihw" else "io"
   elif rank == 3 and "conv" in parent:
@@ -108,7 +113,7 @@ def _suggest(words: list[str], last: str, shape, convention: str | None) -> str:
     letters = "soi" if convention == "oihw" else letters
   elif rank == 4 and heads:
     letters = "sioo" if shape[0] < shape[1] else "iooo"
-  elif rank == 4 and (oihw or _is_window(shape[:2])):
+  elif rank == 4 and (oihw or _is_square(shape[:2])):
     letters = "oiww" if oihw else "wwio"
   elif rank == 4:
     letters = "iiio" if shape[0] == shape[1] else "ssio"

@@ -216,6 +216,9 @@ def set_evolution(
   Returns:
     A transformation with state `DynamicSparsityState`.
 
+  Raises:
+    ValueError: if an option is out of range, or `key` is None.
+
   Reference: Mocanu et al., 2018, Nature Communications 9, 2383; with the cosine of
   Evci et al., 2020.
   """

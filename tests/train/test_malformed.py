@@ -117,6 +117,7 @@ VALUES = [
   "model.dtype=float8",
   "model.drop_path=1",
   "model.drop_path=.1",  # of an MLP
+  "model.options=heads=8",  # likewise
   "sparsity.start=magic",
   "sparsity.distribution=lottery",
   "sparsity.density=0",

@@ -174,7 +174,7 @@ class Net(nn.Module):
     (
       (NET, "self.param('mix', nn.initializers.ones, (4, 4, 3, 7))"),
       {},
-      r'{"mix": "wwio"}.*`others`',
+      r'{"mix": "iiio"}.*`others`',
     ),
     (
       (NET, "self.variable('cache', 'x', int)"),

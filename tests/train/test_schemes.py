@@ -114,7 +114,6 @@ def test_small_angles_stay_near_the_identity():
   [
     ("uniform", "sao", {"hidden/dense/kernel": 2 * 32 * 8}),
     ("dense", "orthogonal", {}),
-    ("uniform", "eoi_structured", {}),
   ],
 )
 def test_schemes_with_dense_layers(distribution, name, live):
@@ -128,6 +127,15 @@ def test_masks_that_allow_no_start_are_reported():
   fields = {"sparsity.distribution": "snip", "sparsity.start": "sao"}
   with pytest.raises(UserError, match=r"hidden/dense/kernel.*must be one of"):
     start_state(make_plan(small(**fields)))
+  fields = {"sparsity.start": "eoi_structured"}  # has no form for dense layers
+  with pytest.raises(UserError, match="'eoi_structured' must leave some kernel"):
+    start_state(make_plan(small(**fields)))
+  # A random mask leaves units without a partner: an error, or what the config says.
+  fields = {"sparsity.start": "eoi_in_mask", "sparsity.density": 0.05}
+  with pytest.raises(UserError, match="no exact isometry on this mask"):
+    start_state(make_plan(small(**fields)))
+  state = start_state(make_plan(small(**fields, **{"sparsity.fallback": "partial"})))
+  assert counts(state)
 
 
 def test_balanced_rows_take_turns():

@@ -353,7 +353,7 @@ def _sparsify(key, params, wanted, sparsity: SparsitySettings, model: Any):
   key = named_key(key, "sparsity")
   if sparsity.start == "fan_in_uniform":
     return _fan_in_uniform(key, params, model), fill_tree(params, {})
-  return eoi_jax.sparsify(
+  new, masks = eoi_jax.sparsify(
     key,
     params,
     wanted,
@@ -362,6 +362,12 @@ def _sparsify(key, params, wanted, sparsity: SparsitySettings, model: Any):
     options=sparsity.options,
     layouts=model.layouts,
   )
+  if not jax.tree.leaves(masks) and sparsity.start not in DENSE_STARTS:
+    raise ValueError(
+      f"`sparsity.start` {sparsity.start!r} must leave some kernel sparse; it has no "
+      "sparse form for any kernel of this network."
+    )
+  return new, masks
 
 
 def _fan_in_uniform(key: jax.Array, params: Any, model: Any) -> Any:
