@@ -93,11 +93,11 @@ class Reading:
         continue
       if doubt is not None:
         doubts[name] = _with_stack(doubt, len(shape) - len(self.shapes[name]))
+      elif name in self.reasons:
+        changed = layout is None or "may change it" in self.reasons[name]
+        doubts[name] = "None" if changed else _entry(layout, len(shape))
       elif layout is None:
         given[name] = None
-      elif name in self.reasons:
-        changed = "may change it" in self.reasons[name]
-        doubts[name] = "None" if changed else _entry(layout, len(shape))
       elif name not in stacks:
         given[name] = layout
       elif (axes := self._choose(name, stacks)) is None:
