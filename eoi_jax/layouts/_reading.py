@@ -94,8 +94,10 @@ class Reading:
       if doubt is not None:
         doubts[name] = _with_stack(doubt, len(shape) - len(self.shapes[name]))
       elif name in self.reasons:
-        changed = layout is None or "may change it" in self.reasons[name]
-        doubts[name] = "None" if changed else _entry(layout, len(shape))
+        if layout is None or "may change it" in self.reasons[name]:
+          doubts[name] = "None"
+        else:
+          doubts[name] = _entry(layout, len(shape))
       elif layout is None:
         given[name] = None
       elif name not in stacks:
