@@ -42,6 +42,7 @@ def linen_layouts(
 
   Example:
     >>> import flax.linen as nn
+    >>> import jax.numpy as jnp
     >>> model = nn.MultiHeadDotProductAttention(num_heads=4)
     >>> linen_layouts(model, jnp.ones((1, 5, 32)))["query/kernel"].axes
     'ioo'

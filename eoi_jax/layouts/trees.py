@@ -49,6 +49,10 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
   Raises:
     ValueError: if two leaves have one name.
+
+  Example:
+    >>> named_leaves({"a": {"w": 1.0, "b": None}})
+    {'a/b': None, 'a/w': 1.0}
   """
   leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
   names = leaf_names([path for path, _ in leaves])
@@ -72,6 +76,10 @@ def fill_tree(params: Any, values: dict[str, Any], *, keep: bool = False) -> Any
 
   Returns:
     A tree of the structure of `params`.
+
+  Example:
+    >>> fill_tree({"a": {"w": 1.0, "b": 2.0}}, {"a/w": 3.0}, keep=True)
+    {'a': {'b': 2.0, 'w': 3.0}}
   """
   paths, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_leaf)
   names = leaf_names([path for path, _ in paths])
