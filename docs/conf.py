@@ -80,17 +80,14 @@ class Api(SphinxDirective):
   """
 
   required_arguments = 1
-  optional_arguments = 99  # names, of a module without `__all__`
 
   def run(self):
     """Returns the nodes."""
-    path, *names = self.arguments
+    (path,) = self.arguments
     module = importlib.import_module(path)
     rows, entries = [], []
-    for name in names or module.__all__:
-      home = path if hasattr(module, name) else "eoi_jax"
-      value = getattr(importlib.import_module(home), name)
-      full = f"{home}.{name}"
+    for name in module.__all__:
+      value, full = getattr(module, name), f"{path}.{name}"
       short = f"eoi_jax.{name}" if name in eoi_jax.__all__ else full
       role, kind = ("class", "autoclass") if inspect.isclass(value) else ("func", "")
       summary = inspect.getdoc(value).partition("\n")[0]

@@ -48,8 +48,6 @@ REFERENCE = [
   for space in vars(eoi_jax).values()
   for name in getattr(space, "__all__", ())
 ]
-REFERENCE += [f"eoi_jax.layouts.{n}" for n in ("Layout", "Layouts", "kernel_layouts")]
-REFERENCE += ["eoi_jax.linen_layouts", "eoi_jax.nnx_layouts"]
 
 
 def test_no_block_goes_unchecked():
