@@ -225,16 +225,16 @@ def _saturate(x):
 
 def _saturate_back(_, g):
   # Slopes that differ do not cancel where an array is less its own mean, say.
-  return ((g != 0).astype(g.dtype) * (0.5 + spread(g.shape, g.dtype)),)
+  return ((g != 0).astype(g.dtype) * distinct(g.shape, g.dtype),)
 
 
 _saturate.defvjp(lambda x: (_saturate(x), None), _saturate_back)
 
 
-def spread(shape: tuple[int, ...], dtype: Any) -> jax.Array:
-  """Numbers in (0, 1), all different as far as the dtype allows."""
+def distinct(shape: tuple[int, ...], dtype: Any) -> jax.Array:
+  """Numbers in [0.5, 1.5), all different as far as the dtype allows."""
   index = jnp.arange(1, math.prod(shape) + 1, dtype=dtype).reshape(shape)
-  return index * 0.6180339887 % 1
+  return 0.5 + index * 0.6180339887 % 1
 
 
 def _is_floating(value) -> bool:
@@ -375,11 +375,10 @@ class _Evaluator:
     inputs = [_plain(x) for x in inputs]
     if not active:
       outputs = self.bind(eqn, inputs)
-      is_bool = jnp.result_type(inputs[0]) == jnp.bool_ if inputs else False
-      if name == "convert_element_type" and is_lookup and is_bool:
-        outputs = [jnp.ones_like(x) for x in outputs]  # any of them may be True
       if not is_lookup:
         return outputs
+      if name == "convert_element_type" and inputs[0].dtype == jnp.bool_:
+        outputs = [jnp.ones_like(x) for x in outputs]  # any of them may be True
       return [
         self.settle(x, self.zero) if _is_floating(x) else _Tokens(x) for x in outputs
       ]

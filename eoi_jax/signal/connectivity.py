@@ -13,7 +13,7 @@ import numpy as np
 from eoi_jax.layouts.layout import Kernel
 from eoi_jax.layouts.tables import Layouts, find_kernels
 from eoi_jax.layouts.trees import fill_tree, is_leaf, match_leaves, named_leaves
-from eoi_jax.masks._positive import positive_network, spread
+from eoi_jax.masks._positive import distinct, positive_network
 from eoi_jax.masks.saliency import _layer_name
 from eoi_jax.masks.trees import check_masks, count_masks
 
@@ -71,7 +71,7 @@ def effective_masks(
 def _reach(apply_fn, params, masks, input_shape, kernels):
   """Effective mask of each kernel, and whether any input reaches any output."""
   ones = {  # but for differences: `1 - gate` is a path
-    name: 0.5 + spread(jnp.shape(leaf), jnp.float32)
+    name: distinct(jnp.shape(leaf), jnp.float32)
     for name, leaf in named_leaves(params).items()
     if not is_leaf(leaf) and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
   }
