@@ -157,20 +157,23 @@ def allocate(
   density = _checks.density(density)
   if floors not in FLOORS:
     raise ValueError(f"`floors` must be one of {FLOORS}, got {floors!r}.")
+  if isinstance(rule, str) and rule not in RULES:
+    raise ValueError(f"`rule` must be one of {RULES} or a tree, got {rule!r}.")
   if taps not in TAPS:
     raise ValueError(f"`taps` must be one of {TAPS}, got {taps!r}.")
-  kernels = _kernels_of(params, rule, layouts)
-  for name in [dense] if isinstance(dense, str) else dense:
-    if isinstance(dense, str) or name not in kernels:
-      raise ValueError(f"`dense` must name kernels of {[*kernels]}, got {name!r}.")
-  densities: dict[str, Any] = dict.fromkeys(dense, 1.0)
-  if kernels.keys() - densities.keys():
-    rest = params
-    if dense:  # the rule is for the others
-      none = dict.fromkeys(dense)
-      rest = fill_tree(params, none, keep=True)
-      rule = rule if isinstance(rule, str) else fill_tree(rule, none, keep=True)
-    given, wanted = _wanted(rest, density, rule, layouts)
+  densities: dict[str, Any] = {}
+  others, any_left = params, True
+  if dense:  # the rule is for the others
+    kernels = _kernels_of(params, rule, layouts)
+    for name in [dense] if isinstance(dense, str) else dense:
+      if isinstance(dense, str) or name not in kernels:
+        raise ValueError(f"`dense` must name kernels of {[*kernels]}, got {name!r}.")
+    densities, none = dict.fromkeys(dense, 1.0), dict.fromkeys(dense)
+    any_left = len(densities) < len(kernels)
+    others = fill_tree(params, none, keep=True)
+    rule = rule if isinstance(rule, str) else fill_tree(rule, none, keep=True)
+  if any_left:
+    given, wanted = _wanted(others, density, rule, layouts)
     layers = [kernel for kernel in given.values() for _ in range(kernel.num_layers)]
     least = np.ones(len(layers), np.int64)
     if floors != "ignore":
@@ -187,12 +190,10 @@ def allocate(
 
 def _kernels_of(params, rule, layouts) -> dict[str, Kernel]:
   """Kernels that a rule is for."""
-  if not isinstance(rule, str):
-    found = given_kernels(params, rule, layouts, "rule")
-    return {name: kernel for name, (kernel, _) in found.items()}
-  if rule not in RULES:
-    raise ValueError(f"`rule` must be one of {RULES} or a tree, got {rule!r}.")
-  return find_kernels(params, layouts)
+  if isinstance(rule, str):
+    return find_kernels(params, layouts)
+  found = given_kernels(params, rule, layouts, "rule")
+  return {name: kernel for name, (kernel, _) in found.items()}
 
 
 def _wanted(params, density: float, rule, layouts):
