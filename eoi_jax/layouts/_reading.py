@@ -56,7 +56,7 @@ class Reading:
       return
     self.add_shape(path, shape)
     if change:
-      self.reasons[name] = f"{change} may change it"
+      self.layouts[name], self.reasons[name] = None, f"{change} may change it"
     elif before != layout:
       self.reasons[name] = f"read as {before} and as {layout} by two layers"
 
@@ -94,10 +94,7 @@ class Reading:
       if doubt is not None:
         doubts[name] = _with_stack(doubt, len(shape) - len(self.shapes[name]))
       elif name in self.reasons:
-        if layout is None or "may change it" in self.reasons[name]:
-          doubts[name] = "None"
-        else:
-          doubts[name] = _entry(layout, len(shape))
+        doubts[name] = "None" if layout is None else _entry(layout, len(shape))
       elif layout is None:
         given[name] = None
       elif name not in stacks:
