@@ -203,6 +203,12 @@ def test_padding_is_inert():
   )
 
 
+def test_an_empty_batch():
+  layout = blocks_lib.block_layout(jax.random.key(0), (30, 22), 0.5, block_size=4)
+  blocks = blocks_lib.block_orthogonal(jax.random.key(1), layout)
+  chex.assert_shape(block_matmul(jnp.zeros((0, 30)), blocks, layout), (0, 22))
+
+
 def test_errors(value_error):
   layout, blocks = make((32, 48))
   with value_error("method", "fast"):

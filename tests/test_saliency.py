@@ -256,6 +256,16 @@ def test_tokens():
   assert scores["embedding"] is None and jnp.all(scores["kernel"] > 0)
 
 
+def test_grasp_takes_a_list_of_labels():
+  params = {"kernel": jnp.array([[1.0, -2.0], [0.5, 0.1]])}
+  inputs = jnp.array([[1.0, 2.0], [0.5, -1.0]])
+  one, other = (
+    eoi_jax.grasp_scores(lambda p, x: x @ p["kernel"], params, (inputs, labels))
+    for labels in ([0, 1], jnp.array([0, 1]))
+  )
+  chex.assert_trees_all_equal(one, other)
+
+
 def test_grasp_through_a_custom_backward_pass(tanh_case):
   params, batch, _ = tanh_case
 

@@ -86,10 +86,10 @@ def block_matmul(
       f"`x` must have shape ({axes}..., {layout.shape[0]}), got {x.shape}."
     )
   dtype = jnp.result_type(x, blocks)
-  if x.size == 0:  # of an empty batch
-    return jnp.zeros((*x.shape[:-1], layout.shape[1]), dtype)
   if not jnp.issubdtype(dtype, jnp.floating):
     raise ValueError(f"`x` and `blocks` must be of floating dtype, got {dtype}.")
+  if x.size == 0:  # of an empty batch
+    return jnp.zeros((*x.shape[:-1], layout.shape[1]), dtype)
   if precision is not None:
     precision = lax.Precision(precision)
   options = {"precision": precision, "method": method}

@@ -74,9 +74,9 @@ def sparsify(
       used.
 
   Blocks of one shape, of any leaves, are started together in one compiled call; masks
-  are drawn on the host. Convolutions are read as stride 1, but where stride = window
-  (the layout then has no window: the whole patch is one matrix). Grouped ones are
-  started group by group: depthwise kernels keep every channel isometric.
+  are drawn on the host. Convolutions are read as stride 1, but where windows do not
+  overlap (the layout then has no window: the whole patch is one matrix). Grouped ones
+  are started group by group: depthwise kernels keep every channel isometric.
 
   Args:
     key: a PRNG key; it is consumed. What a layer gets depends on the key, its name
