@@ -109,18 +109,22 @@ class Settings(NamedTuple):
 
 
 class Plan(NamedTuple):
-  """Rotations of `N` columns in `D` levels.
+  """Rotations `c_i' = cos c_i + sin c_j`, `c_j' = cos c_j - sin c_i`, by level.
 
   Attributes:
-    partner: int32 `[D, N]`, the column that a column is rotated with, or itself.
-    cos: float `[D, N]`, factor of the column itself.
-    sin: float `[D, N]`, factor of its partner.
+    i: first column of each plane, int32 `[T]`.
+    j: second column of each plane, int32 `[T]`.
+    cos: float `[T]`.
+    sin: float `[T]`.
+    level: level of each rotation, int32 `[T]`; `settings.depth` where it is left out.
     depth: number of leading levels in use; an int, or an int32 scalar.
   """
 
-  partner: jax.Array
+  i: jax.Array
+  j: jax.Array
   cos: jax.Array
   sin: jax.Array
+  level: jax.Array
   depth: int | jax.Array
 
 
@@ -341,36 +345,35 @@ def plan(
     limit = budget - nonzeros.astype(jnp.int32)
 
   def next_level(carry):
-    level, pending, supports, added, slots = carry
+    level, levels, supports, added = carry
     # A rotation is next if no earlier one is pending on either of its columns.
-    waiting = jnp.where(pending, place, num)
+    waiting = jnp.where(levels == depth, place, num)
     first = jnp.full(settings.columns, num, jnp.int32)
     first = first.at[rotations.i].min(waiting).at[rotations.j].min(waiting)
     ready = (_take(first, rotations.i) == place) & (_take(first, rotations.j) == place)
     partner = _take(i, first) + _take(j, first) - column
     free = (first == num) | (_take(first, jnp.clip(partner, 0)) != first)
-    slot, partner = jnp.where(free, num, first), jnp.where(free, column, partner)
-    others = _take(supports, partner)
+    others = _take(supports, jnp.where(free, column, partner))
     new = jax.lax.population_count(supports ^ others).sum(-1, dtype=jnp.uint32)
     added = jnp.where(ready, _take(new.astype(jnp.int32), rotations.i), added)
-    slots = jax.lax.dynamic_update_index_in_dim(slots, slot, level, 0)
-    return level + 1, pending & ~ready, supports | others, added, slots
+    return level + 1, jnp.where(ready, level, levels), supports | others, added
 
+  # Where a rotation takes one column alone, there is none: it waits for nothing.
+  none = rotations.i == rotations.j
   carry = (
     zero_int,
-    (rotations.i != rotations.j) & (zero_int == 0),
+    jnp.where(none, -1, depth) + zero_int,
     supports | zero,
     jnp.zeros(num, jnp.int32) + zero_int,
-    jnp.full((depth, settings.columns), num, jnp.int32) + zero_int,
   )
   if stop_early:
-    unfinished = lambda carry: (carry[0] < depth) & jnp.any(carry[1])  # noqa: E731
+    unfinished = lambda carry: (carry[0] < depth) & jnp.any(carry[1] == depth)  # noqa: E731
     carry = jax.lax.while_loop(unfinished, next_level, carry)
   else:
     carry = jax.lax.fori_loop(0, depth, lambda _, carry: next_level(carry), carry)
-  _, pending, _, added, slots = carry
+  _, levels, _, added = carry
   # A rotation that found no level (a negligible chance) ends the sequence.
-  end = jnp.min(jnp.where(pending, place, num))
+  end = jnp.min(jnp.where(levels == depth, place, num))
 
   def bisect(bit, count):  # a cumulative sum compiles to a longer program
     longer = count + jnp.left_shift(1, num.bit_length() - 1 - bit)
@@ -378,20 +381,54 @@ def plan(
     return jnp.where((longer <= end) & (total <= limit), longer, count)
 
   count = jax.lax.fori_loop(0, num.bit_length(), bisect, zero_int)
-  kept = slots < count
-  slots = jnp.where(kept, slots, num)
-  angle = jnp.append(rotations.angle, 0).astype(
-    np.promote_types(settings.dtype, jnp.float32)
-  )
-  first = _take(i, slots)
-  sin = _take(jnp.sin(angle), slots)
-  used = jnp.max(jnp.where(kept.any(1), 1 + jnp.arange(depth, dtype=jnp.int32), 0))
+  kept = (place < count) & ~none
+  angle = rotations.angle.astype(np.promote_types(settings.dtype, jnp.float32))
   return Plan(
-    partner=jnp.where(kept, first + _take(j, slots) - column[None, :], column[None, :]),
-    cos=_take(jnp.cos(angle), slots),
-    sin=jnp.where(first == column[None, :], sin, -sin),
-    depth=used if stop_early else depth,
+    i=rotations.i,
+    j=rotations.j,
+    cos=jnp.cos(angle),
+    sin=jnp.sin(angle),
+    level=jnp.where(kept, levels, depth),
+    depth=jnp.max(jnp.where(kept, 1 + levels, 0)) if stop_early else depth,
   )
+
+
+def reversed_plan(plan: Plan, settings: Settings) -> Plan:
+  """The plan that undoes another one, last rotations first."""
+  used = plan.level < settings.depth
+  level = jnp.where(used, plan.depth - 1 - plan.level, plan.level)
+  return plan._replace(sin=-plan.sin, level=level)
+
+
+class Levels(NamedTuple):
+  """A plan as tables of `D` levels of `N` columns.
+
+  Attributes:
+    partner: int32 `[D, N]`, the column that a column is rotated with, or itself.
+    cos: float `[D, N]`, factor of the column itself.
+    sin: float `[D, N]`, factor of its partner.
+    depth: number of leading levels in use; an int, or an int32 scalar.
+  """
+
+  partner: jax.Array
+  cos: jax.Array
+  sin: jax.Array
+  depth: int | jax.Array
+
+
+def levels(plan: Plan, settings: Settings) -> Levels:
+  """Lays a plan out in tables."""
+  shape = (settings.depth, settings.columns)
+  column = jnp.arange(settings.columns, dtype=jnp.int32)
+  zero = 0 * plan.cos[0]  # varies over devices as the plan does
+  partner = jnp.broadcast_to(column, shape) + zero.astype(jnp.int32)
+  cos, sin = (jnp.full(shape, x, zero.dtype) + zero for x in (1, 0))
+  for side, sign in ((plan.i, 1), (plan.j, -1)):
+    place = (plan.level, side)
+    partner = partner.at[place].set(plan.i + plan.j - side, mode="drop")
+    cos = cos.at[place].set(plan.cos, mode="drop")
+    sin = sin.at[place].set(sign * plan.sin, mode="drop")
+  return Levels(partner, cos, sin, plan.depth)
 
 
 def identity_bits(settings: Settings, lo: int | jax.Array) -> jax.Array:
@@ -406,12 +443,12 @@ def _take(values: jax.Array, index: jax.Array) -> jax.Array:
   return values.at[index].get(mode="promise_in_bounds")
 
 
-def rotate(columns: jax.Array, plan: Plan) -> jax.Array:
-  """Applies the levels of a plan, each as one gather: a pass over all columns.
+def rotate(columns: jax.Array, levels: Levels) -> jax.Array:
+  """Applies levels of rotations, each as one gather: a pass over all columns.
 
   Args:
     columns: float array `[N, rows]`, one column of the matrix a row.
-    plan: the rotations; an int `depth` runs as `lax.scan`.
+    levels: the rotations; an int `depth` runs as `lax.scan`.
 
   Returns:
     The rotated columns, same shape and dtype.
@@ -419,8 +456,8 @@ def rotate(columns: jax.Array, plan: Plan) -> jax.Array:
 
   def level(place, columns):
     partner, cos, sin = (
-      jax.lax.dynamic_index_in_dim(table, place, keepdims=False) for table in plan[:3]
+      jax.lax.dynamic_index_in_dim(table, place, keepdims=False) for table in levels[:3]
     )
     return cos[:, None] * columns + sin[:, None] * _take(columns, partner)
 
-  return jax.lax.fori_loop(0, plan.depth, level, columns)
+  return jax.lax.fori_loop(0, levels.depth, level, columns)

@@ -7,6 +7,7 @@ several devices each computes its part of a sharded matrix, with nothing exchang
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +66,83 @@ def batched(
   return many(words[None], budget[None])[0]
 
 
+class _Steps(NamedTuple):
+  """A plan in steps of `2 C` columns: those that a level leaves alone are not passed.
+
+  Of random pairs a level takes a fifth of the columns only: at density .1 an identity
+  is rotated 1.6 to 3 times as fast as by whole levels (512 to 4096 columns).
+
+  Attributes:
+    own: int32 `[S, 2 C]`, the columns to write; `N` where there is none.
+    partner: int32 `[S, 2 C]`, the column that each is rotated with, in the same step.
+    cos: float `[S, 2 C]`.
+    sin: float `[S, 2 C]`.
+    number: number of leading steps in use.
+  """
+
+  own: jax.Array
+  partner: jax.Array
+  cos: jax.Array
+  sin: jax.Array
+  number: jax.Array
+
+
+def _steps(plan: plan_lib.Plan, settings: plan_lib.Settings) -> _Steps:
+  """Sorts the rotations of a plan by level and cuts levels into steps."""
+  depth, columns, num = settings.depth, settings.columns, plan.i.shape[0]
+  size = min(max(columns // 32, 16), 128)  # rotations of a step
+  order = jax.lax.sort((plan.level, jnp.arange(num, dtype=jnp.int32)), num_keys=1)[1]
+  level = jnp.arange(depth, dtype=jnp.int32)
+  ends = jnp.sum(plan.level[None] <= level[:, None], axis=1, dtype=jnp.int32)
+  starts = jnp.concatenate([jnp.zeros(1, jnp.int32), ends[:-1]])
+  last_steps = jnp.cumsum((ends - starts + size - 1) // size)
+  step = jnp.arange(depth + num // size, dtype=jnp.int32)
+  level = jnp.sum(last_steps[None] <= step[:, None], axis=1, dtype=jnp.int32)
+  level = jnp.minimum(level, depth - 1)
+  # Steps and places are counted from the first of their level.
+  step = step - jnp.concatenate([jnp.zeros(1, jnp.int32), last_steps[:-1]])[level]
+  place = starts[level] + step * size
+  place = place[:, None] + jnp.arange(size, dtype=jnp.int32)[None]
+  there, chosen = place < ends[level][:, None], order.at[place].get(mode="clip")
+  i, j = (jnp.where(there, side[chosen], columns) for side in (plan.i, plan.j))
+  cos, sin = plan.cos[chosen], plan.sin[chosen]
+  return _Steps(
+    own=jnp.concatenate([i, j], axis=1),
+    partner=jnp.concatenate([j, i], axis=1),
+    cos=jnp.concatenate([cos, cos], axis=1),
+    sin=jnp.concatenate([sin, -sin], axis=1),
+    number=last_steps[-1],
+  )
+
+
+def rotate(
+  columns: jax.Array, plan: plan_lib.Plan, settings: plan_lib.Settings
+) -> jax.Array:
+  """Rotates the columns of a matrix, `[N, rows]`, one column a row."""
+  return _rotate(columns, _laid_out(plan, settings))
+
+
+def _laid_out(plan: plan_lib.Plan, settings: plan_lib.Settings):
+  return _steps(plan, settings) if in_cache() else plan_lib.levels(plan, settings)
+
+
+def _rotate(columns: jax.Array, tables: _Steps | plan_lib.Levels) -> jax.Array:
+  if isinstance(tables, plan_lib.Levels):
+    return plan_lib.rotate(columns, tables)
+
+  def step(place, columns):
+    own, partner, cos, sin = (
+      jax.lax.dynamic_index_in_dim(table, place, keepdims=False) for table in tables[:4]
+    )
+    mine = columns.at[own].get(mode="promise_in_bounds")
+    other = columns.at[partner].get(mode="promise_in_bounds")
+    new = cos[:, None] * mine + sin[:, None] * other
+    return columns.at[own].set(new, mode="promise_in_bounds", unique_indices=True)
+
+  columns = jnp.pad(columns, ((0, 1), (0, 0)))  # to write to where there is none
+  return jax.lax.fori_loop(0, tables.number, step, columns)[:-1]
+
+
 def rotated_identity(
   plan: plan_lib.Plan, settings: plan_lib.Settings, lo: int | jax.Array, alone: bool
 ) -> jax.Array:
@@ -80,9 +158,10 @@ def rotated_identity(
     Array of `settings.shape`; rows from `lo` on have no meaning.
   """
   rows, columns, tall = settings.rows, settings.columns, settings.tall
+  tables = _laid_out(plan, settings)
   if alone and _may_be_sharded():
     lines = (jnp.arange(size, dtype=jnp.int32) for size in (rows, columns))
-    matrix = _partitioned(*plan[:3], *lines)
+    matrix = _partitioned(*tables[:3], *lines)
     return (matrix.T if tall else matrix).astype(settings.dtype)
   width = rows
   if in_cache():
@@ -90,7 +169,7 @@ def rotated_identity(
 
   def block(start):
     row = start + jnp.arange(width, dtype=jnp.int32)
-    part = _rows(plan, row).astype(settings.dtype)
+    part = _rows(tables, row, columns).astype(settings.dtype)
     return part if tall else part.T
 
   if width == rows:
@@ -103,15 +182,17 @@ def rotated_identity(
     return jax.lax.dynamic_update_slice_in_dim(whole, block(start), start, axis)
 
   empty = jnp.zeros(settings.shape, settings.dtype)
-  empty += plan.cos[0, 0].astype(settings.dtype) * 0  # varies as the plan does
+  empty += plan.cos[0].astype(settings.dtype) * 0  # varies as the plan does
   return jax.lax.fori_loop(0, (lo + width - 1) // width, write, empty)
 
 
-def _rows(plan: plan_lib.Plan, row: jax.Array) -> jax.Array:
+def _rows(
+  tables: _Steps | plan_lib.Levels, row: jax.Array, num_columns: int
+) -> jax.Array:
   """Rows of a rotated identity, `[N, rows]`."""
-  column = jnp.arange(plan.partner.shape[1], dtype=jnp.int32)[:, None]
-  columns = (column == row[None, :]).astype(plan.cos.dtype) + plan.cos[0, 0] * 0
-  return plan_lib.rotate(columns, plan)
+  column = jnp.arange(num_columns, dtype=jnp.int32)[:, None]
+  cos = tables.cos
+  return _rotate((column == row[None, :]).astype(cos.dtype) + cos[0, 0] * 0, tables)
 
 
 def _may_be_sharded() -> bool:
@@ -134,7 +215,8 @@ def _partitioned(partner, cos, sin, rows, cols) -> jax.Array:
   (... (G_T I)))` restricted to them.
   """
   del cols
-  return _rows(plan_lib.Plan(partner, cos, sin, partner.shape[0]), rows).T
+  levels = plan_lib.Levels(partner, cos, sin, partner.shape[0])
+  return _rows(levels, rows, partner.shape[1]).T
 
 
 def _infer(mesh, arg_shapes, result_shape) -> NamedSharding:
@@ -153,9 +235,9 @@ def _partition(mesh, arg_shapes, result_shape):
   def lower(partner, cos, sin, rows, cols):
     depth, num_columns = partner.shape
     if cols.shape[0] < num_columns and rows.shape[0] == num_rows:
-      back = plan_lib.Plan(partner[::-1], cos[::-1], -sin[::-1], depth)
-      return _rows(back, cols)[:num_rows]
-    part = _rows(plan_lib.Plan(partner, cos, sin, depth), rows)
+      back = plan_lib.Levels(partner[::-1], cos[::-1], -sin[::-1], depth)
+      return _rows(back, cols, num_columns)[:num_rows]
+    part = _rows(plan_lib.Levels(partner, cos, sin, depth), rows, num_columns)
     return (part if cols.shape[0] == num_columns else part[cols]).T
 
   return mesh, lower, NamedSharding(mesh, spec), (*tables, *lines)

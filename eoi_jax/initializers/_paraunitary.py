@@ -286,7 +286,8 @@ def delay_and_rotate(
     bits = bits.reshape(hi, -1)
     supports = jnp.zeros_like(bits).at[right_order].set(bits)
     plan = draw(budget, supports=supports)
-    right = plan_lib.rotate(right, _reversed(plan))
+    # Backwards, for the product itself rather than its transpose.
+    right = tuning.rotate(right, plan_lib.reversed_plan(plan, settings), settings)
 
   def pick(order):  # hi where a tap has no channel in a turn
     return order.at[channel].get(mode="fill", fill_value=hi)
@@ -295,16 +296,6 @@ def delay_and_rotate(
   rows = right.at[pick(right_order)].get(mode="fill", fill_value=0)
   columns = jnp.swapaxes(columns, 1, 2)
   return jnp.matmul(columns, rows, precision=jax.lax.Precision.HIGHEST)
-
-
-def _reversed(plan: plan_lib.Plan) -> plan_lib.Plan:
-  """Plan that rotates an identity to the product itself, not to its transpose."""
-  if isinstance(plan.depth, int):
-    order = jnp.arange(plan.depth - 1, -1, -1, dtype=jnp.int32)
-  else:
-    order = plan.depth - 1 - jnp.arange(plan.partner.shape[0], dtype=jnp.int32)
-  partner, cos, sin = (table.at[order].get(mode="clip") for table in plan[:3])
-  return plan_lib.Plan(partner, cos, -sin, plan.depth)
 
 
 def _mean_to_expect(nonzeros: jax.Array, mean: jax.Array, schedule: str) -> jax.Array:
@@ -342,7 +333,7 @@ def _mean_to_expect(nonzeros: jax.Array, mean: jax.Array, schedule: str) -> jax.
 def _row_nonzeros(plan: plan_lib.Plan, settings: plan_lib.Settings) -> jax.Array:
   """Nonzeros of each row of a rotated identity, int32 `[hi]`."""
   # Last rotations first: supports of rows instead of columns.
-  partner = _reversed(plan).partner
+  partner = plan_lib.levels(plan_lib.reversed_plan(plan, settings), settings).partner
 
   def merge(level, bits):
     return bits | bits.at[partner[level]].get(mode="promise_in_bounds")
