@@ -30,6 +30,7 @@ import numpy as np
 from eoi_jax import eoi_init, sparse_orthogonal
 
 NUM_LAYERS, LAYER_SIZE, LAYER_DENSITY = 998, 128, 0.125
+PAUSE = 0.1  # s; threads of OpenBLAS (QR) hold their cores for up to 30 ms more
 LOOP_LIMIT = 1024  # the published loop takes minutes beyond
 # (window, in, out, how many) of the 54 kernels of a ResNet-50.
 RESNET50 = [(7, 3, 64, 1), (1, 2048, 1000, 1)] + [
@@ -82,6 +83,7 @@ def measure(candidates: dict[str, Callable], repeats: int) -> dict[str, dict]:
     table[name]["memory"] = used / stats.output_size_in_bytes
   for key in keys[:-1]:
     for name, function in candidates.items():
+      time.sleep(PAUSE)
       begin = time.perf_counter()
       jax.block_until_ready(function(key))
       times[name].append(time.perf_counter() - begin)

@@ -122,8 +122,12 @@ def rotate(
   return _rotate(columns, _laid_out(plan, settings))
 
 
-def _laid_out(plan: plan_lib.Plan, settings: plan_lib.Settings):
-  return _steps(plan, settings) if in_cache() else plan_lib.levels(plan, settings)
+def _laid_out(
+  plan: plan_lib.Plan, settings: plan_lib.Settings
+) -> _Steps | plan_lib.Levels:
+  if settings.schedule == "iid" and in_cache():
+    return _steps(plan, settings)
+  return plan_lib.levels(plan, settings)
 
 
 def _rotate(columns: jax.Array, tables: _Steps | plan_lib.Levels) -> jax.Array:
