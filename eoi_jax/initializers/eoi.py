@@ -199,7 +199,7 @@ def kernel_budget(
   """
   window, matrix_shape = shape[:-2], shape[-2:]
   num_taps, size = math.prod(window), math.prod(matrix_shape)
-  lowest = block_floor(shape, strides if taps == "polyphase" else ())
+  lowest = block_floor(shape, strides) if taps == "polyphase" else min(matrix_shape)
   floor = lowest / (num_taps * size)
   if not floor * (1 - 1e-9) <= density <= 1.0:
     raise ValueError(

@@ -26,8 +26,7 @@ from eoi_jax.givens.orthogonal import sample_many
 from eoi_jax.givens.rotations import Angle
 from eoi_jax.initializers import dense, eoi, isometry, sao
 from eoi_jax.layouts.layout import Kernel
-from eoi_jax.layouts.tables import Layouts
-from eoi_jax.layouts.trees import fill_tree
+from eoi_jax.layouts.trees import Layouts, fill_tree
 from eoi_jax.masks.trees import (
   check_masks,
   fill,

@@ -8,8 +8,13 @@ leave no doubt (`kernel_layouts`). What is in doubt is an error, never a guess.
 from eoi_jax.layouts.layout import Kernel, Layout
 from eoi_jax.layouts.linen import linen_layouts
 from eoi_jax.layouts.nnx import nnx_layouts
-from eoi_jax.layouts.tables import Layouts, find_kernels, kernel_layouts
-from eoi_jax.layouts.trees import fill_tree, named_leaves
+from eoi_jax.layouts.trees import (
+  Layouts,
+  fill_tree,
+  find_kernels,
+  kernel_layouts,
+  named_leaves,
+)
 
 __all__ = [
   "Kernel",

@@ -10,10 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from eoi_jax.layouts.layout import Kernel, Layout
-from eoi_jax.layouts.shapes import by_shape
-from eoi_jax.layouts.tables import Layouts, apply_table, complete
-from eoi_jax.layouts.trees import is_leaf, named_leaves
+from eoi_jax.layouts.layout import Kernel, Layout, by_shape
+from eoi_jax.layouts.trees import Layouts, apply_table, complete, is_leaf, named_leaves
 
 
 class Reading:

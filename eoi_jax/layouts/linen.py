@@ -13,7 +13,7 @@ from eoi_jax.layouts._layers import conv, conv_transpose, einsum, own_method, re
 from eoi_jax.layouts._reading import Reading
 from eoi_jax.layouts.layout import Layout
 from eoi_jax.layouts.nnx import read_nnx
-from eoi_jax.layouts.tables import Layouts
+from eoi_jax.layouts.trees import Layouts
 
 
 def linen_layouts(

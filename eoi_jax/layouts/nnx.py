@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from eoi_jax.layouts._layers import conv, conv_transpose, einsum, own_method, repeat
 from eoi_jax.layouts._reading import Reading
 from eoi_jax.layouts.layout import Layout
-from eoi_jax.layouts.tables import Layouts
+from eoi_jax.layouts.trees import Layouts
 
 
 def nnx_layouts(

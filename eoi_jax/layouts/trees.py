@@ -1,13 +1,18 @@
-"""Trees of parameters by the names of their leaves."""
+"""Trees by the names of their leaves, and the layouts of these: by hand, by shape."""
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Sequence
+import fnmatch
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+
+from eoi_jax.layouts._doubt import LINE, in_doubt
+from eoi_jax.layouts.layout import CONVENTIONS, Kernel, Layout, by_shape, check_fit
 
 # Attributes that wrap an array (of an NNX variable, say): no part of its name.
 _WRAPPERS = ("value", "raw_value")
@@ -116,3 +121,237 @@ def match_leaves(params: Any, other: Any, argument: str) -> dict[str, Any]:
         "`params`."
       )
   return found
+
+
+class Layouts(Mapping[str, Layout | None]):
+  """The layout of every leaf of a tree, by name; None = no kernel, stays dense.
+
+  Made by `linen_layouts`, `nnx_layouts` or `kernel_layouts`. It is immutable and no
+  pytree: plain data beside the parameters. `print` shows it as a table.
+  """
+
+  def __init__(self, entries: Mapping[str, Layout | None], shapes: Mapping[str, Any]):
+    self._entries = dict(entries)
+    self._shapes = dict(shapes)
+
+  def __getitem__(self, name: str) -> Layout | None:
+    return self._entries[name]
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._entries)
+
+  def __len__(self) -> int:
+    return len(self._entries)
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, Layouts) and self._entries == other._entries
+
+  def __hash__(self) -> int:
+    return hash(tuple(self._entries.items()))
+
+  def replace(self, table: Mapping[str, str | Layout | None]) -> Layouts:
+    """Layouts with other entries where a pattern of the table fits.
+
+    Args:
+      table: as in `kernel_layouts`.
+
+    Returns:
+      New layouts.
+
+    Raises:
+      ValueError: if a pattern fits no leaf, or a layout does not fit its leaf.
+    """
+    given = apply_table(table, self._shapes)
+    return Layouts(self._entries | given, self._shapes)
+
+  def __repr__(self) -> str:
+    rows = [
+      (name, str(tuple(self._shapes[name])), "dense" if layout is None else str(layout))
+      for name, layout in self._entries.items()
+      if layout is not None or len(self._shapes[name]) > 1
+    ]
+    if not rows:
+      return "Layouts(no kernels)"
+    widths = [max(len(row[n]) for row in rows) for n in range(3)]
+    lines = (
+      "  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)) for r in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def kernel_layouts(
+  params: Any,
+  table: Mapping[str, str | Layout | None] | None = None,
+  *,
+  convention: str | None = None,
+) -> Layouts:
+  """Layouts of a tree by hand, and by shape where the shape leaves no doubt.
+
+  Leaves that no pattern of the table fits are read by these rules:
+
+    - rank 0 or 1, an integer or bool array, or a bias, scale or embedding by its name:
+      no kernel;
+    - a weight of a module named like an embedding or a norm, or beside a bias of its
+      own shape (as in a norm over several axes), is in doubt;
+    - named kernel, weight or w (or a tree without names) and of rank 2: "io";
+    - likewise, of rank 4, with a window of one odd size up to 11 (and perhaps 1) in
+      front and no such window behind: a convolution, "wwio"; but a window over one
+      input channel is in doubt: it may be depthwise (`groups` = outputs) or see a gray
+      image;
+    - with a `convention` these two as that says, and of rank 3, in a module named like
+      a convolution, "wio" or "oiw";
+    - anything else is in doubt: of higher rank, layers may be stacked.
+
+  Args:
+    params: tree of arrays or shape-dtype structs.
+    table: glob pattern of leaf names to a layout, its letters, or None = no kernel. The
+      last pattern that fits counts: `{"*": None, "*/query/kernel": "ioo"}`.
+    convention: None; or "hwio" if kernels are `(in, out)` and `(*window, in, out)` as
+      in Flax and Haiku; or "oihw" if they are `(out, in)` and `(out, in, *window)` as
+      in Equinox and PyTorch.
+
+  Returns:
+    `Layouts` of every leaf of `params`.
+
+  Raises:
+    ValueError: if leaves are in doubt (all are named, with the line to write), a
+      pattern fits no leaf, or a layout does not fit its leaf.
+
+  Example:
+    >>> params = {"query": {"kernel": jnp.ones((64, 4, 16)), "bias": jnp.ones((4, 16))}}
+    >>> kernel_layouts(params, {"query/kernel": "ioo"})
+    query/bias    (4, 16)      dense
+    query/kernel  (64, 4, 16)  ioo
+  """
+  if convention not in (None, *CONVENTIONS):
+    raise ValueError(
+      f"`convention` must be None or one of {tuple(CONVENTIONS)}, got {convention!r}."
+    )
+  leaves = {
+    name: leaf for name, leaf in named_leaves(params).items() if not is_leaf(leaf)
+  }
+  shapes = {name: jnp.shape(leaf) for name, leaf in leaves.items()}
+  known = "table | " if table else ""
+  rest = f', convention="{convention}"' if convention else ""
+  line = f"layouts=kernel_layouts(params, {known}{{}}{rest})"
+  layouts = complete(apply_table(table or {}, shapes), leaves, convention, line=line)
+  for name, layout in layouts.items():
+    if layout is not None and layout.groups is None:
+      Kernel(name, leaves[name], layout).groups  # noqa: B018 (raises)
+  return layouts
+
+
+def complete(
+  given: Mapping[str, Layout | None],
+  leaves: Mapping[str, Any],
+  convention: str | None = None,
+  *,
+  doubts: Mapping[str, str] | None = None,
+  reasons: Mapping[str, str] | None = None,
+  line: str = LINE,
+) -> Layouts:
+  """Layouts of all leaves: those that are given, the rest by shape.
+
+  Args:
+    given: layouts that are known, by name.
+    leaves: arrays or shape-dtype structs by name.
+    convention: as in `kernel_layouts`.
+    doubts: leaves that are in doubt, with what to write in the table.
+    reasons: why, where it is not the shape.
+    line: what the caller is to write, with {} for the table.
+
+  Returns:
+    `Layouts` in the order of `leaves`; groups are None of a window over one channel.
+
+  Raises:
+    ValueError: if leaves are in doubt.
+  """
+  entries, doubts = {}, dict(doubts or {})
+  for name, leaf in leaves.items():
+    if name in given:
+      entries[name] = given[name]
+    elif name not in doubts:
+      entries[name], doubt = by_shape(name, leaf, leaves, convention)
+      if doubt is not None:
+        doubts[name] = doubt
+  if doubts:
+    raise ValueError(in_doubt(doubts, leaves, reasons or {}, line))
+  return Layouts(entries, {name: jnp.shape(leaf) for name, leaf in leaves.items()})
+
+
+def apply_table(
+  table: Mapping[str, str | Layout | None], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Layout | None]:
+  """Layouts of the names that the patterns of a table fit."""
+  given: dict[str, Layout | None] = {}
+  for pattern, value in table.items():
+    layout = Layout(value) if isinstance(value, str) else value
+    if layout is not None and not isinstance(layout, Layout):
+      raise ValueError(
+        f"`table` must hold letters, a Layout or None, got {value!r} for {pattern!r}."
+      )
+    # A name is no pattern, even with brackets in it.
+    names = [pattern] if pattern in shapes else []
+    names = names or [name for name in shapes if fnmatch.fnmatchcase(name, pattern)]
+    if not names:
+      raise ValueError(
+        f"`table` must name leaves of {[*shapes]}, got the pattern {pattern!r}."
+      )
+    for name in names:
+      if layout is not None:
+        check_fit(name, shapes[name], layout)
+      given[name] = layout
+  return given
+
+
+def find_kernels(params: Any, layouts: Layouts | None = None) -> dict[str, Kernel]:
+  """Kernels of a tree by name, in the order of its leaves.
+
+  Args:
+    params: tree of arrays or shape-dtype structs: parameters, or masks of them. The
+      variables of a Linen model, `{"params": ..., ...}`, will do for its layouts.
+    layouts: layouts of its leaves; None = by shape, as `kernel_layouts(params)`, but
+      that groups are asked for only where they matter.
+
+  Returns:
+    Dict from name to `Kernel`; leaves that are left out (None) are absent.
+
+  Raises:
+    ValueError: if there is no kernel, a leaf is in doubt or has no entry in `layouts`,
+      or a layout does not fit its leaf.
+  """
+  if layouts is None:
+    leaves = named_leaves(params)
+    layouts = complete({}, {n: x for n, x in leaves.items() if not is_leaf(x)})
+  elif not isinstance(layouts, Layouts):
+    raise ValueError(
+      "`layouts` must be None or made by `kernel_layouts`, `linen_layouts` or "
+      f"`nnx_layouts`, got {type(layouts).__name__}."
+    )
+  leaves = named_leaves(params)
+  is_variables = isinstance(params, Mapping) and "params" in params
+  kernels = {}
+  for name, leaf in leaves.items():
+    if is_leaf(leaf):
+      continue
+    known = name
+    if is_variables and name not in layouts:
+      if not name.startswith("params/"):
+        continue
+      known = name.removeprefix("params/")
+    if known not in layouts:
+      raise ValueError(
+        f"`layouts` must have an entry for every leaf, got none for {name!r}; it has "
+        f"{[*layouts][:8]}{' ...' if len(layouts) > 8 else ''}."
+      )
+    layout = layouts[known]
+    if layout is not None:
+      check_fit(name, jnp.shape(leaf), layout)
+      kernels[name] = Kernel(name, leaf, layout)
+  if not kernels:
+    raise ValueError(
+      "`params` must have at least one kernel, got none among the leaves "
+      f"{[*leaves][:8]}{' ...' if len(leaves) > 8 else ''}; name them: "
+      '`layouts=kernel_layouts(params, {"...": "io"})`.'
+    )
+  return kernels

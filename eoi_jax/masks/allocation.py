@@ -16,8 +16,7 @@ import numpy as np
 
 from eoi_jax import _checks
 from eoi_jax.layouts.layout import TAPS, Kernel
-from eoi_jax.layouts.tables import Layouts, find_kernels
-from eoi_jax.layouts.trees import fill_tree
+from eoi_jax.layouts.trees import Layouts, fill_tree, find_kernels
 from eoi_jax.masks._topk import mark_highest
 from eoi_jax.masks.trees import given_kernels, live_counts
 

@@ -23,8 +23,13 @@ import optax
 
 from eoi_jax import _checks, _keys
 from eoi_jax.layouts.layout import Kernel
-from eoi_jax.layouts.tables import Layouts, find_kernels
-from eoi_jax.layouts.trees import fill_tree, is_leaf, named_leaves
+from eoi_jax.layouts.trees import (
+  Layouts,
+  fill_tree,
+  find_kernels,
+  is_leaf,
+  named_leaves,
+)
 from eoi_jax.masks._topk import mark_highest, top_masks
 from eoi_jax.masks.trees import place_like
 

@@ -11,8 +11,7 @@ import numpy as np
 
 from eoi_jax import _checks
 from eoi_jax.layouts.layout import Kernel
-from eoi_jax.layouts.tables import Layouts, find_kernels
-from eoi_jax.layouts.trees import fill_tree
+from eoi_jax.layouts.trees import Layouts, fill_tree, find_kernels
 from eoi_jax.masks._positive import positive_network
 from eoi_jax.masks._topk import top_masks
 from eoi_jax.masks.saliency import (

@@ -12,8 +12,14 @@ import numpy as np
 
 from eoi_jax import _keys
 from eoi_jax.layouts.layout import Kernel
-from eoi_jax.layouts.tables import Layouts, find_kernels
-from eoi_jax.layouts.trees import fill_tree, is_leaf, match_leaves, named_leaves
+from eoi_jax.layouts.trees import (
+  Layouts,
+  fill_tree,
+  find_kernels,
+  is_leaf,
+  match_leaves,
+  named_leaves,
+)
 
 
 def kernel_masks(

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from eoi_jax.optim._sharding import gathered, match_type
+from eoi_jax.optim._masked import gathered, match_type
 
 _WHERE = {"mode": "promise_in_bounds", "unique_indices": True}
 _TOLERANCE = 1e-6  # of the largest step of a leaf: decay by 1e-5 is seen

@@ -13,10 +13,16 @@ import optax
 
 from eoi_jax import _checks as checks
 from eoi_jax import _keys
-from eoi_jax.layouts.tables import Layouts
-from eoi_jax.layouts.trees import fill_tree, is_leaf, named_leaves
+from eoi_jax.layouts.trees import Layouts, fill_tree, is_leaf, named_leaves
 from eoi_jax.optim._compact import LiveWeights
-from eoi_jax.optim._sharding import match_axes
+from eoi_jax.optim._masked import (
+  as_transformation,
+  fit_masks,
+  is_none,
+  keep_live,
+  masked_update,
+  match_axes,
+)
 from eoi_jax.optim.rules import (
   Rule,
   Rules,
@@ -26,14 +32,7 @@ from eoi_jax.optim.rules import (
   make_rules,
   masked_kernels,
 )
-from eoi_jax.optim.static import (
-  StaticSparsityState,
-  as_transformation,
-  fit_masks,
-  is_none,
-  keep_live,
-  masked_update,
-)
+from eoi_jax.optim.static import StaticSparsityState
 
 _is_masked_node = functools.partial(type.__instancecheck__, optax.MaskedNode)
 

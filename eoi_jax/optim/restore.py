@@ -16,10 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from eoi_jax import _checks as checks
-from eoi_jax.layouts.tables import Layouts, find_kernels
-from eoi_jax.layouts.trees import fill_tree, named_leaves
+from eoi_jax.layouts.trees import Layouts, fill_tree, find_kernels, named_leaves
 from eoi_jax.masks.trees import check_masks
-from eoi_jax.optim._sharding import gathered, match_type
+from eoi_jax.optim._masked import gathered, match_type
 
 _BISECTIONS = 30
 

@@ -25,12 +25,17 @@ import numpy as np
 
 from eoi_jax import _keys
 from eoi_jax.layouts.layout import Kernel
-from eoi_jax.layouts.tables import Layouts, find_kernels
-from eoi_jax.layouts.trees import fill_tree, leaf_names, match_leaves, named_leaves
+from eoi_jax.layouts.trees import (
+  Layouts,
+  fill_tree,
+  find_kernels,
+  leaf_names,
+  match_leaves,
+  named_leaves,
+)
 from eoi_jax.masks._topk import top_mask
 from eoi_jax.masks.trees import check_masks
-from eoi_jax.optim._sharding import gathered, match_type
-from eoi_jax.optim.static import is_none
+from eoi_jax.optim._masked import gathered, is_none, match_type
 
 # `(key, weights, updates) -> scores` of one layer, all of its shape.
 Rule = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]

@@ -11,8 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax.layouts.layout import Kernel
-from eoi_jax.layouts.tables import Layouts, find_kernels
-from eoi_jax.layouts.trees import fill_tree, is_leaf, match_leaves, named_leaves
+from eoi_jax.layouts.trees import (
+  Layouts,
+  fill_tree,
+  find_kernels,
+  is_leaf,
+  match_leaves,
+  named_leaves,
+)
 from eoi_jax.masks._positive import distinct, positive_network
 from eoi_jax.masks.saliency import _layer_name
 from eoi_jax.masks.trees import check_masks, count_masks

@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from eoi_jax.layouts.tables import Layouts, find_kernels
-from eoi_jax.layouts.trees import fill_tree
+from eoi_jax.layouts.trees import Layouts, fill_tree, find_kernels
 from eoi_jax.signal._networks import ApplyFn, outputs_of, replicate
 
 _READINGS = 4
