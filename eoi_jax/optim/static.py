@@ -77,6 +77,7 @@ def static_sparsity(
       `inner` does not work with `compact`.
 
   Example:
+    >>> import jax.numpy as jnp
     >>> params = {"w": jnp.array([1.0, 0.0])}
     >>> tx = static_sparsity(optax.sgd(0.1, 0.9), {"w": jnp.array([True, False])})
     >>> updates, state = tx.update({"w": jnp.ones(2)}, tx.init(params), params)
