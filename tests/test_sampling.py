@@ -37,12 +37,16 @@ def test_the_matrix_is_the_longest_prefix_that_fits(seed):
 
 
 @pytest.mark.slow
-def test_accelerators_get_the_same_matrices(monkeypatch):
+@pytest.mark.parametrize(
+  "options", [{}, {"shape": (90, 33), "density": 0.9}, {"density": 0.05, "cover": True}]
+)
+def test_accelerators_get_the_same_matrices(options, monkeypatch):
   keys = jax.random.split(jax.random.key(0), 3)
-  pieces = jax.vmap(sample)(keys)
+  draw = functools.partial(sample, **options)
+  pieces = jax.vmap(draw)(keys)
   jax.clear_caches()
   monkeypatch.setattr(tuning, "in_cache", lambda: False)
-  whole = jax.vmap(sample)(keys)
+  whole = jax.vmap(draw)(keys)
   jax.clear_caches()
   np.testing.assert_array_equal(whole != 0, pieces != 0)
   chex.assert_trees_all_close(whole, pieces, atol=1e-6)
