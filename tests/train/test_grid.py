@@ -97,6 +97,32 @@ def test_seeds_one_by_one(file):
   assert not any(cell.config.seeds for cell in loaded.cells)
 
 
+def load(axes, tmp_path, **options):
+  path = tmp_path / "own.py"
+  path.write_text(BASE + f"get_axes = lambda: {axes}\n")
+  return grid.load_sweep(str(path), **options)
+
+
+def test_every_cell_has_a_directory_below_that_of_the_sweep(tmp_path):
+  axes = {"sparsity.fallback": ("", "ai"), "own": {"..": {}, ".": {"seed": 1}}}
+  loaded = load(axes, tmp_path)
+  assert loaded.axes["fallback"] == ["fallback=none", "ai"]
+  assert [cell.path for cell in loaded.cells] == [
+    "fallback=none/own=..",
+    "fallback=none/own=.",
+    "ai/own=..",
+    "ai/own=.",
+  ]
+  assert [cell.config.sparsity.fallback for cell in loaded.cells[1:3]] == ["", "ai"]
+
+
+def test_axes_of_one_last_name_keep_their_whole_names(tmp_path):
+  axes = {"optimizer.name": ("sgd", "adam"), "model.name": ("mlp",), "seed": (1, 2)}
+  loaded = load(axes, tmp_path)
+  assert list(loaded.axes) == ["optimizer.name", "model.name", "seed"]
+  assert loaded.cells[0].path == "sgd/mlp/seed=1"
+
+
 @pytest.mark.parametrize(
   ("axes", "words"),
   [
@@ -113,10 +139,8 @@ def test_seeds_one_by_one(file):
   ],
 )
 def test_malformed_axes_are_refused(axes, words, tmp_path):
-  path = tmp_path / "bad.py"
-  path.write_text(BASE + f"get_axes = lambda: {axes}\n")
   with pytest.raises(UserError, match=words):
-    grid.load_sweep(str(path))
+    load(axes, tmp_path)
 
 
 def test_configs_that_are_no_sweeps():

@@ -136,6 +136,16 @@ def test_expand_gives_what_a_person_would_write():
   assert config_lib.expand(runs["base"])["base"] is runs["base"]
 
 
+def test_a_run_of_an_empty_choice_has_a_name():
+  changes = {"compare.field": "sparsity.fallback", "compare.choices": ("", "ai")}
+  config = config_lib.changed(default.get_config(), changes)
+  runs = config_lib.expand(config)
+  assert list(runs) == ["fallback=none", "ai"]
+  assert [run.sparsity.fallback for run in runs.values()] == ["", "ai"]
+  labels = [config_lib.label("sparsity.fallback", name) for name in runs]
+  assert labels == ["fallback=none", "ai fallback"]
+
+
 def test_differences_name_both_values():
   config = default.get_config()
   saved = json.loads(config_lib.to_json(config))

@@ -594,16 +594,32 @@ def choice_name(choice: Any) -> str:
   return "+".join(map(str, parts))
 
 
+def run_name(field: str, name: str) -> str:
+  """Returns the name of a run, which its directory has, too.
+
+  It is that of the choice, but for an empty one: "fallback=none".
+
+  Args:
+    field: what is chosen, a field or the axis of a sweep.
+    name: of the choice.
+  """
+  if name.strip("."):
+    return name
+  return f"{field.rpartition('.')[2]}={name or 'none'}"
+
+
 def label(field: str, name: str) -> str:
   """Returns what to call a run in tables and figures, such as "eoi start".
 
   Args:
     field: `compare.field`; of several fields the values alone tell: "erk eoi".
-    name: of the run, as `choice_name` gives it.
+    name: of the run, as `expand` gives it.
   """
   if "+" in field:
     return name.replace("+", " ").replace("_", " ")
   section, _, leaf = field.rpartition(".")
+  if name.startswith(f"{leaf}="):
+    return name
   return f"{name} {section if leaf == 'name' else leaf}".replace("_", " ")
 
 
@@ -627,7 +643,7 @@ def expand(config: Any) -> dict[str, Any]:
   names, alone = field.split("+"), {"compare.field": "", "compare.choices": ()}
   for choice in config.compare.choices:
     values = dict(zip(names, _values(names, choice), strict=True))
-    runs[choice_name(choice)] = changed(config, alone | values)
+    runs[run_name(field, choice_name(choice))] = changed(config, alone | values)
   return runs
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,19 +80,20 @@ def load_sweep(value: str, base: Any = None, *, one_by_one: bool = False) -> Swe
 
 
 def _read_axes(axes: Any) -> Axes:
-  """Brings both forms of an axis to one."""
+  """Brings both forms of an axis to one, and gives every choice a label."""
   if not isinstance(axes, dict) or not axes:
     raise UserError(f"get_axes() must return a dict of axes, got {axes!r}.")
-  result = {}
+  result, ends = {}, Counter(name.rpartition(".")[2] for name in axes)
   for name, choices in axes.items():
     if not isinstance(choices, dict):
       config_lib.check_names([name], config_lib.FIELDS)
       choices = {f"{value}": {name: value} for value in choices}
     if not choices:
       raise UserError(f"axis {name!r} must have at least one choice.")
-    result[name.rpartition(".")[2]] = choices
-  if len(result) < len(axes):
-    raise UserError(f"axes must have different names, got {', '.join(axes)}.")
+    end = name.rpartition(".")[2]
+    labels = {config_lib.run_name(name, label): label for label in choices}
+    short = end if ends[end] == 1 else name
+    result[short] = {label: choices[given] for label, given in labels.items()}
   return result
 
 
