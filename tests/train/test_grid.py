@@ -103,6 +103,18 @@ def load(axes, tmp_path, **options):
   return grid.load_sweep(str(path), **options)
 
 
+def test_a_cell_trains_its_own_seeds_one_by_one(tmp_path):
+  small = {"seeds": (), "model.width": 32}
+  axes = {"net": {"large": {"seeds": (3,)}, "small": small, "usual": {}}}
+  loaded = load(axes, tmp_path, one_by_one=True)
+  assert [(cell.path, cell.config.seed) for cell in loaded.cells] == [
+    ("large/seed=3", 3),
+    ("small", 0),
+    ("usual/seed=0", 0),
+    ("usual/seed=1", 1),
+  ]
+
+
 def test_every_cell_has_a_directory_below_that_of_the_sweep(tmp_path):
   axes = {"sparsity.fallback": ("", "ai"), "own": {"..": {}, ".": {"seed": 1}}}
   loaded = load(axes, tmp_path)

@@ -106,7 +106,7 @@ def _expand(base: Any, axes: Axes, *, one_by_one: bool) -> list[Cell]:
     for axis, label in labels.items():
       changes |= axes[axis][label]
     path = "/".join(_folder(axis, label) for axis, label in labels.items())
-    for folder, seed in _seeds(base, one_by_one):
+    for folder, seed in _seeds(_change(base, changes), one_by_one):
       config = _change(base, changes | seed)
       text = config_lib.to_json(config)
       cells.append(Cell(labels, paths.setdefault(text, path + folder), config))
@@ -121,11 +121,11 @@ def _folder(axis: str, label: str) -> str:
   return re.sub(r"[^\w.=+-]+", "_", text)
 
 
-def _seeds(base: Any, one_by_one: bool) -> list[tuple[str, dict[str, Any]]]:
+def _seeds(config: Any, one_by_one: bool) -> list[tuple[str, dict[str, Any]]]:
   """What the runs of a cell change for their seeds, and how they are called."""
-  if not (one_by_one and base.seeds):
+  if not (one_by_one and config.seeds):
     return [("", {})]
-  return [(f"/seed={seed}", {"seed": seed, "seeds": ()}) for seed in base.seeds]
+  return [(f"/seed={seed}", {"seed": seed, "seeds": ()}) for seed in config.seeds]
 
 
 def _change(base: Any, changes: dict[str, Any]) -> Any:
