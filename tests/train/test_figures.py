@@ -5,6 +5,7 @@ import pytest
 
 from train.core.figures import Curves, draw_runs, plot_runs
 from train.core.summaries import Support
+from train.reproduce import draw
 
 LOSSES = [[2.0, 1.0], [2.2, 1.2], [2.1, 0.8]]  # of three seeds, after each epoch
 ACCURACIES = [[0.5, 0.9], [0.6, 0.8], [0.4, 0.85]]
@@ -44,6 +45,14 @@ def test_seeds_are_a_band_about_their_mean(several):
   label = accuracy.get_legend_handles_labels()[1][0]
   spread = f" \N{PLUS-MINUS SIGN} {5:.1f}%" if several else ""
   assert label == f"eoi: test 85.0%{spread}"
+
+
+def test_bands_of_a_logarithmic_axis_alone_are_cut():
+  curve = {"epoch": [1.0, 2.0], "mean": [0.4, 0.5], "std": [0.3, 0.1]}
+  figure = draw.draw_curves({"eoi": {"loss": curve, "accuracy": curve, "runs": 3}})
+  for axes, lowest in zip(figure.axes, (0.2, 10), strict=True):
+    (path,) = axes.collections[0].get_paths()
+    assert path.vertices[:, 1].min() == pytest.approx(lowest)
 
 
 def test_many_runs_have_their_legend_outside(tmp_path):

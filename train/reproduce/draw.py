@@ -173,11 +173,11 @@ def draw_delta(data: dict[str, Any]) -> Any:
 def draw_curves(data: dict[str, Any]) -> Any:
   """Draws training loss and held-out accuracy over epochs."""
   figure, (loss, accuracy) = _figure(2, (9, 3.6), num_columns=2)
+  loss.set(xlabel="epoch", ylabel="training loss (nats)", yscale="log")
   for number, (name, curve) in enumerate(data.items()):
     label = f"{name} ({curve['runs']} run{'s' if curve['runs'] > 1 else ''})"
     _draw_band(loss, curve["loss"], 1, number, label)
     _draw_band(accuracy, curve["accuracy"], 100, number, label)
-  loss.set(xlabel="epoch", ylabel="training loss (nats)", yscale="log")
   plain_log_ticks(loss)
   accuracy.set(xlabel="epoch", ylabel="held-out accuracy (%)")
   if len(data) > len(COLORS):  # too many for a legend inside the axes
@@ -193,7 +193,9 @@ def _draw_band(axes, curve, factor: float, number: int, label: str) -> None:
   mean, std = (factor * np.array(curve[name]) for name in ("mean", "std"))
   color = COLORS[number % len(COLORS)]
   dashes = DASHES[(number + number // 12) % len(DASHES)]  # 24 pairs differ
-  low = np.maximum(mean - std, 0.5 * mean)  # a logarithmic axis has no zero
+  low = mean - std
+  if axes.get_yscale() == "log":  # which has no zero
+    low = np.maximum(low, 0.5 * mean)
   axes.fill_between(curve["epoch"], low, mean + std, color=color, alpha=0.2, lw=0)
   axes.plot(curve["epoch"], mean, color=color, linestyle=dashes, lw=1.8, label=label)
 
