@@ -62,12 +62,14 @@ def _run() -> bool:
   if _WORKER.value is not None:
     running.check_backend(_WORKERS.value)
     turns = running.in_turn(chosen, _WORKER.value, _WORKERS.value)
-    return running.run(turns, workdir, retry=_RETRY.value)
+    return running.run(turns, workdir)
   running.split_cores(_WORKERS.value)  # fail early
   running.check_data(chosen)
   running.prepare(sweep, workdir)
+  if _RETRY.value:
+    running.forget_failures(chosen, workdir)
   if _WORKERS.value == 1:
-    whole = running.run(chosen, workdir, retry=_RETRY.value)
+    whole = running.run(chosen, workdir)
   else:
     whole = running.run_side_by_side(_WORKERS.value)
   print(write_report(workdir))

@@ -109,7 +109,9 @@ def test_failed_cells_are_tried_again_on_request(loaded, undisturbed):
   written = note.stat().st_mtime_ns
   assert not running.run([broken], undisturbed)
   assert note.stat().st_mtime_ns == written
-  assert not running.run([broken], undisturbed, retry=True)
+  running.forget_failures([broken], undisturbed)
+  assert grid.read_status(undisturbed / broken.path).word == "todo"
+  assert not running.run([broken], undisturbed)
   assert note.stat().st_mtime_ns > written
   status = grid.read_status(undisturbed / broken.path)
   assert status.word == "failed" and "got 0.03" in status.note
@@ -131,6 +133,20 @@ def test_a_cell_that_another_process_trains_is_left_to_it(loaded, tmp_path):
     assert running.run([cell], tmp_path)
   assert grid.read_status(tmp_path / cell.path).word == "stopped"
   assert starts(tmp_path) == {cell.path: 1}
+
+
+def test_a_worker_leaves_what_failed_before_it(loaded, tmp_path, monkeypatch):
+  tried = []
+
+  def fail(config, workdir, *, name):
+    tried.append(name)
+    raise ValueError("broken")
+
+  monkeypatch.setattr(running, "train_and_evaluate", fail)
+  chosen = running.share(loaded.cells, 0, 1)
+  for worker in range(2):
+    assert not running.run(running.in_turn(chosen, worker, 2), tmp_path)
+  assert sorted(tried) == sorted(cell.path for cell in chosen)
 
 
 def test_shares_make_the_whole(loaded):

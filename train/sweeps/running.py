@@ -96,13 +96,18 @@ def check_backend(workers: int) -> None:
     )
 
 
-def run(cells: Sequence[Cell], workdir: Path, *, retry: bool = False) -> bool:
-  """Trains all cells that are not finished; one that breaks does not stop the others.
+def forget_failures(cells: Sequence[Cell], workdir: Path) -> None:
+  """Lets cells that failed be tried again, by whichever process comes to them."""
+  for cell in cells:
+    forget_failure(workdir / cell.path)
+
+
+def run(cells: Sequence[Cell], workdir: Path) -> bool:
+  """Trains all cells that are to be; one that breaks does not stop the others.
 
   Args:
     cells: what to train, in this order.
     workdir: directory of the sweep.
-    retry: whether to try those again that failed before.
 
   Returns:
     Whether none of them has failed.
@@ -111,7 +116,7 @@ def run(cells: Sequence[Cell], workdir: Path, *, retry: bool = False) -> bool:
   for number, cell in enumerate(cells, 1):
     begin = time.monotonic()
     before = read_status(workdir / cell.path).word
-    if before in ("todo", "stopped") or (before == "failed" and retry):
+    if before in ("todo", "stopped"):
       _train(cell, workdir / cell.path)
     after = read_status(workdir / cell.path)
     whole &= after.word != "failed"
@@ -125,7 +130,6 @@ def run(cells: Sequence[Cell], workdir: Path, *, retry: bool = False) -> bool:
 
 def _train(cell: Cell, workdir: Path) -> None:
   """Trains one cell; what goes wrong in it is noted in its directory."""
-  forget_failure(workdir)
   try:
     train_and_evaluate(cell.config, workdir, name=cell.path)
   except Exception as error:  # whatever it is: the other cells shall run
