@@ -131,7 +131,9 @@ def test_a_cell_that_another_process_trains_is_left_to_it(loaded, tmp_path):
   with claim_workdir(tmp_path / cell.path, cell.config):
     assert grid.read_status(tmp_path / cell.path).word == "running"
     assert running.run([cell], tmp_path)
-  assert grid.read_status(tmp_path / cell.path).word == "stopped"
+  record = {"step": 4, "epoch": 1.0, "split": "validation", "accuracy": 0.5}
+  (tmp_path / cell.path / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+  assert grid.read_status(tmp_path / cell.path) == grid.Status("stopped", 1.0, 0.5)
   assert starts(tmp_path) == {cell.path: 1}
 
 

@@ -170,7 +170,8 @@ def read_status(workdir: Path) -> Status:
   if (workdir / _FAILURE).exists():
     failure = json.loads((workdir / _FAILURE).read_text(encoding="utf-8"))
     return Status("failed", epoch, accuracy, failure["error"])
-  return Status("stopped" if (workdir / "config.json").exists() else "todo")
+  began = (workdir / "config.json").exists()
+  return Status("stopped" if began else "todo", epoch, accuracy)
 
 
 def _last(workdir: Path) -> tuple[float | None, float | None]:
