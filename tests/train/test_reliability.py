@@ -68,16 +68,38 @@ def test_kill_9_changes_nothing(tmp_path):
   assert numbers(resumed.curves.records) == numbers(alone.curves.records)
 
 
+def terminate():
+  os.kill(os.getpid(), signal.SIGTERM)
+
+
+def terminate_while_saving(step, monkeypatch):
+  """Sends a SIGTERM when the dispatch that ends at a step was asked for signals."""
+  save = Checkpoints.save
+
+  def saving(checkpoints, state, accuracy):
+    if int(state.step) == step:
+      terminate()
+    save(checkpoints, state, accuracy)
+
+  monkeypatch.setattr(Checkpoints, "save", saving)
+
+
 @pytest.mark.slow
-def test_sigterm_saves_and_the_same_command_goes_on(finished, tmp_path, monkeypatch):
-  before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("moment", ["28", "60", "saving 60"])
+def test_sigterm_saves_and_the_same_command_goes_on(
+  finished, tmp_path, monkeypatch, moment
+):
+  before, step = signal.getsignal(signal.SIGTERM), int(moment.split()[-1])
   with monkeypatch.context() as patch:
-    stop_after(28, lambda: os.kill(os.getpid(), signal.SIGTERM), patch)
+    if moment == "saving 60":
+      terminate_while_saving(step, patch)
+    else:
+      stop_after(step, terminate, patch)
     with pytest.raises(SystemExit) as stop:
       train_and_evaluate(small(), tmp_path)
   assert stop.value.code == 143
   assert signal.getsignal(signal.SIGTERM) == before
-  assert "28" in os.listdir(tmp_path / "checkpoints")
+  assert f"{step}" in os.listdir(tmp_path / "checkpoints")
   assert not (tmp_path / "summary.json").exists()
   resumed = train_and_evaluate(small(), tmp_path)
   assert_identical(resumed.state, finished.state)
@@ -97,7 +119,7 @@ def test_slow_steps_are_dispatched_alone_and_change_no_number(
   monkeypatch.setattr(loop, "train_chunk", counted)
   monkeypatch.setattr(loop, "_SECONDS", 0.0)
   with monkeypatch.context() as patch:  # within the chunk that ends at step 28
-    stop_after(27, lambda: os.kill(os.getpid(), signal.SIGTERM), patch)
+    stop_after(27, terminate, patch)
     with pytest.raises(SystemExit):
       train_and_evaluate(small(), tmp_path)
   assert counts == [0] + 27 * [1]

@@ -307,13 +307,14 @@ def _train(run: _Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         evaluated = last.get("step") == step
         run.checkpoints.save(state, last["accuracy"] if evaluated else None)
       if leave:
-        run.checkpoints.wait()
-        logger.warning(
-          "stopped by SIGTERM after step %d, which is saved; the same command "
-          "continues.",
-          step,
-        )
-        raise SystemExit(mesh.EXIT_STATUS)
+        break
+    if preemption.noticed:  # also while the last step was evaluated and saved
+      run.checkpoints.wait()
+      logger.warning(
+        "stopped by SIGTERM after step %d, which is saved; the same command continues.",
+        step,
+      )
+      raise SystemExit(mesh.EXIT_STATUS)
   times = {"train_seconds": run.seconds, "compile_seconds": compile_seconds}
   return state, times
 

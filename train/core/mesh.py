@@ -238,10 +238,13 @@ class Preemption:
   Use as a context manager around the steps of a training. With several processes the
   notice of one reaches all, through the service of `jax.distributed`, and all leave
   after the same step.
+
+  Attributes:
+    noticed: whether there was one; of several processes, whether all shall leave.
   """
 
   def __init__(self):
-    self._noticed, self._before = False, None
+    self.noticed, self._before = False, None
 
   def __enter__(self) -> "Preemption":
     here = threading.current_thread() is threading.main_thread()
@@ -254,10 +257,10 @@ class Preemption:
       signal.signal(signal.SIGTERM, self._before)
 
   def _notice(self, *_) -> None:
-    self._noticed = True
+    self.noticed = True
 
   def reached(self, step: int) -> bool:
     """Whether to save after `step` and leave; each process asks for every step."""
     if jax.process_count() > 1:
-      return multihost_utils.reached_preemption_sync_point(step)
-    return self._noticed
+      self.noticed = multihost_utils.reached_preemption_sync_point(step)
+    return self.noticed
