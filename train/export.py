@@ -70,13 +70,16 @@ class Exported(NamedTuple):
 
 
 def export(
-  workdir: Path, checkpoint: str = "best", formats: tuple[str, ...] = ("msgpack",)
+  workdir: Path,
+  checkpoint: str | None = None,
+  formats: tuple[str, ...] = ("msgpack",),
 ) -> list[Path]:
   """Writes a checkpoint of a run, one file for each seed and format.
 
   Args:
     workdir: the directory of one run, finished or not.
-    checkpoint: "best", by held-out accuracy, "last" or a step.
+    checkpoint: "best", by held-out accuracy, "last" or a step; None: the best, or the
+      last if nothing was held out.
     formats: of `FORMATS`.
 
   Returns:
@@ -193,7 +196,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
   flags.FLAGS(argv[:1])  # there are none, but absl asks for it
   parser = argparse.ArgumentParser("train.export")
   parser.add_argument("workdir", type=Path, help="directory of one run")
-  parser.add_argument("--checkpoint", default="best", help="best, last or a step")
+  parser.add_argument(
+    "--checkpoint", help="best, last or a step; best if there is one, else last"
+  )
   parser.add_argument(
     "--format", default="msgpack", help=f"{' or '.join(FORMATS)}, or both, with a comma"
   )

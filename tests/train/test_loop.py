@@ -11,7 +11,7 @@ from tests.cases import few
 from tests.train.small import assert_identical, leaves, numbers, small, train_until
 from train.core import config as config_lib
 from train.core.console import UserError
-from train.core.loop import train_and_evaluate
+from train.core.loop import evaluate_saved, train_and_evaluate
 from train.core.optimizers import OptimizerSettings, create_schedule
 from train.core.plan import make_plan, start_state
 from train.core.steps import epoch_order, evaluate, train_chunk, train_step, zero_sums
@@ -252,8 +252,9 @@ def test_every_optimizer_trains(optimizer, tmp_path):
 
 @pytest.mark.slow
 def test_without_validation_the_test_set_is_watched(tmp_path):
-  result = train_and_evaluate(
-    small(**{"num_epochs": 1, "data.validation": 0.0}), tmp_path
-  )
+  config = small(**{"num_epochs": 1, "data.validation": 0.0})
+  result = train_and_evaluate(config, tmp_path)
   splits = [r["split"] for r in result.curves.records]
   assert "monitor" in splits and "validation" not in splits
+  with pytest.raises(UserError, match="'best': no held-out accuracy is known"):
+    evaluate_saved(config, tmp_path, "best")

@@ -180,11 +180,12 @@ class Checkpoints:
       self._remove(step)
     return None
 
-  def restore_one(self, which: str, like: Any) -> Any:
+  def restore_one(self, which: str | None, like: Any) -> Any:
     """Returns the state of one checkpoint.
 
     Args:
-      which: "last", "best", by held-out accuracy, or a step.
+      which: "last", "best", by held-out accuracy, or a step; None: the best, or the
+        last if no held-out accuracy is known.
       like: a state, or shapes, types and shardings of one.
 
     Raises:
@@ -198,9 +199,12 @@ class Checkpoints:
     if _accuracy(self._manager.metrics(best)) != _UNKNOWN:
       known["best"] = best
     known |= {str(step): step for step in steps}
+    which = which or ("best" if "best" in known else "last")
     if which not in known:
-      shown = ", ".join(known)
-      raise UserError(f"--checkpoint must be one of {shown}, got {which!r}.")
+      shown, why = ", ".join(known), ""
+      if which == "best":
+        why = ": no held-out accuracy is known, as with `data.validation` = 0"
+      raise UserError(f"--checkpoint must be one of {shown}, got {which!r}{why}.")
     state = self._try(step := known[which], _plain_like(like))
     if not agree(state is not None):
       raise UserError(

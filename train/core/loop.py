@@ -303,7 +303,7 @@ def _train(run: _Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         progress.update(run.metrics.records[-1])
       progress.update(record)
       if leave or _due(config.checkpoint_every, step, recipe):
-        last = run.metrics.last("validation") or run.metrics.last("monitor") or {}
+        last = run.metrics.last("validation") or {}  # no "monitor": it is the test set
         evaluated = last.get("step") == step
         run.checkpoints.save(state, last["accuracy"] if evaluated else None)
       if leave:

@@ -49,13 +49,14 @@ def saved_config(workdir: Path, config: Any = None) -> Any:
   return config_lib.changed(saved, {n: ours[n] for n in (*local, "batch_size")})
 
 
-def restore_saved(plan: Plan, workdir: Path, which: str) -> TrainState:
+def restore_saved(plan: Plan, workdir: Path, which: str | None) -> TrainState:
   """Returns the state of a checkpoint; another process may go on with the run.
 
   Args:
     plan: of `saved_config`; without data it will do unless scores choose the masks.
     workdir: the directory of the run.
-    which: "last", "best", by held-out accuracy, or a step.
+    which: "last", "best", by held-out accuracy, or a step; None: the best, or the last
+      if no held-out accuracy is known.
 
   Raises:
     UserError: if there is no such checkpoint, or it is damaged.
