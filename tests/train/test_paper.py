@@ -109,7 +109,8 @@ def _write_run(directory, *, seed, density, start, accuracy):
   directory.mkdir(parents=True)
   config = {"seed": seed, "sparsity": {"density": density, "start": start}}
   (directory / "config.json").write_text(json.dumps(config))
-  (directory / "summary.json").write_text(json.dumps({"test_accuracy": accuracy}))
+  summary = {"test_accuracy": accuracy, "density": density}
+  (directory / "summary.json").write_text(json.dumps(summary))
   lines = [
     {"epoch": 1.0, "split": "train", "loss": 2.0 + seed},
     {"epoch": 1.0, "split": "validation", "accuracy": accuracy},

@@ -11,11 +11,11 @@ from train.sweeps.report import write_report
 SCHEMES = ("base", "eoi", "dense")
 
 
-def write_run(folder, *, accuracies, density, seeds=(), scheme="eoi"):
+def write_run(folder, *, accuracies, density, seeds=(), scheme="eoi", **fields):
   folder.mkdir(parents=True)
   mean = sum(accuracies) / len(accuracies)
   sparsity = {"start": scheme, "density": density}
-  config = {"seed": 0, "seeds": seeds, "num_epochs": 2, "sparsity": sparsity}
+  config = {"seed": 0, "seeds": seeds, "num_epochs": 2, "sparsity": sparsity} | fields
   summary = {"test_accuracy": mean, "density": density, "chance": 0.1}
   summary["train_seconds"] = 3.0
   records = []
@@ -38,7 +38,8 @@ def workdir(tmp_path):
   """Three schemes at two densities, three seeds: in one run, in three, one failed."""
   write_run(tmp_path / "a", accuracies=(0.7, 0.8, 0.9), seeds=(0, 1, 2), density=0.05)
   for seed, accuracy in enumerate((0.5, 0.6, 0.7)):
-    write_run(tmp_path / f"b/{seed}", accuracies=(accuracy,), density=0.05)
+    folder = tmp_path / f"b/{seed}"
+    write_run(folder, accuracies=(accuracy,), density=0.05, seed=3 + seed)
   write_run(tmp_path / "c", accuracies=(0.9, 0.95, 1), seeds=(0, 1, 2), density=1.0)
   write_run(tmp_path / "d", accuracies=(0.1, 0.1, 0.1), seeds=(0, 1, 2), density=0.1)
   write_run(tmp_path / "e", accuracies=(0.1, 0.2, 0.3), seeds=(0, 1, 2), density=0.1)
@@ -118,6 +119,47 @@ def test_curves_take_every_seed(workdir):
   data = tables.accuracy_over_density([str(workdir / "a"), str(workdir / "b")])
   (curve,) = data.values()
   assert curve["runs"] == [6] and curve["mean"] == [pytest.approx(0.7)]
+
+
+def test_each_seed_of_a_group_counts_once(tmp_path):
+  def count():
+    (curve,) = tables.curves([str(tmp_path)]).values()
+    return curve["runs"]
+
+  write_run(tmp_path / "a", accuracies=(0.7, 0.8), seeds=(0, 1), density=0.1)
+  write_run(tmp_path / "b", accuracies=(0.9,), seed=2, density=0.1)
+  assert count() == 3
+  write_run(tmp_path / "c", accuracies=(0.9,), seed=2, density=0.1, wandb=True)
+  assert count() == 3  # a repetition; wandb changes no number
+  write_run(tmp_path / "d", accuracies=(0.75,), seed=1, density=0.1)
+  words = r"`seed` must differ .* got 1 in both .*/a and .*/d"
+  with pytest.raises(UserError, match=words):
+    count()
+
+
+def test_accuracy_stands_over_the_density_at_the_end(tmp_path):
+  def write(name, **fields):
+    write_run(tmp_path / name, accuracies=(0.9,), **fields)
+    wanted = json.loads((tmp_path / name / "config.json").read_text())
+    wanted["sparsity"]["density"] = float(name.split()[-1])
+    (tmp_path / name / "config.json").write_text(json.dumps(wanted))
+
+  for seed, density in enumerate((0.15, 0.17)):  # random support
+    fields = {"seed": seed, "dynamic": {"method": "static", "density": 0.1}}
+    write(f"eis {seed} 0.2", density=density, scheme="eoi_structured", **fields)
+  for density in (0.1, 0.2):  # nobody asks for it
+    fields = {"dynamic": {"method": "static", "density": 0.1}}
+    write(f"dense {density}", density=1.0, scheme="orthogonal", **fields)
+  for density in (0.05, 0.1):
+    fields = {"dynamic": {"method": "gmp", "density": density}}
+    write(f"pruned {density} 0.5", density=density, **fields)
+  data = tables.accuracy_over_density([str(tmp_path)])
+  found = {name: (curve["density"], curve["runs"]) for name, curve in data.items()}
+  assert found == {
+    "static, orthogonal": ([1.0], [1]),
+    "static, eoi_structured": ([pytest.approx(0.16)], [2]),
+    "gmp, eoi": ([0.05, 0.1], [1, 1]),
+  }
 
 
 def test_reports_of_plain_runs(workdir, tmp_path_factory):

@@ -216,7 +216,8 @@ def draw_accuracy(data: dict[str, Any]) -> Any:
       capsize=2,
       label=name,
     )
-  densities = sorted({d for curve in data.values() for d in curve["density"]})
+  found = [density for curve in data.values() for density in curve["density"]]
+  densities = sorted({float(f"{density:.2g}") for density in found})
   axes.set(xscale="log", xlabel="density", ylabel="test accuracy (%)")
   _density_ticks(axes, densities)
   axes.legend(frameon=False, fontsize=8)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from train.core.config import flatten
+from train.core.config import DENSE_STARTS, FIELDS, flatten
 from train.core.console import UserError
 from train.core.metrics import read_metrics
 from train.sweeps.grid import SWEEP, read_status
@@ -22,14 +22,21 @@ class Run(NamedTuple):
   """What a finished run has left.
 
   Attributes:
+    directory: where it is.
     config: flat dictionary of its fields.
     summary: contents of `summary.json`.
     records: lines of `metrics.jsonl`.
   """
 
+  directory: Path
   config: dict[str, Any]
   summary: dict[str, Any]
   records: list[dict[str, Any]]
+
+  @property
+  def seeds(self) -> list[int]:
+    """The seeds of the run."""
+    return self.config.get("seeds") or [self.config["seed"]]
 
   @property
   def accuracies(self) -> list[float]:
@@ -43,7 +50,8 @@ def read_run(directory: Path) -> Run | None:
   if not all(path.exists() for path in (*paths, directory / "metrics.jsonl")):
     return None
   config, summary = (json.loads(path.read_text(encoding="utf-8")) for path in paths)
-  return Run(flatten(config), summary, read_metrics(directory / "metrics.jsonl"))
+  records = read_metrics(directory / "metrics.jsonl")
+  return Run(directory, flatten(config), summary, records)
 
 
 def read_runs(directories: list[str]) -> list[Run]:
@@ -62,13 +70,53 @@ def read_runs(directories: list[str]) -> list[Run]:
   return found
 
 
-def group(runs: list[Run], *, apart: tuple[str, ...] = SEEDS) -> dict[str, list[Run]]:
-  """Groups runs that differ in the fields `apart` only.
+def group(runs: list[Run]) -> dict[str, list[Run]]:
+  """Groups runs that differ in their seeds only; each seed of a group counts once.
 
   Returns:
     Dict from what tells a group from the others, "eoi, erk", to its runs.
+
+  Raises:
+    UserError: see `count_once`.
   """
-  fields = {name for run in runs for name in run.config} - set(apart)
+  groups = _group(runs, apart=SEEDS)
+  return {name: count_once(found) for name, found in groups.items()}
+
+
+def count_once(runs: list[Run]) -> list[Run]:
+  """Leaves out runs that repeat others: the same seeds gave the same numbers.
+
+  Args:
+    runs: differ in their seeds only.
+
+  Raises:
+    UserError: if two runs have a seed in common and are no repetitions. Which of them
+      counts is not for a table to decide.
+  """
+  held: dict[int, Run] = {}
+  kept: list[Run] = []
+  for run in runs:
+    common = [seed for seed in run.seeds if seed in held]
+    if not common:
+      kept.append(run)
+      held |= dict.fromkeys(run.seeds, run)
+    elif _numbers_of(run) != _numbers_of(other := held[common[0]]):
+      raise UserError(
+        f"`seed` must differ between runs of one config, got {common[0]} in both "
+        f"{other.directory} and {run.directory}; leave one of them out."
+      )
+  return kept
+
+
+def _numbers_of(run: Run) -> tuple[Any, ...]:
+  """What is the same in a run and its repetition, times left out."""
+  return run.seeds, run.accuracies, [record.get("loss") for record in run.records]
+
+
+def _group(runs: list[Run], *, apart: tuple[str, ...]) -> dict[str, list[Run]]:
+  """Groups runs that differ in the fields `apart`, or in local ones, only."""
+  local = {name for name, field in FIELDS.items() if field.is_local}
+  fields = {name for run in runs for name in run.config} - {*apart, *local}
   odd = [
     name
     for name in sorted(fields)
@@ -109,22 +157,33 @@ def _over_epochs(runs: list[Run], splits: tuple[str, ...], value: str) -> dict:
 
 
 def accuracy_over_density(directories: list[str]) -> dict[str, Any]:
-  """Test accuracy over density: mean and deviation over seeds."""
-  result = {}
-  runs = read_runs(directories)
-  for name, group_runs in group(runs, apart=(*SEEDS, "sparsity.density")).items():
-    by_density: dict[float, list[float]] = {}
-    for run in group_runs:
-      density = run.config["sparsity.density"]
-      by_density.setdefault(density, []).extend(run.accuracies)
-    points = [_mean_and_deviation(np.array(v)) for _, v in sorted(by_density.items())]
+  """Test accuracy over the density at the end: mean and deviation over seeds."""
+  result, apart = {}, (*SEEDS, "sparsity.density", "dynamic.density")
+  for name, found in _group(read_runs(directories), apart=apart).items():
+    by_density: dict[Any, list[Run]] = {}
+    for run in found:
+      by_density.setdefault(_wanted(run), []).append(run)
+    entries = [Entry(count_once(runs), "done") for runs in by_density.values()]
+    entries.sort(key=lambda entry: entry.density)
+    points = [_mean_and_deviation(np.array(entry.accuracies)) for entry in entries]
     result[name] = {
-      "density": sorted(by_density),
+      "density": [entry.density for entry in entries],
       "mean": [point["mean"] for point in points],
       "std": [point["std"] for point in points],
-      "runs": [len(by_density[density]) for density in sorted(by_density)],
+      "runs": [len(entry.accuracies) for entry in entries],
     }
   return result
+
+
+def _wanted(run: Run) -> tuple[Any, Any]:
+  """The densities of a config at the start and at the end, where they are used."""
+  config = run.config
+  is_dense = config["sparsity.start"] in DENSE_STARTS
+  prunes = config.get("dynamic.method") == "gmp"
+  return (
+    None if is_dense else config["sparsity.density"],
+    config["dynamic.density"] if prunes else None,
+  )
 
 
 def _mean_and_deviation(table: np.ndarray) -> dict[str, Any]:
