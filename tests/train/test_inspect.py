@@ -6,6 +6,7 @@ import pytest
 
 from configs import default
 from eoi_jax.layouts import named_leaves
+from tests.cases import few
 from train.analysis import dry_run
 from train.core import summaries
 from train.core.console import UserError
@@ -54,6 +55,33 @@ def test_live_weights_are_those_of_a_start(distribution):
   layers = dry_run.list_kernels(config)
   assert {row.name: row.live for row in layers.rows} == found
   assert layers.live == sum(found.values())
+
+
+@pytest.mark.parametrize("start", few(["orthogonal", "eoi_structured", "sao"]))
+def test_what_starts_make_dense_is_counted_whole(start):
+  config = cnn(batch_size=8, sparsity__start=start, sparsity__density=0.25)
+  recipe, sparsity = check_plan(config), sparsity_settings(config)
+  state = create_train_state(jax.random.key(0), sparsity=sparsity, recipe=recipe)
+  found = summaries.list_layers(state.params, state.masks, 1.0, recipe.model, "center")
+  rows = {row.name: row for row in dry_run.list_kernels(config).rows}
+  for layer in found:
+    row = rows[layer.name]
+    assert (layer.density == 1) == (row.floor is None)
+    short = 9 * 16 if row.at_most else 1  # EOI falls short by less than a side
+    assert row.at_most == (start == "eoi_structured" and layer.density < 1)
+    assert 0 <= row.live - layer.live < short
+  text = dry_run.layers_text(config)
+  assert ("at most" in text) == (start == "eoi_structured")
+  assert ("density 0.25" in text) == (start != "orthogonal")
+
+
+def test_the_title_of_a_dense_start_has_no_density():
+  config = config_of(sparsity__start="orthogonal", sparsity__density=0.125)
+  assert summaries.title(config) == (
+    "7-layer tanh MLP on mnist, width 100, orthogonal start"
+  )
+  config.compare.field = "sparsity.start"
+  assert summaries.title(config).endswith("density 0.125")
 
 
 def cnn(**fields):

@@ -36,6 +36,7 @@ class Row(NamedTuple):
     count: number of kernels in the leaf.
     parameters: weights of all of them.
     live: trained weights of all of them; None if scores of the data decide.
+    at_most: whether the start may fall short of `live`, as EIS does.
     floor: lowest density with an orthogonal start; None if the kernel stays dense.
     taps: centre tap and other taps of a convolution that may be sparse, as expected
       of the start; None if there is one tap, or scores of the data decide.
@@ -48,6 +49,7 @@ class Row(NamedTuple):
   live: int | None
   floor: float | None
   taps: tuple[Taps, Taps] | None = None
+  at_most: bool = False
 
 
 class Layers(NamedTuple):
@@ -92,10 +94,15 @@ def list_kernels(config: Any) -> Layers:
     row = Row(name, shape, count, count * size, count * size, None)
     if (density := blocks.get(name, wanted[name])) is not None:
       each = np.broadcast_to(np.asarray(density, np.float64), (count,)).tolist()
-      found = None if scored else sum(round(d * size) for d in each)
-      row = row._replace(live=found, floor=kernel.floor(sparsity.taps) / size)
-      if found is not None and math.prod(shape[:-2]) > 1:
-        row = row._replace(taps=_expected_taps(sparsity, kernel, each))
+      dense = _is_made_dense(sparsity.start, kernel.block_shape)
+      budgets = [] if scored and not dense else _budgets(sparsity, kernel, each)
+      row = row._replace(
+        live=sum(budgets) if budgets else None,
+        floor=None if dense else kernel.floor(sparsity.taps) / size,
+        at_most=sparsity.start == "eoi_structured" and not dense,
+      )
+      if budgets and math.prod(shape[:-2]) > 1:
+        row = row._replace(taps=_expected_taps(sparsity, kernel, budgets))
     rows.append(row)
     live += row.live or 0
   if scored:
@@ -105,8 +112,33 @@ def list_kernels(config: Any) -> Layers:
   return Layers(rows, total, live)
 
 
-def _expected_taps(
+def _is_made_dense(start: str, shape: tuple[int, ...]) -> bool:
+  """Whether a start makes blocks of a shape dense, whatever their density."""
+  *window, fan_in, fan_out = shape
+  if start == "eoi_structured":
+    return not window or fan_in <= 3
+  if start == "sao":
+    narrow = fan_in <= 3 or min(fan_in, fan_out) == 1
+    return narrow if window else fan_in != fan_out
+  return start in config_lib.DENSE_STARTS
+
+
+def _budgets(
   sparsity: SparsitySettings, kernel: Kernel, densities: list[float]
+) -> list[int]:
+  """Returns the trained weights of a leaf's layers; of EIS the most that it reaches."""
+  if _is_made_dense(sparsity.start, kernel.block_shape):
+    return [kernel.layer_size] * len(densities)
+  budgets = [round(density * kernel.layer_size) for density in densities]
+  if sparsity.start != "eoi_structured":
+    return budgets
+  groups, num_taps = kernel.groups, math.prod(kernel.layer_shape[:-2])
+  shares = (np.array(budgets)[:, None] + np.arange(groups)) // groups
+  return (np.rint(shares / num_taps).sum(1) * num_taps).astype(int).tolist()
+
+
+def _expected_taps(
+  sparsity: SparsitySettings, kernel: Kernel, budgets: list[int]
 ) -> tuple[Taps, Taps]:
   """Returns what a start gives to the taps of a leaf's layers, in expectation.
 
@@ -117,21 +149,15 @@ def _expected_taps(
   num_taps, tap = math.prod(window), fan_in * fan_out
   start, size = sparsity.start, kernel.layer_size
   floor = kernel.floor(sparsity.taps) / size
-  made_dense = (start == "eoi_structured" and fan_in <= 3) or (
-    start == "sao" and (fan_in <= 3 or min(fan_in, fan_out) == 1)
-  )
   at_center = start in ("eoi_structured", "sao", "delta_orthogonal", "eoi_in_mask") or (
     start in ("base", "ai") and sparsity.reference == "delta_orthogonal"
   )
   center_live, center_nonzeros, live, nonzeros = np.zeros(4)
-  for density in densities:
-    if made_dense or start in config_lib.DENSE_STARTS:
-      density = 1.0
-    budget = round(density * size)
+  for budget in budgets:
     each = budget / num_taps  # of an even support
     if start == "eoi" and sparsity.taps == "center":
       inner = kernel.groups * kernel_budget(
-        kernel.block_shape, max(density, floor), center=sparsity.center
+        kernel.block_shape, max(budget / size, floor), center=sparsity.center
       )
       spare = size - inner  # cells among which trainable zeros are drawn
       zeros = (budget - inner) * (tap - inner) / spare if spare else 0.0
@@ -141,7 +167,7 @@ def _expected_taps(
     center_live, center_nonzeros, live, nonzeros = np.add(
       (center_live, center_nonzeros, live, nonzeros), found
     )
-  count = len(densities)
+  count = len(budgets)
   center = Taps(count * tap, round(center_live), round(center_nonzeros))
   others = (count * (size - tap), live - center_live, nonzeros - center_nonzeros)
   return center, Taps(*map(round, others))
@@ -153,7 +179,7 @@ def layers_table(layers: Layers) -> str:
   for row in layers.rows:
     density, live = "by score", "by score"
     if row.live is not None:
-      density, live = f"{row.live / row.parameters:.4f}", f"{row.live:,}"
+      density, live = _shown(row.live, row.parameters, row.at_most)
     lines.append(
       (
         row.name,
@@ -167,14 +193,21 @@ def layers_table(layers: Layers) -> str:
     )
   weights = sum(row.parameters for row in layers.rows)
   count = sum(row.count for row in layers.rows)
-  density = f"{layers.live / weights:.4f}"
-  sums = (f"{count:,}", f"{weights:,}", density, "", f"{layers.live:,}")
+  at_most = any(row.at_most for row in layers.rows)
+  density, live = _shown(layers.live, weights, at_most)
+  sums = (f"{count:,}", f"{weights:,}", density, "", live)
   lines.append(("all kernels", "", *sums))
-  others, live = layers.total - weights, layers.total - weights + layers.live
+  others = layers.total - weights
   lines.append(("biases and the like", "", "", f"{others:,}", "", "", f"{others:,}"))
-  density = f"{live / layers.total:.4f}"
-  lines.append(("network", "", "", f"{layers.total:,}", density, "", f"{live:,}"))
+  density, live = _shown(others + layers.live, layers.total, at_most)
+  lines.append(("network", "", "", f"{layers.total:,}", density, "", live))
   return table(lines)
+
+
+def _shown(live: int, size: int, at_most: bool) -> tuple[str, str]:
+  """Density and number of live weights as text."""
+  words = "at most " if at_most else ""
+  return f"{words}{live / size:.4f}", f"{words}{live:,}"
 
 
 def layers_text(config: Any) -> str:
@@ -182,10 +215,12 @@ def layers_text(config: Any) -> str:
   layers = list_kernels(config)
   spec = data_spec(config)
   size = " x ".join(map(str, spec.shape))
+  density = f"{config.sparsity.distribution} density {config.sparsity.density:g}, "
+  if config.sparsity.start in config_lib.DENSE_STARTS:
+    density = ""
   lines = [
     f"{title_and_fields(config.model.name)[0]} for {config.data.name}: {size} pixels, "
-    f"{spec.num_classes} classes; {config.sparsity.distribution} density "
-    f"{config.sparsity.density:g}, {config.sparsity.start} start",
+    f"{spec.num_classes} classes; {density}{config.sparsity.start} start",
     layers_table(layers),
   ]
   if taps := {row.name: row.taps for row in layers.rows if row.taps}:

@@ -11,7 +11,7 @@ import numpy as np
 
 import eoi_jax
 from eoi_jax.layouts import find_kernels, named_leaves
-from train.core.config import flatten
+from train.core.config import DENSE_STARTS, flatten
 from train.core.console import table
 from train.models import title_and_fields
 from train.models.blocks import dense_view
@@ -237,7 +237,10 @@ def read_start(path: Path) -> AtStart | None:
 
 
 def title(config: Any) -> str:
-  """Returns what is trained, in one line, without what the config compares."""
+  """Returns what is trained, in one line, without what the config compares.
+
+  A dense start has no density.
+  """
   parts = {
     "model.depth": "{}-layer",
     "model.activation": "{}",
@@ -254,10 +257,13 @@ def title(config: Any) -> str:
     for field, value in flatten(config).items()
     if field in fields or not field.startswith("model.")
   } | {"model.name": network}
+  compared = config.compare.field.split("+")
+  if "sparsity.start" not in compared and config.sparsity.start in DENSE_STARTS:
+    del flat["sparsity.density"]
   words = [
     text.format(flat[field])
     for field, text in parts.items()
-    if field in flat and field not in config.compare.field.split("+")
+    if field in flat and field not in compared
   ]
   return " ".join(words).rstrip(",")
 
