@@ -1,5 +1,7 @@
 """The table of layers agrees with the networks and with what a run then has."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from configs import default
 from eoi_jax.layouts import named_leaves
 from tests.cases import few
+from tests.train.small import small
 from train.analysis import dry_run
 from train.core import summaries
 from train.core.console import UserError
@@ -148,6 +151,28 @@ def test_densities_below_the_floor_are_named():
   config = config_of(sparsity__density=0.005)
   assert "hidden/dense/kernel" in dry_run.layers_text(config).splitlines()[-1]
   assert "Below" not in dry_run.layers_text(config_of())
+
+
+def test_a_dry_run_adds_up_runs_of_several_programs(monkeypatch):
+  measured = []
+
+  def measure(plan):
+    measured.append(plan.recipe.num_steps)
+    width = plan.recipe.model.width
+    return dry_run.Cost(1.0, 1.0, width * 2**20, 2**20, None)
+
+  monkeypatch.setattr(dry_run, "measure", measure)
+  changes = {"num_epochs": 3, "compare.field": "num_epochs+model.width+sparsity.start"}
+  changes["compare.choices"] = ("3+64+eoi", "3+64+base", "6+64+eoi", "3+32+eoi")
+  text = dry_run.dry_run(small(**changes | {"model.width": 64}))
+  assert measured == [60, 120, 60]
+  rows = dict(
+    re.split(r"  +", line.strip(), maxsplit=1) for line in text.splitlines()[-12:]
+  )
+  assert rows["runs, one after another"] == "4"
+  assert rows["steps of each"] == "60, 20 an epoch; 120, 20 an epoch"
+  assert rows["state"] == "64.0 MiB a device"
+  assert rows["training time of all runs"].startswith("0:05:00 ")
 
 
 def test_networks_that_do_not_exist_are_refused():

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ from train.core.start import (
   densities,
   sparsity_settings,
 )
-from train.core.state import TrainState
+from train.core.state import Recipe, TrainState
 from train.core.steps import Sums, train_chunk, zero_sums
 from train.core.summaries import Taps, taps_table
 from train.models import title_and_fields
@@ -264,8 +265,7 @@ def dry_run(config: Any) -> str:
   """Returns the plan of a config as text, after one step of it.
 
   Args:
-    config: a config; one that compares several starts is measured once, since they
-      share a program.
+    config: a config; of several runs those that share a program are measured once.
 
   Raises:
     UserError: see `make_plan`.
@@ -273,36 +273,65 @@ def dry_run(config: Any) -> str:
   config_lib.validate(config)
   runs = config_lib.expand(config)
   plans = [make_plan(one) for one in runs.values()]
-  plan = plans[0]
-  rows = _rows(plan, measure(plan), len(runs))
+  programs = [_program(plan) for plan in plans]
+  costs: dict[Any, Cost] = {}
+  for program, plan in zip(programs, plans, strict=True):
+    if program not in costs:
+      costs[program] = measure(plan)
+  rows = _rows(plans, [costs[program] for program in programs])
   return "\n".join([layers_text(config), "", table(rows)])
 
 
-def _rows(plan: Plan, cost: Cost, num_runs: int) -> list[tuple[str, ...]]:
-  config, recipe = plan.config, plan.recipe
-  seeds, devices = len(seeds_of(config)), jax.device_count()
-  total = cost.step_seconds * recipe.num_steps
-  count = recipe.optimizer.accumulate
-  parts = f", in {count} micro-batches" if count > 1 else ""
-  kind = jax.devices()[0].device_kind
-  rows = [
+def _program(plan: Plan) -> Any:
+  """Returns what decides on the program of a plan: equal ones share it."""
+  leaves, structure = jax.tree.flatten(like_start(plan))
+  shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+  return plan.recipe, structure, shapes, plan.config.steps_per_dispatch
+
+
+def _rows(plans: list[Plan], costs: list[Cost]) -> list[tuple[str, ...]]:
+  """Returns what all runs have, each different value once, and their sums."""
+  devices, kind = jax.device_count(), jax.devices()[0].device_kind
+
+  def each(show: Callable[[Plan], str]) -> str:
+    return "; ".join(dict.fromkeys(map(show, plans)))
+
+  def largest(name: str) -> str:
+    sizes = [getattr(cost, name) for cost in costs]
+    return _megabytes(None if None in sizes else max(sizes))
+
+  def seconds(name: str, digits: int) -> str:
+    shown = (f"{getattr(cost, name):.{digits}f} s" for cost in costs)
+    return "; ".join(dict.fromkeys(shown))
+
+  total = sum(
+    cost.step_seconds * plan.recipe.num_steps
+    for plan, cost in zip(plans, costs, strict=True)
+  )
+  return [
     ("devices", f"{devices} x {kind}, {jax.process_count()} processes"),
-    ("runs, one after another", f"{num_runs}"),
-    ("seeds in each, at once", f"{seeds}"),
-    ("steps of each", f"{recipe.num_steps:,}, {recipe.steps_per_epoch:,} an epoch"),
-    ("batch", f"{recipe.batch_size}, {recipe.batch_size // devices} a device{parts}"),
-    ("optimizer", describe_optimizer(recipe.optimizer)),
-    ("state", _megabytes(cost.state_bytes)),
-    ("examples", _megabytes(cost.data_bytes)),
-    ("activations and the like", _megabytes(cost.temporary_bytes)),
-    ("compile time", f"{cost.compile_seconds:.1f} s"),
-    ("time of a step", f"{cost.step_seconds:.4f} s"),
-    (
-      "training time of all runs",
-      f"{duration(num_runs * total)} (h:min:s), evaluation left out",
-    ),
+    ("runs, one after another", f"{len(plans)}"),
+    ("seeds in each, at once", each(lambda plan: f"{len(seeds_of(plan.config))}")),
+    ("steps of each", each(lambda plan: _steps(plan.recipe))),
+    ("batch", each(lambda plan: _batch(plan.recipe))),
+    ("optimizer", each(lambda plan: describe_optimizer(plan.recipe.optimizer))),
+    ("state", largest("state_bytes")),
+    ("examples", largest("data_bytes")),
+    ("activations and the like", largest("temporary_bytes")),
+    ("compile time", seconds("compile_seconds", 1)),
+    ("time of a step", seconds("step_seconds", 4)),
+    ("training time of all runs", f"{duration(total)} (h:min:s), evaluation left out"),
   ]
-  return rows
+
+
+def _steps(recipe: Recipe) -> str:
+  return f"{recipe.num_steps:,}, {recipe.steps_per_epoch:,} an epoch"
+
+
+def _batch(recipe: Recipe) -> str:
+  count, size = recipe.optimizer.accumulate, recipe.batch_size
+  parts = f", in {count} micro-batches" if count > 1 else ""
+  return f"{size}, {size // jax.device_count()} a device{parts}"
 
 
 def measure(plan: Plan) -> Cost:
