@@ -181,6 +181,11 @@ class Net(nn.Module):
       {},
       "params and batch_stats, has cache",
     ),
+    (
+      NET.replace("images):", "images, training=False):"),
+      {},
+      "must call the argument `train` .*, got 'training'",
+    ),
   ],
 )
 def test_what_is_no_network_is_one_clear_error(

@@ -56,6 +56,21 @@ def _takes_train(kind: type[nn.Module]) -> bool:
   return "train" in inspect.signature(kind.__call__).parameters
 
 
+# What other code calls the argument `train`, or its opposite.
+_MODES = ("training", "is_training", "deterministic", "use_running_average")
+
+
+def _check_mode(module: nn.Module, name: str) -> None:
+  """Raises a UserError if a network has two modes and would stay in one."""
+  found = inspect.signature(type(module).__call__).parameters
+  others = [mode for mode in _MODES if mode in found]
+  if others and not _takes_train(type(module)):
+    raise UserError(
+      f"`{FIELD}` = {name!r} must call the argument `train` that tells training from "
+      f"evaluation, got {others[0]!r}."
+    )
+
+
 def model_fields(name: str) -> tuple[str, ...]:
   """Returns the fields of `config.model` that a network of your own may take."""
   given = ("num_classes", "kernel_init", "bias_init")
@@ -91,7 +106,9 @@ def create(
     for key, parameter in declared.items()
     if key in offered and (key != "kernel_init" or _is_required(parameter))
   } | options
-  model = OwnNetwork(_build(name, tuple(settings.items())), spec.shape)
+  module = _build(name, tuple(settings.items()))
+  _check_mode(module, name)
+  model = OwnNetwork(module, spec.shape)
   _check_call(model, name, spec)  # pyright: ignore[reportArgumentType]
   return model
 
