@@ -250,6 +250,38 @@ def test_what_is_no_data_set_is_one_clear_error(changes, words, monkeypatch):
   assert str(error.value).startswith("`data.name` = 'my:data'")
 
 
+def test_what_numpy_counts_is_a_number_of_classes(monkeypatch):
+  data = GOOD | {"num_classes": LABELS.max() + 1}
+  monkeypatch.setattr(own_data, "find", lambda field, name: lambda: data)
+  assert own_data.load("my:data")[0].num_classes == 2
+
+
+@pytest.fixture
+def sorted_by_class(monkeypatch):
+  """A config of 4 x 4 images, sorted by their classes."""
+  split = np.zeros((60, 4, 4, 1), np.uint8), np.repeat(np.arange(3), 20)
+  data = {"num_classes": 3, "train": split, "test": split}
+  monkeypatch.setattr(own_data, "find", lambda field, name: lambda: data)
+  config = config_lib.default_config()
+  config.data.name, config.data.validation = "sorted:by_class", 0.0
+  config.batch_size = 6
+  return config
+
+
+def test_a_limit_keeps_the_same_share_of_each_class(sorted_by_class):
+  dataset = make_plan(changed(sorted_by_class, {"data__limit": 9})).dataset
+  for split in (dataset.train, dataset.test):
+    assert split.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
+  assert dataset.sizes == {"train": 9, "test": 9}
+  whole = make_plan(changed(sorted_by_class, {"data__limit": 60})).dataset
+  assert len(whole.train.labels) == 60
+
+
+def test_images_that_are_too_small_to_crop_are_refused(sorted_by_class):
+  with pytest.raises(UserError, match="of more than 4 pixels a side, got 4 x 4"):
+    make_plan(changed(sorted_by_class, {"data__augment": "crop_flip"}))
+
+
 def brighter():
   found = sys.modules["my_data"].digits()
   images, labels = found["train"]

@@ -245,7 +245,12 @@ FIELDS = {
     "fraction of the training set to hold out; a data set of your own that has a "
     "validation split keeps it",
   ),
-  "data.limit": Field(0, _integer(0), "examples of each split to keep; 0: all"),
+  "data.limit": Field(
+    0,
+    _integer(0),
+    "examples of each split to keep, the first ones; of data of your own an equal "
+    "share of each class; 0: all",
+  ),
   "model.name": Field(
     "mlp",
     _one_of_or(MODELS, "MODULE:NAME of a Linen module of your own", is_own),

@@ -32,8 +32,8 @@ from train.data.datasets import (
   Split,
   Stream,
 )
-from train.data.images import Augmentation
-from train.data.load import load_dataset
+from train.data.images import PADDING, Augmentation
+from train.data.load import hold_out, load_dataset
 from train.data.streams import StreamOptions
 
 
@@ -187,15 +187,23 @@ def _dataset(config: Any) -> Dataset:
     name, held_out = config.data.name, config.data.validation
     return load_dataset(name, validation=held_out, stream=options)
   dataset = _in_memory(config.data.name, validation=config.data.validation)
-  return _first(dataset, limit) if (limit := config.data.limit) else dataset
+  limit, is_own = config.data.limit, config.data.name not in DATASETS
+  return _limited(dataset, limit, is_own) if limit else dataset
 
 
-def _first(dataset: Dataset, limit: int) -> Dataset:
-  """Keeps the first `limit` examples of every split in memory."""
+def _limited(dataset: Dataset, limit: int, is_own: bool) -> Dataset:
+  """Keeps `limit` examples of every split in memory.
+
+  Those of the table are in random order, and the first ones stay; data of your own may
+  be sorted by their classes, and give the same share of each.
+  """
 
   @functools.cache
   def read(split):
-    return jax.tree.map(lambda array: array[:limit], dataset.read(split))
+    found = dataset.read(split)
+    if is_own and limit < (size := dataset.sizes[split]):
+      return hold_out(found, limit / size)[1]
+    return jax.tree.map(lambda array: array[:limit], found)
 
   sizes = {name: min(size, limit) for name, size in dataset.sizes.items()}
   return Dataset(dataset.spec, sizes, read)

@@ -1,5 +1,7 @@
 """Data sets of your own: any prepared one of tensorflow-datasets, or a function."""
 
+import contextlib
+import operator
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -116,6 +118,8 @@ def _call(name: str) -> tuple[int, dict[str, Any]]:
   if unknown := sorted(set(found) - set(known)):
     _refuse(name, f"may return {', '.join(known)}", f"{unknown[0]!r} besides")
   num_classes = found["num_classes"]
+  with contextlib.suppress(TypeError):
+    num_classes = operator.index(num_classes)
   if not isinstance(num_classes, int) or num_classes < 2:
     _refuse(name, "`num_classes` must be an integer of at least 2", f"{num_classes!r}")
   splits = {split: found[split] for split in SPLITS if split in found}
