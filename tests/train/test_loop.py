@@ -152,6 +152,11 @@ def test_a_workdir_of_another_config_is_refused(finished):
     ),
     ({"batch_size": 1296}, "`batch_size` must be at most the 1295 training examples"),
     ({"data.validation": 0.9999}, "at most the 1 training examples"),
+    ({"data.validation": 0.0005}, "hold out one of the 1438 .* got 0.0005"),
+    (
+      {"dynamic.method": "rigl", "dynamic.every": 45},
+      r"`dynamic.every` must be below 45 steps, .* = 0.75 of 60, .* got 45",
+    ),
     ({"profile": (60, 61)}, r"`profile` must name steps in \[1, 60\], got \(60, 61\)"),
   ],
 )

@@ -17,7 +17,8 @@ from eoi_jax.layouts import fill_tree, named_leaves
 from train.core.console import UserError
 from train.core.own import written_arguments
 
-METHODS = ("static", "set", "rigl", "srigl", "gmp")
+MOVING = ("set", "rigl", "srigl")  # drop as many weights as they grow
+METHODS = ("static", *MOVING, "gmp")
 
 
 class OptimizerSettings(NamedTuple):

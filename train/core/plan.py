@@ -12,6 +12,7 @@ from train.core import config as config_lib
 from train.core import mesh
 from train.core.console import UserError
 from train.core.optimizers import (
+  MOVING,
   DynamicSettings,
   OptimizerSettings,
   create_schedule,
@@ -104,6 +105,12 @@ def check_plan(config: Any) -> Recipe:
       f"got {config.batch_size}."
     )
   spec = data_spec(config)
+  height, width, _ = spec.shape
+  if config.data.augment == "crop_flip" and min(height, width) <= PADDING:
+    raise UserError(
+      f"`data.augment` = 'crop_flip' needs images of more than {PADDING} pixels a "
+      f"side, got {height} x {width}."
+    )
   try:
     recipe = Recipe(
       model=create_network(config, spec),
@@ -140,12 +147,17 @@ def make_plan(config: Any) -> Plan:
   """Checks a config against the network and the data set, without compiling.
 
   Raises:
-    UserError: see `check_plan`; or if the data set is missing, or the batch larger
-      than the training set.
+    UserError: see `check_plan`; or if the data set is missing, the batch larger than
+      the training set, nobody held out, or the training over before masks change.
   """
   recipe = check_plan(config)
   dataset = _dataset(config)
   size = dataset.sizes["train"]
+  if dataset.sizes.get("validation") == 0:
+    raise UserError(
+      f"`data.validation` must be 0 or hold out one of the {size} training examples "
+      f"of {config.data.name!r} at least, got {config.data.validation}."
+    )
   if config.batch_size > size:
     raise UserError(
       f"`batch_size` must be at most the {size} training examples of "
@@ -167,8 +179,20 @@ def make_plan(config: Any) -> Plan:
     raise UserError(
       f"`profile` must name steps in [1, {num_steps}], got {tuple(config.profile)}."
     )
+  _check_moves(recipe.dynamic, num_steps)
   recipe = recipe._replace(steps_per_epoch=steps_per_epoch, num_steps=num_steps)
   return Plan(config, dataset, recipe)
+
+
+def _check_moves(dynamic: DynamicSettings, num_steps: int) -> None:
+  """Raises a UserError if masks are to move and the training ends before."""
+  last = round(dynamic.until * num_steps)
+  if dynamic.method in MOVING and dynamic.every >= last:
+    raise UserError(
+      f"`dynamic.every` must be below {last} steps, `dynamic.until` = {dynamic.until} "
+      f"of {num_steps}, or no mask ever changes by {dynamic.method!r}, got "
+      f"{dynamic.every}."
+    )
 
 
 _in_memory = functools.lru_cache(maxsize=1)(load_dataset)  # runs share it
