@@ -9,6 +9,7 @@ import pytest
 
 from configs import default
 from train.analysis.preflight import as_json, as_text, metered, trace_calls
+from train.data import own as own_data
 from train.models import cifar_resnet
 from train.preflight import preflight
 
@@ -132,6 +133,83 @@ def test_meters_of_a_residual_network_are_those_of_its_kernels():
   assert set(meters) == set(trace_calls(model, variables, shape))
   assert meters["stage2_rest/conv1/kernel"].shape[0] == 1
   assert meters["stem/kernel"].ndim == 1
+
+
+ATTENTION = """
+import flax.linen as nn
+
+class Net(nn.Module):
+  num_classes: int
+  others = {"mix": "io"}
+
+  @nn.compact
+  def __call__(self, images):
+    x = images.reshape(len(images), 8, -1)
+    x = nn.MultiHeadDotProductAttention(num_heads=2, qkv_features=12)(x, x)
+    x = x.mean(1) @ self.param("mix", nn.initializers.lecun_normal(), (16, 16))
+    return nn.Dense(self.num_classes)(inputs=x)
+
+class Bare(nn.Module):
+  num_classes: int
+  others = {"mix": "io"}
+
+  @nn.compact
+  def __call__(self, images):
+    x = images.reshape(len(images), -1)
+    return x @ self.param("mix", nn.initializers.ones, (x.shape[1], self.num_classes))
+"""
+
+
+def two_channels():
+  images = np.linspace(0, 1, 40 * 8 * 8 * 2).reshape(40, 8, 8, 2)
+  split = images, np.arange(40) % 4
+  return {"num_classes": 4, "train": split, "test": split}
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+  """A config of one's own network, on images of two channels."""
+  (tmp_path / "net_to_measure.py").write_text(ATTENTION)
+  monkeypatch.syspath_prepend(tmp_path)
+  monkeypatch.setattr(own_data, "find", lambda field, name: two_channels)
+  names = {"data.name": "own:two_channels", "model.name": "net_to_measure:Net"}
+  return small(**names, batch_size=8)
+
+
+@pytest.mark.slow
+def test_a_kernel_without_a_meter_is_a_row_without_its_numbers(own, tmp_path):
+  inspection = preflight(own, tmp_path, num_samples=2)
+  rows = {row.layer.name.removesuffix("/kernel"): row for row in inspection.rows}
+  assert list(rows)[-2:] == ["Dense_0", "mix"]
+  (query,) = [row for name, row in rows.items() if name.endswith("query")]
+  (out,) = [row for name, row in rows.items() if name.endswith("out")]
+  assert query.flops == out.flops == 2 * 8 * 16 * 12  # of 8 tokens
+  assert len(query.gains) == len(out.gains) == 1
+  mix = rows["mix"]
+  assert mix.flops is None and not mix.gains and len(mix.gradient_norms) == 1
+  (line,) = [s for s in as_text(inspection).splitlines() if s.startswith("  mix")]
+  assert line.split()[-3:-1] == ["-", "-"]
+  assert inspection.slopes is None and "slopes" not in as_text(inspection)
+  assert json.loads((tmp_path / "preflight.json").read_text())["slopes"] is None
+  own.model.name = "net_to_measure:Bare"  # has no meter at all
+  inspection = preflight(own, tmp_path, num_samples=2)
+  assert inspection.totals["forward_flops_dense"] == 0
+
+
+@pytest.mark.slow
+def test_totals_are_of_kernels_that_stay_dense_too(tmp_path):
+  changes = {"model.name": "vit4", "model.depth": 2, "sparsity.density": 0.125}
+  inspection = preflight(small(**changes), tmp_path, num_samples=1)
+  mlp, tokens = 2 * 2 * 4 * 32 * 32, 1 + 4
+  attention = 2 * 4 * 32 * 32
+  ends = 16 * 32 + 32 * 10
+  totals = inspection.totals
+  assert totals["kernel_density"] == (mlp / 8 + attention + ends) / (
+    mlp + attention + ends
+  )
+  around = 2 * (attention * tokens + 16 * 32 * 4 + 32 * 10)
+  assert totals["forward_flops_dense"] == 2 * mlp * tokens + around
+  assert totals["forward_flops_sparse"] == 2 * mlp * tokens // 8 + around
 
 
 @pytest.mark.slow

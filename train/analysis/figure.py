@@ -45,6 +45,8 @@ def plot_batch(path: Path, plan: Plan) -> None:
   prepared = jax.jit(prepare, static_argnames="recipe")(key, batch, recipe=recipe)
   inputs, shares = map(np.asarray, prepared)
   images = np.clip(inputs * np.array(spec.std) + np.array(spec.mean), 0, 1)
+  if images.shape[-1] not in (1, 3):  # neither grey nor in colour
+    images = images.mean(-1, keepdims=True)
   figure, panels = new_figure((8, 8.6), 4, 4)
   for axes in panels.ravel():
     axes.axis("off")
@@ -70,6 +72,7 @@ def _draw_spectrum(axes, inspection: Inspection) -> None:
 
 
 def _draw_gains(axes, rows: list[Row]) -> None:
+  rows = [row for row in rows if row.gains]
   forward = _in_depth(rows, lambda row: row.gains)
   backward = _in_depth(rows, lambda row: row.gradient_gains)
   axes.axhline(1, color=QUIET, linestyle=(0, (2, 2)), linewidth=1.2)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import eoi_jax
+from eoi_jax.layouts import find_kernels, named_leaves
 from train.core.console import table
 from train.core.plan import Plan, start_state
 from train.core.start import gains
@@ -23,7 +24,7 @@ from train.core.state import named_key, take_seed
 from train.core.summaries import Layer, list_layers
 from train.data.images import normalize
 from train.data.streams import take
-from train.models import ACTIVATIONS
+from train.models import ACTIVATIONS, title_and_fields
 from train.models.blocks import dense_view
 
 _METERS = "meters"  # the collection of variables; `stacks.stack` gives it an axis
@@ -55,7 +56,8 @@ def trace_calls(model: Any, variables: Any, input_shape: tuple[int, ...]) -> dic
 
   Returns:
     Dict from the name of a kernel, "hidden/dense/kernel", to its `Call`, in the order
-    of the forward pass. A layer that is scanned stands once.
+    of the forward pass: of convolutions and dense layers, no other parameters. A layer
+    that is scanned stands once.
   """
   calls: dict[str, Call] = {}
 
@@ -69,7 +71,11 @@ def trace_calls(model: Any, variables: Any, input_shape: tuple[int, ...]) -> dic
         strides = module.strides
         strides = (strides,) if isinstance(strides, int) else tuple(strides or ())
         options = {"strides": strides, "groups": module.feature_group_count}
-      before, after = (math.prod(x.shape[1:-1]) for x in (args[0], outputs))
+      inputs = next(iter((*args, *kwargs.values())))
+      before, after = (math.prod(x.shape[1:-1]) for x in (inputs, outputs))
+      if isinstance(module, nn.DenseGeneral):  # of several axes in or out
+        features = np.prod(module.features, dtype=int)
+        before = after = outputs[0].size // int(features)
       calls.setdefault(name, Call(before, after, **options))
     return outputs
 
@@ -82,14 +88,14 @@ def trace_calls(model: Any, variables: Any, input_shape: tuple[int, ...]) -> dic
 
 
 def _has_kernel(context: Any) -> bool:
-  layer = isinstance(context.module, nn.Conv | nn.Dense)
+  layer = isinstance(context.module, nn.Conv | nn.Dense | nn.DenseGeneral)
   return layer and context.method_name == "__call__"
 
 
 def metered(
   model: Any, variables: Any, input_shape: tuple[int, ...]
 ) -> tuple[Callable[[Any, jax.Array], jax.Array], Any]:
-  """Puts a meter behind every layer that has a kernel.
+  """Puts a meter behind every convolution and every dense layer.
 
   Args:
     model: a Linen module.
@@ -106,7 +112,8 @@ def metered(
     if not _has_kernel(context):
       return outputs
     meter = context.module.perturb("kernel", eoi_jax.signal.signal_meter(), _METERS)
-    return eoi_jax.signal.record_signal(meter, args[0], outputs)
+    inputs = next(iter((*args, *kwargs.values())))
+    return eoi_jax.signal.record_signal(meter, inputs, outputs)
 
   def forward(variables, inputs, **options):
     with nn.intercept_methods(measure_layer):
@@ -114,7 +121,7 @@ def metered(
 
   inputs = jnp.zeros((1, *input_shape), jnp.float32)
   shapes = jax.eval_shape(lambda v: forward(v, inputs, mutable=_METERS)[1], variables)
-  shapes = shapes[_METERS]
+  shapes = shapes.get(_METERS, {})
   paths = jax.tree_util.tree_leaves_with_path(shapes)
   names = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in paths]
   treedef = jax.tree.structure(shapes)
@@ -137,6 +144,9 @@ _PLAIN = ("mlp", "cnn")
 class Row(NamedTuple):
   """One kernel of the network; a stack of equal layers is one row.
 
+  A kernel that is no convolution's and no dense layer's has no meter: its `flops` are
+  None, its gains empty.
+
   Attributes:
     layer: name, shape, count, live weights, density, Gram error.
     dead_inputs: input units without a weight at the start, all layers together.
@@ -152,7 +162,7 @@ class Row(NamedTuple):
   layer: Layer
   dead_inputs: int
   dead_outputs: int
-  flops: int
+  flops: int | None
   gains: list[float]
   gradient_gains: list[float]
   gradient_norms: list[float]
@@ -163,13 +173,14 @@ class Inspection(NamedTuple):
   """All that the pre-flight reports.
 
   Attributes:
-    rows: kernels in the order of the forward pass.
+    rows: kernels in the order of the forward pass, last those without a meter.
     totals: sums and ratios over the network.
     spectrum: singular values of the input-output Jacobian: mean, max, min, rms.
     values: the singular values, float `[samples, n]`.
     theory: mean-field numbers, empty for networks they do not describe.
     slopes: the lowest and the highest of the activation within two deviations of the
-      pre-activations; it is an isometry only where they are equal in size.
+      pre-activations; it is an isometry only where they are equal in size. None of a
+      network that takes no activation.
   """
 
   rows: list[Row]
@@ -177,7 +188,7 @@ class Inspection(NamedTuple):
   spectrum: dict[str, Any]
   values: np.ndarray
   theory: dict[str, float]
-  slopes: tuple[float, float]
+  slopes: tuple[float, float] | None
 
 
 def measure(plan: Plan, *, num_samples: int = 16) -> Inspection:
@@ -200,7 +211,6 @@ def measure(plan: Plan, *, num_samples: int = 16) -> Inspection:
   calls = trace_calls(model, variables, spec.shape)
   rows = list_layers(params, masks, scale, model, config.sparsity.taps)
   layers = {row.name: row for row in rows}
-  assert layers.keys() <= calls.keys()
   inputs = normalize(jnp.asarray(take(plan.dataset.train, num_samples).images), spec)
   apply_fn = functools.partial(_apply, model, _Frozen(stats))
   key = named_key(jax.random.key(config.seed), "preflight")
@@ -208,15 +218,14 @@ def measure(plan: Plan, *, num_samples: int = 16) -> Inspection:
   norms = signal.gradient_norms(key, apply_fn, params, inputs, layouts=layouts)
   dead = eoi_jax.masks.dead_units(params, layouts=layouts)
   profiles = signal.layer_profiles(key, *metered(model, variables, spec.shape), inputs)
+  order = [n for n in calls if n in layers] + [n for n in layers if n not in calls]
   rows = [
-    _row(layers[n], calls[n], dead[n], profiles[n], norms[n])
-    for n in calls
-    if n in layers
+    _row(layers[n], calls.get(n), dead[n], profiles.get(n), norms[n]) for n in order
   ]
   values = _singular_values(key, apply_fn, params, inputs)
   shape = (1, *spec.shape)
   effective = signal.effective_masks(apply_fn, params, masks, shape, layouts=layouts)
-  totals = _totals(rows, params) | {
+  totals = _totals(params, masks, model, calls) | {
     "effective_density": signal.effective_density(effective)
   }
   theory = _theory(config)
@@ -242,15 +251,15 @@ def _apply(model, stats: _Frozen, params, inputs):
   return model.apply(variables, inputs, train=False)
 
 
-def _row(layer: Layer, call: Call, dead, profile, norms) -> Row:
+def _row(layer: Layer, call: Call | None, dead, profile, norms) -> Row:
   size = math.prod(layer.shape) * layer.count
   return Row(
     layer=layer,
     dead_inputs=dead.inputs,
     dead_outputs=dead.outputs,
-    flops=2 * size * call.positions_out,
-    gains=_by_layer(profile.gain),
-    gradient_gains=_by_layer(profile.gradient_gain),
+    flops=None if call is None else 2 * size * call.positions_out,
+    gains=[] if profile is None else _by_layer(profile.gain),
+    gradient_gains=[] if profile is None else _by_layer(profile.gradient_gain),
     gradient_norms=_by_layer(norms),
     obstacles=_obstacles(layer, call),
   )
@@ -260,8 +269,8 @@ def _by_layer(values: Any) -> list[float]:
   return np.asarray(values, float).ravel().tolist()
 
 
-def _obstacles(layer: Layer, call: Call) -> list[str]:
-  found = []
+def _obstacles(layer: Layer, call: Call | None) -> list[str]:
+  call, found = call or Call(1, 1), []
   if call.groups > 1:
     found.append(
       f"{call.groups} channel groups: a filter each, no rotation of channels"
@@ -278,21 +287,26 @@ def _obstacles(layer: Layer, call: Call) -> list[str]:
   return found
 
 
-def _totals(rows: list[Row], params: Any) -> dict[str, float]:
+def _totals(params: Any, masks: Any, model: Any, calls: dict) -> dict[str, float]:
+  """Sums over all kernels, those that stay dense, too; FLOPs of those with a meter."""
   total = sum(leaf.size for leaf in jax.tree.leaves(params))
-  size = sum(row.layer.count * math.prod(row.layer.shape) for row in rows)
-  live = sum(row.layer.live for row in rows)
-  flops = sum(row.flops for row in rows)
-  live_flops = sum(row.flops * row.layer.density for row in rows)
+  flags, rows = named_leaves(masks), []
+  for name, kernel in find_kernels(params, model.kernels).items():
+    size, mask = kernel.leaf.size, flags[name]
+    live = size if mask is None else int(np.count_nonzero(mask))
+    each = 2 * calls[name].positions_out if name in calls else 0  # of a weight
+    bits = size if model.layouts[name] else 0
+    rows.append((size, live, each * size, each * live, bits))
+  size, live, flops, live_flops, bits = np.sum(rows, axis=0).tolist()
   return {
     "parameters": total,
     "parameters_live": total - size + live,
     "kernel_density": live / size,
     "forward_flops_dense": flops,
-    "forward_flops_sparse": round(live_flops),
+    "forward_flops_sparse": live_flops,
     "bytes_dense": 4 * total,
     # Live weights, and one bit a weight to say which they are.
-    "bytes_sparse": 4 * (total - size + live) + math.ceil(size / 8),
+    "bytes_sparse": 4 * (total - size + live) + math.ceil(bits / 8),
   }
 
 
@@ -321,7 +335,9 @@ def _spectrum(values: np.ndarray, data: str) -> dict[str, Any]:
   }
 
 
-def _slopes(config: Any, q_star: float) -> tuple[float, float]:
+def _slopes(config: Any, q_star: float) -> tuple[float, float] | None:
+  if "activation" not in title_and_fields(config.model.name)[1]:
+    return None
   activation = ACTIVATIONS[config.model.activation]
   deviation = math.sqrt(q_star) if 0 < q_star < math.inf else 1.0
   points = deviation * jnp.linspace(-2.0, 2.0, 101)
@@ -356,7 +372,7 @@ def as_text(inspection: Inspection) -> str:
       parts.append(f"{heading}\n{table(lines)}")
   if not inspection.theory:
     parts.append("no mean-field theory: the network has shortcuts or normalization")
-  low, high = inspection.slopes
+  low, high = inspection.slopes or (1.0, 1.0)
   obstacles = [
     f"  {row.layer.name}: {'; '.join(row.obstacles)}"
     for row in inspection.rows
@@ -397,14 +413,14 @@ def _cells(row: Row) -> tuple[str, ...]:
     f"{row.dead_inputs:,}",
     f"{row.dead_outputs:,}",
     f"{layer.orthogonality_error:.1e}",
-    _short(row.flops * layer.density),
-    f"{_mean(row.gains):.2g}",
-    f"{_mean(row.gradient_norms):.2g}",
+    "-" if row.flops is None else _short(row.flops * layer.density),
+    _mean(row.gains),
+    _mean(row.gradient_norms),
   )
 
 
-def _mean(values: list[float]) -> float:
-  return math.fsum(values) / len(values)
+def _mean(values: list[float]) -> str:
+  return f"{math.fsum(values) / len(values):.2g}" if values else "-"
 
 
 def _short(count: float) -> str:
