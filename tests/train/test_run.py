@@ -99,6 +99,7 @@ def test_quickstart_compares_two_starts(tmp_path, capsys, standard_promotion):
     "eoi start",
     "base start",
     "test accuracy",
+    "density of kernels that may be sparse",
     "parameters live",
     "figure",
   ):

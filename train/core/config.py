@@ -296,7 +296,9 @@ FIELDS = {
     "counted on top",
   ),
   "sparsity.density": Field(
-    0.1, _number("(0, 1]"), "trained fraction of all kernels together; 1: dense"
+    0.1,
+    _number("(0, 1]"),
+    "trained fraction of all kernels that may be sparse; 1: dense",
   ),
   "sparsity.scale": Field(
     1.0,

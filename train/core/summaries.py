@@ -182,7 +182,10 @@ def describe_start(config: Any, state: Any, scale: float, recipe: Any) -> AtStar
 
 
 def count_live(params: Any, masks: Any, model: Any) -> dict[str, Any]:
-  """Returns the part of a summary that masks tell: densities and live parameters."""
+  """Returns the part of a summary that masks tell: densities and live parameters.
+
+  `density` is that of the kernels that may be sparse, all of them together.
+  """
   flags, kernels = named_leaves(masks), {}
   for name, kernel in find_kernels(params, model.layouts).items():
     mask, size = flags[name], kernel.leaf.size
@@ -291,7 +294,7 @@ _MAX_COLUMNS = 6
 _LINES = (
   ("test accuracy", lambda s: f"{s['test_accuracy']:.2%}"),
   ("test loss", lambda s: f"{s['test_loss']:.4f}"),
-  ("density of all kernels", lambda s: f"{s['density']:.4f}"),
+  ("density of kernels that may be sparse", lambda s: f"{s['density']:.4f}"),
   ("orthogonality error at start", lambda s: f"{s['orthogonality_error']:.1e}"),
   ("parameters live", lambda s: f"{s['parameters_live']:,}"),
   ("parameters total", lambda s: f"{s['parameters_total']:,}"),

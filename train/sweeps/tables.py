@@ -214,7 +214,7 @@ class Entry(NamedTuple):
 
   @property
   def density(self) -> float:
-    """Trained fraction of all kernels."""
+    """Trained fraction of the kernels that may be sparse."""
     return float(np.mean([run.summary["density"] for run in self.runs]))
 
 
