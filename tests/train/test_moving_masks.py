@@ -161,6 +161,28 @@ def test_constant_fan_in_is_equal_to_the_weight(tmp_path, start):
       assert fan_in.sum() == before[name].sum() and (mask != before[name]).any()
 
 
+@pytest.mark.parametrize("start", ["base", "ai", "eoi_in_mask"])
+def test_units_start_with_a_constant_fan_in(start):
+  fields = {
+    "model.depth": 4,
+    "model.width": 32,
+    "sparsity.start": start,
+    "sparsity.density": 0.11,
+    "sparsity.ai_steps": 3,
+    "sparsity.fallback": "partial",
+  }
+  config = small(seeds=(0, 5), **fields, **{"dynamic.method": "srigl"})
+  config.dynamic.every = 4
+  state = start_state(make_plan(config))
+  masks = named_leaves(state.masks)["hidden/dense/kernel"]
+  assert masks.shape == (2, 2, 32, 32)
+  assert (masks.sum(-2) == round(0.11 * 32)).all()
+  flat = np.asarray(masks).reshape(4, -1)
+  assert len(np.unique(flat, axis=0)) == 4 and flat.any(0).mean() > 0.25
+  weights = np.asarray(named_leaves(state.params)["hidden/dense/kernel"])
+  assert weights.any((-2, -1)).all() and not weights[~np.asarray(masks)].any()
+
+
 @pytest.mark.parametrize(
   ("fields", "words"),
   [
@@ -176,6 +198,13 @@ def test_methods_that_cannot_be(fields, words):
   config = small(**{f"dynamic.{name}": value for name, value in fields.items()})
   with pytest.raises(UserError, match=words):
     check_plan(config)
+
+
+@pytest.mark.parametrize("method", ["set", "rigl", "srigl"])
+def test_a_dense_start_has_no_masks_to_move(method):
+  config = small(**{"dynamic.method": method, "sparsity.start": "delta_orthogonal"})
+  with pytest.raises(UserError, match=f"a sparse one for .*{method}.*got 'delta_ortho"):
+    config_lib.validate(config)
 
 
 def test_the_comparison_of_appendix_i():

@@ -16,6 +16,7 @@ from train.core.console import UserError
 from train.core.optimizers import (
   MAIN,
   METHODS,
+  MOVING,
   OPTIMIZERS,
   SCHEDULES,
   OptimizerSettings,
@@ -341,8 +342,8 @@ FIELDS = {
   "sparsity.floors": Field(
     "lift",
     _one_of("lift", "error"),
-    "kernels with too few weights for EOI: lift them at the cost of the others, or "
-    "stop with an error",
+    "kernels to which erk or scores give too few weights for start eoi: lift them at "
+    "the cost of the others, or stop with an error",
   ),
   "sparsity.angle": Field(
     0.0, _number("[-360, 360]"), "of EOI's rotations, in degrees; 0: uniformly random"
@@ -550,6 +551,11 @@ def _check_dynamic(dynamic: Any, sparsity: Any) -> None:
     raise UserError(
       "`sparsity.distribution` must not be by scores for srigl, whose units have equal "
       f"counts, got {sparsity.distribution!r}."
+    )
+  if dynamic.method in MOVING and sparsity.start in DENSE_STARTS:
+    raise UserError(
+      f"`sparsity.start` must be a sparse one for `dynamic.method` = "
+      f"{dynamic.method!r}, which moves masks, got {sparsity.start!r}."
     )
   if dynamic.method == "srigl" and dynamic.scope != "layer":
     raise UserError(

@@ -113,8 +113,9 @@ class SparsitySettings(NamedTuple):
 
   @property
   def needs_masks(self) -> bool:
-    """Whether the start depends on masks that are not a function of shapes."""
-    return self.distribution in SCORED or self.start == "eoi_in_mask"
+    """Whether the start depends on masks that are drawn or scored before it."""
+    level = self.constant_fan_in and self.start in ("base", "ai")
+    return level or self.distribution in SCORED or self.start == "eoi_in_mask"
 
 
 def sparsity_settings(config: Any) -> SparsitySettings:
@@ -493,7 +494,8 @@ def create_masks(
       class in two halves.
 
   Returns:
-    Tree like the parameters: bool leaves, True = trained, None = dense leaf.
+    Tree like the parameters: bool leaves, True = trained, None = dense leaf. With a
+    constant fan-in every unit of a layer has the same number.
   """
   model, density, layouts = recipe.model, sparsity.density, recipe.model.layouts
   params, stats = dense_start(key, sparsity=sparsity, recipe=recipe)
@@ -529,7 +531,13 @@ def create_masks(
     return eoi_jax.global_masks(scores, density)
   wanted = densities(sparsity, params, model)
   key = named_key(key, "masks")
-  return eoi_jax.random_masks(key, params, wanted, layouts=layouts)
+  masks = eoi_jax.random_masks(key, params, wanted, layouts=layouts)
+  if not sparsity.constant_fan_in:
+    return masks
+  # All weights are drawn anew, unit by unit.
+  options: dict[str, Any] = {"drop": "random", "grow": "random", "scope": "unit"}
+  options["layouts"] = layouts
+  return eoi_jax.optim.evolve_masks(key, params, params, masks, 1.0, **options)
 
 
 def balanced_rows(key: jax.Array, labels: Any, count: int) -> np.ndarray:
