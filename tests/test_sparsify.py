@@ -462,7 +462,7 @@ def test_errors_list_what_is_known(options, words, value_error):
 def test_errors_name_the_leaf(value_error):
   with value_error("first/kernel", "0.02083", "(48, 24)", "0.01"):
     sparsify(KEY, MLP, 0.01)
-  with value_error("conv/kernel", "0.125", "eoi_structured"):
+  with value_error("conv/kernel", "0.125", "eoi_structured", "start 'eoi', whose"):
     sparsify(KEY, CNN, 0.05, start="eoi_structured")
   with value_error("density", "(0, 1]"):
     sparsify(KEY, MLP, 0.0)

@@ -456,8 +456,8 @@ def _matrix_budgets(stack: _Stack) -> np.ndarray:
       raise ValueError(
         f"kernel {name!r}: density must be at least {1 / max(stack.matrix_shape):.4g} "
         f"for shape {stack.shape} under start 'eoi_structured', got "
-        f"{budget / math.prod(stack.matrix_shape):.4g}; "
-        '`allocate(..., floors="lift")` lifts such layers.'
+        f"{budget / math.prod(stack.matrix_shape):.4g}; raise it there, or take start "
+        "'eoi', whose floor is that of one tap."
       )
   return budgets.astype(np.int64)
 
