@@ -213,6 +213,18 @@ def test_a_mask_with_a_dead_unit_has_no_isometry(fallback, value_error):
     assert np.abs(values[:23] - 1).max() > 1e-3
 
 
+def test_a_fallback_takes_the_options_of_its_start(value_error):
+  masks = random_masks(jax.random.key(3), MLP, 0.4)
+  masks["second"]["kernel"] = masks["second"]["kernel"].at[5].set(False)
+  options = {"fallback": "ai", "reference": "delta_orthogonal", "num_steps": 0}
+  new, _ = sparsify(KEY, MLP, masks, start="eoi_in_mask", options=options)
+  base, _ = sparsify(KEY, MLP, masks, start="base")  # of no step
+  chex.assert_trees_all_equal(new["second"], base["second"])
+  options = {"fallback": "base", "num_steps": 5}
+  with value_error("`options`", "'base'", "reference", "'num_steps'"):
+    sparsify(KEY, MLP, masks, start="eoi_in_mask", options=options)
+
+
 @pytest.mark.slow
 def test_sao_of_dense_kernels_and_convolutions():
   new, masks = sparsify(KEY, CNN, 0.25, start="sao")

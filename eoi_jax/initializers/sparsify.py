@@ -57,7 +57,8 @@ def sparsify(
     - "eoi_in_mask": an exact isometry on the given mask itself (or a random one), at
       the centre tap of convolutions; the rest of the mask starts at zero. A mask that
       leaves an input or output without a partner allows none: an error, or, as
-      `fallback` says, an isometry of fewer units ("partial"), "ai" or "base". `angle`.
+      `fallback` says, an isometry of fewer units ("partial"), "ai" (by "adam" unless
+      `method` says otherwise) or "base", with the options of these. `angle`.
     - "eoi_structured": at the centre tap of a convolution a sparse orthogonal matrix
       of the density, trained at all taps of its support; dense kernels, and
       convolutions of three channels, stay dense. `angle`, `schedule`, `cover`.
@@ -380,11 +381,22 @@ def _budget(stack: _Stack, density: float, *, taps: str, center: str) -> int:
 
 
 def _eoi_in_mask(
-  stack: _Stack, scale: float, *, angle: Angle = None, fallback: str | None = None
+  stack: _Stack,
+  scale: float,
+  *,
+  angle: Angle = None,
+  fallback: str | None = None,
+  **options: Any,
 ) -> Blocks:
   """An exact isometry inside the mask; the rest of the mask starts at zero."""
   if fallback not in (None, *FALLBACKS):
     raise ValueError(f"`fallback` must be None or in {FALLBACKS}, got {fallback!r}.")
+  known = STARTS[fallback][1] if fallback in ("ai", "base") else ()
+  for name in options:
+    if name not in known:
+      raise ValueError(
+        f"`options` of `fallback` {fallback!r} must be among {known}, got {name!r}."
+      )
   masks = stack.known_masks()
   if _is_traced(masks):
     stack._replace(budgets=None).known_budgets()
@@ -404,8 +416,8 @@ def _eoi_in_mask(
   values = _delta(stack, (scale * np.stack(matrices)).astype(stack.dtype))
   if failed and fallback != "partial":
     part = stack.rows(np.array(failed))
-    start = _ai(part, scale, method="adam") if fallback == "ai" else _base(part, scale)
-    values[failed] = _on_host(start[0])
+    start = functools.partial(_ai, method="adam") if fallback == "ai" else _base
+    values[failed] = _on_host(start(part, scale, **options)[0])
   return values, masks
 
 
@@ -650,13 +662,15 @@ def _one_by_one(start: Callable[..., Blocks], **fixed: Any):
   return run
 
 
+_OF_AI = ("reference", "method", "num_steps", "step_size")
+
 # Of each start: the function, and the names of its options.
 STARTS: dict[str, tuple[Callable[..., Iterator[Blocks]], tuple[str, ...]]] = {
   "eoi": (_eoi, ("taps", "center", "angle", "schedule", "cover")),
-  "eoi_in_mask": (_one_by_one(_eoi_in_mask), ("angle", "fallback")),
+  "eoi_in_mask": (_one_by_one(_eoi_in_mask), ("angle", "fallback", *_OF_AI)),
   "eoi_structured": (_eoi_structured, ("angle", "schedule", "cover")),
   "base": (_one_by_one(_base), ("reference",)),
-  "ai": (_one_by_one(_ai), ("reference", "method", "num_steps", "step_size")),
+  "ai": (_one_by_one(_ai), _OF_AI),
   "sao": (_one_by_one(_sao), ("degree", "relu")),
   **{kind: (_one_by_one(_dense_blocks, kind=kind), ()) for kind in REFERENCES},
 }

@@ -138,6 +138,18 @@ def test_masks_that_allow_no_start_are_reported():
   assert counts(state)
 
 
+def test_what_replaces_an_isometry_is_as_the_config_says():
+  fields = {"start": "eoi_in_mask", "fallback": "ai", "ai_method": "adam"}
+  fields |= {"ai_steps": 7, "reference": "conv_orthogonal"}
+  config = small(**{f"sparsity.{name}": value for name, value in fields.items()})
+  assert sparsity_settings(config).options == {
+    "fallback": "ai",
+    "reference": "conv_orthogonal",
+    "method": "adam",
+    "num_steps": 7,
+  }
+
+
 def test_balanced_rows_take_turns():
   labels = jnp.array([0, 1, 2, 2, 1, 0, 0, 1, 2, 0])
   rows = balanced_rows(jax.random.key(0), labels, 2)

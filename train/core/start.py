@@ -98,16 +98,17 @@ class SparsitySettings(NamedTuple):
   def options(self) -> dict[str, Any]:
     """Options of the start, by name."""
     angle = {"angle": math.radians(self.angle)} if self.angle else {}
+    base = {"reference": self.reference}
+    in_masks = {
+      "base": base,
+      "ai": base | {"method": self.ai_method, "num_steps": self.ai_steps},
+    }
     return {
       "eoi": {"center": self.center, "taps": self.taps, **angle},
-      "eoi_in_mask": {"fallback": self.fallback or None, **angle},
+      "eoi_in_mask": {"fallback": self.fallback or None, **angle}
+      | in_masks.get(self.fallback, {}),
       "eoi_structured": angle,
-      "base": {"reference": self.reference},
-      "ai": {
-        "reference": self.reference,
-        "method": self.ai_method,
-        "num_steps": self.ai_steps,
-      },
+      **in_masks,
       "sao": {"relu": self.relu},
     }.get(self.start, {})
 
