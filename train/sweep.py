@@ -18,6 +18,7 @@ from absl import app, flags
 
 from train.core.command import CONFIG, WORKDIR, default_workdir, parse, scan
 from train.core.console import UserError, log_to_stderr, run_main
+from train.core.unread import warn_of_unread
 from train.sweeps import running
 from train.sweeps.grid import load_sweep, read_status, status_table
 from train.sweeps.report import write_report
@@ -68,6 +69,7 @@ def _run() -> bool:
   running.prepare(sweep, workdir)
   if _RETRY.value:
     running.forget_failures(chosen, workdir)
+  warn_of_unread(cell.config for cell in sweep.cells)
   if _WORKERS.value == 1:
     whole = running.run(chosen, workdir)
   else:

@@ -90,10 +90,11 @@ def test_lines_of_progress_say_how_long_it_will_take(monkeypatch, caplog):
 
 
 @pytest.mark.slow
-def test_quickstart_compares_two_starts(tmp_path, capsys, standard_promotion):
+def test_quickstart_compares_two_starts(tmp_path, capsys, caplog, standard_promotion):
   config = quickstart.get_config("smoke")
-  config.model.depth = 5
+  config.model.depth, config.sparsity.q_star = 5, 0.03
   loop.train_or_compare(config, tmp_path)
+  assert "`sparsity.q_star` = 0.03 changes nothing here" in caplog.text
   output = capsys.readouterr().out
   for words in (
     "eoi start",

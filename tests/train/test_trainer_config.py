@@ -4,6 +4,7 @@ import pytest
 
 from configs import default, mnist_mlp7, quickstart
 from train.core import config as config_lib
+from train.core import unread
 from train.core.command import default_workdir, load_config
 from train.core.console import UserError
 
@@ -144,6 +145,46 @@ def test_a_run_of_an_empty_choice_has_a_name():
   assert [run.sparsity.fallback for run in runs.values()] == ["", "ai"]
   labels = [config_lib.label("sparsity.fallback", name) for name in runs]
   assert labels == ["fallback=none", "ai fallback"]
+
+
+def test_conditions_name_fields_and_values_that_there_are():
+  for field, conditions in unread.READ_WITH.items():
+    assert field in config_lib.FIELDS
+    for condition in conditions:
+      for name, values in condition.items():
+        assert all(map(config_lib.FIELDS[name].rule.holds, values)), (field, name)
+
+
+@pytest.mark.parametrize(
+  ("fields", "read"),
+  [
+    ({"angle": 30.0, "start": "base"}, {"start": "eoi"}),
+    ({"scale": 1.5, "start": "fan_in_uniform"}, {"start": "orthogonal"}),
+    ({"q_star": 0.5}, {"scale": "critical"}),
+    ({"center": "more", "taps": "all"}, {"taps": "center"}),
+    ({"taps": "all", "start": "base"}, {"start": "eoi"}),
+    ({"reference": "conv_orthogonal"}, {"distribution": "snip"}),
+    ({"ai_steps": 5, "start": "eoi_in_mask"}, {"fallback": "ai"}),
+    ({"fallback": "ai"}, {"start": "eoi_in_mask"}),
+  ],
+)
+def test_a_field_that_no_run_reads_is_told(fields, read):
+  fields, read = ({f"sparsity.{n}": x for n, x in d.items()} for d in (fields, read))
+  field, value = next(iter(fields.items()))
+  alone, other = changed(**fields), changed(**fields | read)
+  (line,) = unread.list_unread([alone])
+  assert line.startswith(f"`{field}` = {value!r} changes nothing here: it is read with")
+  assert not [x for x in unread.list_unread([alone, other]) if field in x]
+
+
+def test_a_network_reads_its_own_fields_alone(caplog):
+  config = changed(**{"model.name": "vgg16_c", "model.depth": 9, "dynamic.every": 3})
+  with caplog.at_level("WARNING", "train"):
+    unread.warn_of_unread([config])
+  depth, every = caplog.messages
+  assert depth == "`model.depth` = 9 changes nothing here: no network here takes it."
+  assert "`dynamic.every` = 3" in every and "with `dynamic.method` set, rigl" in every
+  assert not unread.list_unread(config_lib.expand(quickstart.get_config()).values())
 
 
 def test_differences_name_both_values():

@@ -25,6 +25,7 @@ from train.core.start import (
 from train.core.state import Recipe, TrainState
 from train.core.steps import Sums, train_chunk, zero_sums
 from train.core.summaries import Taps, taps_table
+from train.core.unread import warn_of_unread
 from train.models import title_and_fields
 
 
@@ -273,6 +274,7 @@ def dry_run(config: Any) -> str:
   config_lib.validate(config)
   runs = config_lib.expand(config)
   plans = [make_plan(one) for one in runs.values()]
+  warn_of_unread(runs.values())
   programs = [_program(plan) for plan in plans]
   costs: dict[Any, Cost] = {}
   for program, plan in zip(programs, plans, strict=True):

@@ -36,6 +36,7 @@ from train.core.saved import restore_saved, saved_config
 from train.core.start import gains
 from train.core.state import Recipe, TrainState, take_seed
 from train.core.steps import Sums, count_weights, evaluate, train_chunk, zero_sums
+from train.core.unread import warn_of_unread
 from train.core.workdir import claim_workdir, replace_text
 from train.models.blocks import named_layouts
 
@@ -77,6 +78,8 @@ def train_or_compare(config: Any, workdir: str | Path) -> dict[str, dict[str, An
   workdir, by_name = Path(workdir), {}
   config_lib.validate(config)
   plans = {name: make_plan(one) for name, one in config_lib.expand(config).items()}
+  if mesh.is_primary():
+    warn_of_unread(plan.config for plan in plans.values())
   if not config.compare.field:
     (plan,) = plans.values()
     name = f"{config.sparsity.start} start"
