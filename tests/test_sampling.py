@@ -9,9 +9,18 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from eoi_jax import Rotations, orthogonality_error, sample_rotations, sparse_orthogonal
+from eoi_jax import (
+  Rotations,
+  blocks,
+  initializers,
+  orthogonality_error,
+  sample_rotations,
+  signal,
+  sparse_orthogonal,
+)
 from eoi_jax.givens import _tuning as tuning
 from eoi_jax.givens import orthogonal, rotated_identity
+from tests.cases import few
 
 SHAPE, DENSITY = (24, 40), 0.2
 sample = functools.partial(sparse_orthogonal, shape=SHAPE, density=DENSITY)
@@ -102,12 +111,25 @@ def test_many_shapes_share_a_program(schedule):
     np.testing.assert_allclose(many[0], sample(keys[0]), atol=1e-6)
 
 
-@pytest.mark.slow
-def test_rbg_keys_do_not_depend_on_the_batch():
+LAYOUT = blocks.block_layout(jax.random.key(0), (8, 12), 0.5, block_size=2)
+DRAWS = {
+  "sparse": sample,
+  "dense": lambda key: initializers.dense_orthogonal()(key, (6, 4)),
+  "delta": lambda key: initializers.delta_orthogonal()(key, (3, 6, 4)),
+  "conv": lambda key: initializers.conv_orthogonal()(key, (3, 6, 4)),
+  "sao": lambda key: initializers.sao_orthogonal(key, (8, 8), 4),
+  "layout": lambda key: blocks.block_layout(key, (16, 16), 0.5, block_size=2).inputs,
+  "blocks": lambda key: blocks.block_orthogonal(key, LAYOUT),
+  "gradient": lambda key: signal.gradient_norms(key, jnp.dot, jnp.eye(4), jnp.eye(4)),
+}
+
+
+@pytest.mark.parametrize("name", few([*DRAWS], 4))
+def test_rbg_keys_do_not_depend_on_the_batch(name):
   keys = jax.random.split(jax.random.key(7, impl="rbg"), 3)
-  batch = jax.vmap(sample)(keys)
-  chex.assert_trees_all_close(batch[2], sample(keys[2]), atol=1e-6)
-  assert (batch[0] != batch[1]).any()
+  alone = jax.jit(DRAWS[name])(keys[2])
+  batch = jax.jit(jax.vmap(DRAWS[name]))(keys)
+  chex.assert_trees_all_close(jax.tree.map(lambda x: x[2], batch), alone, atol=1e-6)
 
 
 class Stream:

@@ -145,7 +145,7 @@ def block_layout(
     >>> layout, layout.num_weights
     (BlockLayout(shape=(512, 2048), blocks of 64 x 256, 2 of 8 a group), 262144)
   """
-  key = keys_lib.check_key(key)
+  key = keys_lib.as_key(key)
   shape = tuple(checks.integer("shape", size, 1) for size in shape)
   if len(shape) < 2:
     raise ValueError(f"`shape` must be (*stack, in, out), got {shape}.")

@@ -57,7 +57,7 @@ def block_orthogonal(
     >>> bool(jnp.allclose(matrix @ matrix.T, jnp.eye(96), atol=5e-6))
     True
   """
-  key = keys_lib.check_key(key)
+  key = keys_lib.as_key(key)
   dtype = orthogonal.check_dtype(dtype)
   scale = checks.number("scale", scale)
   return _sample_stack(key, layout, scale, dtype)

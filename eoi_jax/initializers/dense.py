@@ -19,7 +19,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from eoi_jax import _checks
+from eoi_jax import _checks, _keys
 from eoi_jax.initializers.eoi import Initializer, delta_kernel, place
 
 
@@ -43,7 +43,7 @@ def dense_orthogonal(scale: float = 1.0) -> Initializer:
   scale = _checks.number("scale", scale)
 
   def init(key, shape, dtype=jnp.float32, out_sharding=None):
-    shape = _check_shape(shape)
+    shape, key = _check_shape(shape), _keys.as_key(key)
     return place(_flat(key, shape, dtype, scale), out_sharding)
 
   return init
@@ -70,7 +70,7 @@ def delta_orthogonal(scale: float = 1.0) -> Initializer:
 
   def init(key, shape, dtype=jnp.float32, out_sharding=None):
     *window, rows, cols = _check_shape(shape)
-    matrix = _flat(key, (rows, cols), dtype, scale)
+    matrix = _flat(_keys.as_key(key), (rows, cols), dtype, scale)
     return place(delta_kernel(matrix, tuple(window)), out_sharding)
 
   return init
@@ -103,7 +103,7 @@ def conv_orthogonal(scale: float = 1.0) -> Initializer:
   def init(key, shape, dtype=jnp.float32, out_sharding=None):
     *window, rows, cols = _check_shape(shape)
     compute_dtype = _checks.compute_dtype(dtype)
-    key_matrix, key_blocks = jax.random.split(key)
+    key_matrix, key_blocks = jax.random.split(_keys.as_key(key))
     kernel = _flat(key_matrix, (rows, cols), compute_dtype, scale)
     if rows > cols:
       kernel = kernel.T

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from eoi_jax import _checks as checks
+from eoi_jax import _keys as keys_lib
 from eoi_jax.givens import orthogonal
 
 
@@ -56,6 +57,7 @@ def sao_orthogonal(
   """
   shape = orthogonal.check_shape(shape)
   degree = check_degree(shape, degree, relu=relu)
+  key = keys_lib.as_key(key)
   return _sample(key, shape, degree, orthogonal.check_dtype(dtype), bool(relu))
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from eoi_jax import _checks as checks
+from eoi_jax import _keys as keys_lib
 from eoi_jax.signal._networks import (
   ApplyFn,
   check_inputs,
@@ -209,6 +210,7 @@ def jacobian_extremes(
     checks.integer("num_probes", num_probes, 2),
     checks.integer("batch_size", batch_size, 1),
   )
+  key = keys_lib.as_key(key)
   return _extremes(key, apply_fn, replicate(params), inputs, sizes)
 
 

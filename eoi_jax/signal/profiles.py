@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from eoi_jax import _keys
 from eoi_jax.layouts.trees import Layouts, fill_tree, find_kernels
 from eoi_jax.signal._networks import ApplyFn, outputs_of, replicate
 
@@ -169,6 +170,8 @@ def signal_profile(
 
 
 def _profiles(key, apply_fn, meters, inputs):
+  key = _keys.as_key(key)
+
   def combination(meters):
     outputs = outputs_of(apply_fn, meters, inputs)
     weights = jax.random.normal(key, outputs.shape, outputs.dtype)
@@ -223,7 +226,7 @@ def gradient_norms(
   """
   kernels = find_kernels(params, layouts)
   leaves = {name: kernel.leaf for name, kernel in kernels.items()}
-  gradients = _gradients(key, apply_fn, params, leaves, inputs)
+  gradients = _gradients(_keys.as_key(key), apply_fn, params, leaves, inputs)
   return {
     name: jnp.linalg.norm(
       kernels[name].to_layers(gradient).reshape(kernels[name].num_layers, -1), axis=1
