@@ -182,8 +182,6 @@ def test_tables_and_conventions(value_error):
     layouts.replace({"c/*": None})
   with value_error("'ioo'", "b/weight", "(10, 16)"):
     layouts.replace({"b/*": "ioo"})
-  with value_error("`axes`", "'iox'"):
-    Layout("iox")
   with value_error("`convention`", "nchw"):
     kernel_layouts(params, convention="nchw")
   # Of rank 3 and 5 layers may be stacked; a name helps.
@@ -290,6 +288,31 @@ def test_a_whole_transformer_in_linen():
   # The variables of a model will do, too.
   whole, _ = eoi_jax.sparsify(KEY, variables, DENSITY, layouts=layouts)
   chex.assert_trees_all_equal_shapes(whole["params"], new)
+
+
+@pytest.mark.parametrize(
+  "field, values",
+  [
+    ("axes", ["iox", "i", "wwwwio", 5, ("i", "o")]),
+    ("groups", [0, 2.0, "2"]),
+    ("strides", [2, None, (2,), [2, 2], "22", (0, 0), (-1, 1), (1.0, 2)]),
+    ("padding", ["causal", "x", 1]),
+    ("transposed", [None, 1]),
+  ],
+)
+def test_layouts_refuse_what_they_cannot_read(value_error, field, values):
+  for value in values:
+    with value_error(f"`{field}` must", repr(value)):
+      Layout(**{"axes": "wwio", field: value})
+
+
+def test_layouts_take_numpy_integers_and_the_paddings_of_flax():
+  assert Layout("io", np.int64(2)) == Layout("io", 2)
+  assert Layout("iiio", strides=(2, 2), padding="VALID").strides == (2, 2)
+  for padding in ("same", "REFLECT"):
+    layer = nn.Conv(8, (3, 3), padding=padding)
+    (layout, *_) = filter(None, linen_layouts(layer, jnp.ones((1, 5, 5, 4))).values())
+    assert layout.padding == padding.upper()
 
 
 LINEN = {

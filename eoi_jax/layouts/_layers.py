@@ -91,7 +91,7 @@ def _strides(module, rank: int) -> tuple[int, ...]:
 def _padding(padding: Any) -> str | None:
   """Name of a padding, or None for amounts that have none."""
   if isinstance(padding, str):
-    return padding
+    return padding.upper()  # as the convolutions of JAX read it
   amounts = jax.tree.leaves(padding)
   return "VALID" if amounts and not any(amounts) else None
 

@@ -25,11 +25,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from eoi_jax.layouts._doubt import LETTERS, LINE, in_doubt
 
 # Which taps of a convolution carry nonzeros, and of what it is an isometry.
 TAPS = ("center", "all", "polyphase")
+# Those of Flax that have names.
+PADDINGS = ("SAME", "SAME_LOWER", "CIRCULAR", "REFLECT", "VALID", "CAUSAL")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,14 +46,14 @@ class Layout:
       convolution, whose inputs are those of one group, or merged projections that
       share their inputs (3 for query, key and value in one kernel). None = unknown:
       an error where it matters.
-    strides: strides of a convolution, one for each `w`; () for 1.
-    padding: padding of a convolution, "SAME", "CIRCULAR", "VALID" or "CAUSAL"; None if
-      unknown.
+    strides: strides of a convolution, a tuple, one for each `w`; () for 1.
+    padding: padding of a convolution, "SAME", "CIRCULAR", "VALID" or "CAUSAL", say, as
+      Flax names it; None if unknown.
     transposed: whether a convolution is a transposed one, whose strides spread pixels.
 
   Raises:
     ValueError: if a letter is unknown, an input or output is missing, there are more
-      than three `w`, or `groups` is less than 1.
+      than three `w`, or another field is none of these.
   """
 
   axes: str
@@ -60,15 +63,28 @@ class Layout:
   transposed: bool = False
 
   def __post_init__(self):
-    letters = set(self.axes)
+    letters = set(self.axes if isinstance(self.axes, str) else ())
     if not {"i", "o"} <= letters <= set("iows") or self.axes.count("w") > 3:
       raise ValueError(
         f"`axes` must have one letter an axis ({LETTERS}), at least one i and one o "
         f"and at most three w, got {self.axes!r}."
       )
     groups = 1 if self.groups is None else self.groups
-    if not isinstance(groups, int) or groups < 1:
+    if not _are_positive([groups]):
       raise ValueError(f"`groups` must be a positive integer, got {self.groups!r}.")
+    steps, windows = self.strides, self.axes.count("w")
+    known = isinstance(steps, tuple) and _are_positive(steps)
+    if not known or (steps and windows not in (0, len(steps))):
+      raise ValueError(
+        "`strides` must be a tuple of positive integers, one for each w of "
+        f"{self.axes!r}, or (), got {steps!r}."
+      )
+    if self.padding not in (None, *PADDINGS):
+      raise ValueError(
+        f"`padding` must be None or one of {PADDINGS}, got {self.padding!r}."
+      )
+    if not isinstance(self.transposed, bool):
+      raise ValueError(f"`transposed` must be True or False, got {self.transposed!r}.")
 
   def axes_of(self, letter: str) -> tuple[int, ...]:
     """Numbers of the axes with a letter, in order."""
@@ -77,6 +93,11 @@ class Layout:
   def __str__(self) -> str:
     """The letters, and the groups if there are several."""
     return self.axes + (f" groups={self.groups}" if self.groups != 1 else "")
+
+
+def _are_positive(values: Sequence[Any]) -> bool:
+  """Whether all values are integers of at least 1."""
+  return all(isinstance(value, int | np.integer) and value >= 1 for value in values)
 
 
 @dataclasses.dataclass(frozen=True)
