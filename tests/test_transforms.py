@@ -1,5 +1,6 @@
 """`static_sparsity`: no optimizer moves a dead weight, all of them move live ones."""
 
+import functools
 from typing import NamedTuple
 
 import chex
@@ -9,7 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from eoi_jax import apply_masks, static_sparsity
+from eoi_jax import apply_masks, rigl, static_sparsity
+from eoi_jax.optim import evolve_masks
 from tests.cases import few
 from tests.optimizers import (
   COMBINATIONS,
@@ -367,6 +369,43 @@ def test_masks_of_another_structure(value_error, case):
   masks, words = wrong_masks()[case]
   with value_error(*words):
     static_sparsity(optax.sgd(0.1), masks).init(PARAMS)
+
+
+TRANSFORMS = {
+  "static": static_sparsity,
+  "compact": functools.partial(static_sparsity, compact=True),
+  "rigl": functools.partial(rigl, num_steps=10),
+}
+WRONG = {  # of the tree [kernel (2, 3), bias]
+  "row": ([jnp.ones(3), jnp.ones(3)], "(2, 3) for '0', got (3,)"),
+  "transposed": ([jnp.ones((3, 2)), jnp.ones(3)], "(2, 3) for '0', got (3, 2)"),
+  "none": ([None, jnp.ones(3)], "(2, 3) for '0', got NoneType"),
+  "short": ([jnp.ones((2, 3))], "leaf '1' is missing"),
+  "tuple": ((jnp.ones((2, 3)), jnp.ones(3)), "containers"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_updates_and_parameters_must_fit_the_masks(value_error, name, case):
+  params = [jnp.ones((2, 3)), jnp.ones(3)]
+  masks, (wrong, words) = [params[0] > 0, None], WRONG[case]
+  tx = TRANSFORMS[name](optax.sgd(0.1), masks)
+  state = tx.init(params)
+  with value_error("`updates` must", words):
+    tx.update(wrong, state, params)
+  with value_error("`params` must", words):
+    tx.update(params, state, wrong)
+  if case in ("row", "none"):
+    with value_error("`updates` must", words):
+      evolve_masks(None, params, wrong, masks, 0.5)
+
+
+def test_gradients_of_each_example_may_be_summed_by_the_inner_transform():
+  inner = optax.stateless(lambda updates, _: jax.tree.map(lambda x: x.sum(0), updates))
+  tx = static_sparsity(inner, jnp.array([True, False]))
+  updates, _ = tx.update(jnp.ones((5, 2)), tx.init(jnp.ones(2)), jnp.zeros(2))
+  assert updates.tolist() == [5.0, 0.0]
 
 
 def test_an_inner_that_is_no_transform(value_error):

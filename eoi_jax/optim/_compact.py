@@ -40,9 +40,14 @@ class LiveWeights(NamedTuple):
   before: jax.Array
   used: tuple[jax.Array, ...]
 
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """Shape of the leaf."""
+    return tuple(axis.shape[-1] for axis in self.used)
+
   def to_mask(self) -> jax.Array:
     """The bool mask; with leading axes where `vmap` has put some."""
-    shape = tuple(axis.shape[-1] for axis in self.used)
+    shape = self.shape
     batch = self.bits.shape[:-1]
     words, place = self._words()
     flat = ((words >> place) & 1).reshape(*batch, -1)[..., : math.prod(shape)]
@@ -76,7 +81,8 @@ class LiveWeights(NamedTuple):
     return words, jax.lax.broadcasted_iota(jnp.uint32, shape, len(shape) - 1)
 
 
-def _is_end(node: Any) -> bool:
+def is_end(node: Any) -> bool:
+  """Whether a node stands for a leaf of the parameters."""
   return node is None or isinstance(node, LiveWeights)
 
 
@@ -85,7 +91,7 @@ def _map(function, live: Any, *trees: Any) -> Any:
   return jax.tree.map(
     lambda ours, *leaves: leaves[0] if ours is None else function(ours, *leaves),
     *(live, *trees),
-    is_leaf=_is_end,
+    is_leaf=is_end,
   )
 
 
@@ -196,7 +202,7 @@ def _try_out(inner: Any, abstract: Any, live: Any) -> None:
   masks = jax.tree.map(
     lambda ours, x: None if ours is None else rng.random(x.shape) < 0.6,
     *(live, params),
-    is_leaf=_is_end,
+    is_leaf=is_end,
   )
   small = find_live(masks)
 

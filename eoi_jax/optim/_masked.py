@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from eoi_jax.layouts.trees import fill_tree, named_leaves
+from eoi_jax.layouts.trees import fill_tree, leaf_names, match_leaves, named_leaves
 from eoi_jax.masks.trees import check_masks
 
 is_none = functools.partial(operator.is_, None)  # built in: costs no Python call
@@ -133,6 +133,48 @@ def masked_update(
   if params is None:
     return keep_live(masks, updates), inner_state
   return jax.tree.map(_to_zero, masks, updates, params, is_leaf=is_none), inner_state
+
+
+def check_trees(
+  masks: Any, updates: Any, params: Any, *, is_leaf: Any = is_none, front: bool = False
+) -> None:
+  """Checks that updates, and parameters if given, fit masks in structure and shape.
+
+  Args:
+    masks: tree like the parameters: leaves with a shape, or None.
+    updates: tree like it.
+    params: tree like it, or None.
+    is_leaf: what is a leaf of `masks`.
+    front: whether updates may have axes in front: of examples, for `inner` to sum.
+
+  Raises:
+    ValueError: naming the leaf.
+  """
+  leaves, treedef = jax.tree.flatten(masks, is_leaf=is_leaf)
+  for argument, tree in (("updates", updates), ("params", params)):
+    if tree is None:
+      continue
+    try:
+      given = treedef.flatten_up_to(tree)
+    except ValueError:
+      match_leaves(treedef.unflatten(range(len(leaves))), tree, argument)
+      raise ValueError(
+        f"`{argument}` must have the containers that `params` had in `init`, got a "
+        f"{type(tree).__name__} with others."
+      ) from None
+    for n, (mask, leaf) in enumerate(zip(leaves, given, strict=True)):
+      if mask is None:
+        continue
+      shape = end = getattr(leaf, "shape", None)
+      if front and shape and argument == "updates":
+        end = shape[-len(mask.shape) :]
+      if end != mask.shape:
+        paths, _ = jax.tree_util.tree_flatten_with_path(masks, is_leaf=is_leaf)
+        raise ValueError(
+          f"`{argument}` must have the shapes of the masks, {mask.shape} for "
+          f"{leaf_names([path for path, _ in paths])[n]!r}, got "
+          f"{type(leaf).__name__ if shape is None else shape}."
+        )
 
 
 def keep_live(masks: Any, tree: Any) -> Any:

@@ -17,6 +17,7 @@ from eoi_jax.layouts.trees import Layouts, fill_tree, is_leaf, named_leaves
 from eoi_jax.optim._compact import LiveWeights
 from eoi_jax.optim._masked import (
   as_transformation,
+  check_trees,
   fit_masks,
   is_none,
   keep_live,
@@ -124,7 +125,8 @@ def dynamic_sparsity(
 
   Raises:
     ValueError: if an option is not known or `key` is missing; from `init`, if the masks
-      do not fit the parameters; from `update`, if `params` is missing.
+      do not fit the parameters; from `update`, if `params` is missing, or it or the
+      updates do not fit the masks.
 
   Example:
     >>> params = jnp.array([2.0, 1.0, 0.0, 0.0])
@@ -362,6 +364,7 @@ def _moving_masks(
       raise ValueError("`params` must be given to `update` of `dynamic_sparsity`.")
     count = jnp.asarray(optax.safe_increment(state.num_updates))
     fraction = jnp.asarray(schedule(count), jnp.float32)
+    check_trees(state.masks, updates, params)
     old, mean, seen = state.masks, state.mean, updates
     moves, inner_state = masked_update(
       inner, updates, state.inner_state, params, old, **extra_args

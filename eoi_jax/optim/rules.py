@@ -35,7 +35,7 @@ from eoi_jax.layouts.trees import (
 )
 from eoi_jax.masks._topk import top_mask
 from eoi_jax.masks.trees import check_masks
-from eoi_jax.optim._masked import gathered, is_none, match_type
+from eoi_jax.optim._masked import check_trees, gathered, is_none, match_type
 
 # `(key, weights, updates) -> scores` of one layer, all of its shape.
 Rule = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -149,6 +149,7 @@ def evolve_masks(
   slopes = match_leaves(params, updates, "updates")
   key = None if key is None else _keys.as_key(key)
   slopes = fill_tree(params, slopes)
+  check_trees(used, slopes, params)
   fraction = jnp.asarray(fraction, jnp.float32)
   return change_masks(rules, key, params, slopes, used, fraction)[0]
 

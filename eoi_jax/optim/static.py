@@ -10,7 +10,9 @@ from eoi_jax.layouts.trees import named_leaves
 from eoi_jax.optim import _compact
 from eoi_jax.optim._masked import (
   as_transformation,
+  check_trees,
   fit_masks,
+  is_none,
   keep_live,
   masked_update,
 )
@@ -74,7 +76,8 @@ def static_sparsity(
   Raises:
     ValueError: if `inner` is no optax transformation; from `init`, if structures,
       shapes or dtypes of the masks do not fit the parameters (the leaf is named), or
-      `inner` does not work with `compact`.
+      `inner` does not work with `compact`; from `update`, if updates or parameters do
+      not fit the masks.
 
   Example:
     >>> import jax.numpy as jnp
@@ -97,7 +100,10 @@ def static_sparsity(
     return StaticSparsityState(inner.init(_compact.gather(live, params)), live)
 
   def update_fn(updates, state, params=None, **extra_args):
-    step = _compact.update if compact else masked_update
+    step, is_leaf = masked_update, is_none
+    if compact:
+      step, is_leaf = _compact.update, _compact.is_end
+    check_trees(state.masks, updates, params, is_leaf=is_leaf, front=not compact)
     updates, inner_state = step(
       inner, updates, state.inner_state, params, state.masks, **extra_args
     )
