@@ -225,11 +225,19 @@ def test_densities_of_gradual_pruning(value_error):
     assert counts_of_pruning(weights, density, 4, until=1.0)[-1] == [6]
   for density, words in (
     ({"W": 0.1}, ("'w'", "'W'")),
+    ({"w": 0.1, "b": 0.1}, ("'w'", "'b'")),
+    (None, ("'w'", "got []")),
+    ({}, ("'w'", "got []")),
+    ({"w": None}, ("'w'", "got []")),
     ({"w": np.array([0.1, 0.2])}, ("'w'", "(1,)", "(2,)")),
     ("0.1x", ("finite number", "0.1x")),
   ):
     with value_error("`density`", *words):
       counts_of_pruning(weights, density, 4)
+  with value_error("`initial_density`", "got ['W']"):
+    counts_of_pruning(weights, 0.1, 4, initial_density={"W": 0.1})
+  with value_error("`density`", "at most `initial_density`", "0.3 and 0.2"):
+    counts_of_pruning(weights, 0.3, 4, initial_density={"w": 0.2})
   # The first density at the first step of the way, and one weight of a layer at least.
   options = {"begin": 0.25, "initial_density": 0.5, "every": 5}
   assert counts_of_pruning(weights, 0.1, 20, **options)[4] == [32]

@@ -258,7 +258,7 @@ def gradual_pruning(
       dense leaf. Counts never rise.
     density: `d_1` of the masked leaves, in `(0, 1]`: a float (of each layer, or with
       scope "global" of all together), or a tree like `masks` of floats or arrays
-      `[layers]`, as `allocate` gives it.
+      `[layers]`, as `allocate` gives it, one for every masked leaf.
     num_steps: length of the training.
     initial_density: `d_0`, in `[density, 1]`, likewise.
     every: steps from one change of the masks to the next.
@@ -288,7 +288,8 @@ def gradual_pruning(
     )
   first = _read_densities("initial_density", initial_density)
   last = _read_densities("density", density)
-  for name in last if isinstance(last, dict) else [""]:
+  by_name = [each for each in (last, first) if isinstance(each, dict)]
+  for name in by_name[0] if by_name else [""]:
     low, high = (density_of(each, name) for each in (last, first))
     if not np.all((low > 0) & (low <= high) & (high <= 1)):
       raise ValueError(

@@ -260,23 +260,27 @@ def _rows(rules: Rules, key, name, kernel, mask, weights, slopes, fraction) -> t
 
 
 def check_densities(rules: Rules, masks: Any, kernels: dict[str, Kernel]) -> None:
-  """Checks that densities by name are those of masked leaves, one for each layer.
+  """Checks that densities by name are those of all masked leaves and their layers.
 
   Raises:
     ValueError: naming the leaf.
   """
   masked = {n: m for n, m in named_leaves(masks).items() if m is not None}
-  for densities in rules.densities or ():
-    for name, value in densities.items() if isinstance(densities, dict) else ():
-      if name not in masked:
-        raise ValueError(
-          f"`density` must name masked leaves, {[*masked][:8]}, got {name!r}."
-        )
+  for argument, place in (("initial_density", 0), ("density", 1)):
+    densities = rules.densities and rules.densities[place]
+    if not isinstance(densities, dict):
+      continue
+    for name in masked.keys() ^ densities.keys():
+      raise ValueError(
+        f"`{argument}` must name all masked leaves, {[*masked][:8]}, and no others, "
+        f"got {[*densities][:8]}: see {name!r}."
+      )
+    for name, value in densities.items():
       layers = kernels[name].num_layers if name in kernels else 1
       if np.shape(value) not in ((), (layers,)):
         raise ValueError(
-          f"`density` of {name!r} must be a number or have shape ({layers},), one for "
-          f"each layer of its layout, got shape {np.shape(value)}."
+          f"`{argument}` of {name!r} must be a number or have shape ({layers},), one "
+          f"for each layer of its layout, got shape {np.shape(value)}."
         )
 
 
