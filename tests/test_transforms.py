@@ -401,6 +401,17 @@ def test_updates_and_parameters_must_fit_the_masks(value_error, name, case):
       evolve_masks(None, params, wrong, masks, 0.5)
 
 
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_dead_weights_that_are_not_finite_are_refused(value_error, name):
+  masks = {"w": jnp.array([True, False])}
+  tx = TRANSFORMS[name](optax.sgd(0.1), masks)
+  params = {"w": jnp.array([1.0, -jnp.inf])}
+  with value_error("`params` must be finite off the masks", "-inf in 'w'"):
+    tx.init(params)
+  tx.init({"w": params["w"][::-1]})  # a live one is seen in the loss
+  jax.jit(tx.init)(apply_masks(params, masks))
+
+
 def test_gradients_of_each_example_may_be_summed_by_the_inner_transform():
   inner = optax.stateless(lambda updates, _: jax.tree.map(lambda x: x.sum(0), updates))
   tx = static_sparsity(inner, jnp.array([True, False]))

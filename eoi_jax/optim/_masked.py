@@ -59,7 +59,8 @@ def fit_masks(params: Any, masks: Any, *, copy: bool = True) -> Any:
     Tree like `params`, with bool leaves; None = dense leaf.
 
   Raises:
-    ValueError: if names, shapes or dtypes do not fit; the leaf is named.
+    ValueError: if names, shapes or dtypes do not fit, or a weight off the masks is
+      not finite, which no update takes to zero; the leaf is named.
   """
   if callable(masks) and jax.tree_util.all_leaves([masks]):
     masks = masks(params)
@@ -75,11 +76,10 @@ def fit_masks(params: Any, masks: Any, *, copy: bool = True) -> Any:
       for name, mask in given
       if name not in hidden and not name.startswith(below)
     }
-  fitted = {
-    name: _placed(mask, leaves[name]) if copy else mask
-    for name, mask in check_masks(params, masks).items()
-    if mask is not None
-  }
+  fitted = {n: m for n, m in check_masks(params, masks).items() if m is not None}
+  for name, mask in fitted.items():
+    _check_dead(name, leaves[name], mask)
+    fitted[name] = _placed(mask, leaves[name]) if copy else mask
   return fill_tree(params, fitted)
 
 
@@ -94,6 +94,22 @@ def _placed(mask: Any, leaf: Any) -> Any:
     mask = np.asarray(mask)  # a constant of any program
   mask = _copy(mask)
   return mask if isinstance(leaf, jax.ShapeDtypeStruct) else match_type(mask, leaf)
+
+
+def _check_dead(name: str, leaf: Any, mask: Any) -> None:
+  """Refuses known weights off the mask that are not finite."""
+  if not all(isinstance(x, np.ndarray) or _is_concrete(x) for x in (leaf, mask)):
+    return
+  if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+    return
+  values = np.asarray(leaf)
+  if np.isfinite(values).all():
+    return
+  for value in values[~np.isfinite(values) & ~np.asarray(mask)][:1]:
+    raise ValueError(
+      f"`params` must be finite off the masks, got {value} in {name!r}; "
+      "`apply_masks(params, masks)` first."
+    )
 
 
 def _is_concrete(array: Any) -> bool:

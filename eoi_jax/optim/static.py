@@ -40,7 +40,7 @@ def static_sparsity(
   clipping and decay see live weights only, and the updates after it, so that nothing
   that `inner` does (weight decay, noise, orthogonalization) moves a dead weight. A
   dead weight that is not zero when training starts is brought to zero by the first
-  update. nan and inf in dead gradients are dropped.
+  update; one that is not finite is refused. nan and inf in dead gradients are dropped.
 
   The masks live in the state, as copies: they travel with it through `jit`, `vmap`,
   sharding, donation and checkpoints, and are no constants of the compiled program.
