@@ -96,6 +96,9 @@ def test_wrong_patterns_are_refused(pattern):
     ValueError, match=r"`pattern` must be a bool array of shape \(4, 4\)"
   ):
     sparse_orthogonal(jax.random.key(0), (4, 4), 1.0, pattern=pattern)
+  for wrong in (pattern, "x"):
+    with pytest.raises(ValueError, match=r"`pattern` must be a bool array of shape"):
+      pattern_fill(jnp.eye(4), wrong)
 
 
 def test_a_traced_pattern_is_refused():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from eoi_jax import apply_masks, eoi_init, kernel_layouts, kernel_masks, random_masks
-from eoi_jax.masks import count_masks, mask_densities
+from eoi_jax.masks import count_masks, dead_units, mask_densities
 
 DENSITY = 0.2
 SHAPES = {"stem": (3, 3, 4, 8), "hidden": (32, 64)}
@@ -370,3 +370,21 @@ def test_count_masks():
     "b/0": (3, 3),
   }
   assert counts["a/kernel"].density == 0.25
+
+
+@pytest.mark.parametrize("function", [count_masks, mask_densities])
+def test_what_is_no_mask_is_not_counted(value_error, function):
+  for leaf, words in (
+    (jax.ShapeDtypeStruct((2, 2), bool), "object"),
+    ("on", "<U2"),
+    (jnp.ones((2, 2)), "float32 of shape (2, 2)"),
+    (np.zeros((0, 3), bool), "bool of shape (0, 3)"),
+  ):
+    with value_error("`masks` must be bool arrays", words, "'k'"):
+      function({"k": leaf})
+
+
+@pytest.mark.parametrize("function", [count_masks, mask_densities, dead_units])
+def test_traced_masks_are_not_counted(value_error, function):
+  with value_error("must be concrete arrays, got a traced one for 'kernel'"):
+    jax.jit(function)({"kernel": jnp.ones((2, 2), bool)})

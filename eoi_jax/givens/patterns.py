@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.core
@@ -80,7 +80,11 @@ def check_pattern(pattern, shape: tuple[int, int]) -> np.ndarray:
   """Returns `pattern` as a NumPy array of bools of `shape` or raises ValueError."""
   if isinstance(pattern, jax.core.Tracer):
     raise ValueError("`pattern` must be a concrete array, got a traced value.")
-  pattern = np.asarray(pattern)
+  return _check_bools(np.asarray(pattern), shape)
+
+
+def _check_bools(pattern: Any, shape: tuple[int, ...]) -> Any:
+  """Returns an array if it is of bools and of `shape` or raises ValueError."""
   if pattern.dtype != np.bool_ or pattern.shape != tuple(shape):
     raise ValueError(
       f"`pattern` must be a bool array of shape {tuple(shape)}, got {pattern.dtype} of "
@@ -99,12 +103,17 @@ def pattern_fill(matrix: jax.Array, pattern: jax.Array) -> jax.Array:
   Returns:
     Scalar in `[0, 1]`: nonzeros of `matrix` inside the pattern over its True entries.
 
+  Raises:
+    ValueError: if `pattern` is not of bools, or of another shape.
+
   Example:
     >>> float(pattern_fill(jnp.eye(2), jnp.ones((2, 2), bool)))
     0.5
   """
-  pattern = jnp.asarray(pattern, bool)
-  filled = jnp.sum((jnp.asarray(matrix) != 0) & pattern, dtype=jnp.float32)
+  matrix = jnp.asarray(matrix)
+  pattern = pattern if isinstance(pattern, jax.Array) else np.asarray(pattern)
+  pattern = jnp.asarray(_check_bools(pattern, matrix.shape))
+  filled = jnp.sum((matrix != 0) & pattern, dtype=jnp.float32)
   return filled / jnp.maximum(jnp.sum(pattern, dtype=jnp.float32), 1)
 
 

@@ -187,6 +187,31 @@ def live_counts(kernel: Kernel, mask: Any) -> np.ndarray:
   return np.count_nonzero(layers, axis=1)
 
 
+def _known(argument: str, name: str, leaf: Any) -> np.ndarray:
+  """A leaf as a NumPy array; ValueError if it is traced."""
+  if isinstance(leaf, jax.core.Tracer):
+    raise ValueError(
+      f"`{argument}` must be concrete arrays, got a traced one for {name!r}; call this "
+      "outside of `jax.jit`."
+    )
+  return np.asarray(leaf)
+
+
+def _known_masks(masks: Any) -> dict[str, np.ndarray]:
+  """Masks by name, without dense leaves; ValueError if one is no mask or empty."""
+  found = {}
+  for name, leaf in named_leaves(masks).items():
+    if is_leaf(leaf):
+      continue
+    mask = found[name] = _known("masks", name, leaf)
+    if mask.dtype != np.bool_ or not mask.size:
+      raise ValueError(
+        "`masks` must be bool arrays (True = trained) that are not empty, got "
+        f"{mask.dtype} of shape {mask.shape} for {name!r}."
+      )
+  return found
+
+
 def mask_densities(masks: Any, *, layouts: Layouts | None = None) -> Any:
   """Densities of masks: what `sparsify` and `allocate` take in their place.
 
@@ -199,20 +224,21 @@ def mask_densities(masks: Any, *, layouts: Layouts | None = None) -> Any:
     Tree like `masks`: a float for each mask, a float64 array `[layers]` for a stacked
     one, in `(0, 1]`: a layer without any trained weight counts as one with one.
 
+  Raises:
+    ValueError: if a leaf is no mask, or empty, or traced.
+
   Example:
     >>> mask_densities([jnp.eye(4, dtype=bool), None])
     [0.25, None]
   """
+  found, densities = _known_masks(masks), {}
   kernels = {} if layouts is None else find_kernels(masks, layouts)
-  densities = {}
-  for name, mask in named_leaves(masks).items():
-    if is_leaf(mask):
-      continue
+  for name, mask in found.items():
     if name in kernels and kernels[name].stack_shape:
       counts = np.maximum(live_counts(kernels[name], mask), 1)
       densities[name] = counts / kernels[name].layer_size
     else:
-      densities[name] = max(int(np.count_nonzero(mask)), 1) / np.size(mask)
+      densities[name] = max(int(np.count_nonzero(mask)), 1) / mask.size
   return fill_tree(masks, densities)
 
 
@@ -385,15 +411,17 @@ def count_masks(masks: Any) -> dict[str, MaskCount]:
   Returns:
     Dict from the name of each masked leaf to its `MaskCount`.
 
+  Raises:
+    ValueError: if a leaf is no mask, or empty, or traced.
+
   Example:
     >>> count_masks({"w": jnp.array([[True, False]]), "b": None})
     {'w': MaskCount(live=1, total=2)}
   """
-  counts = {}
-  for name, mask in named_leaves(masks).items():
-    if not is_leaf(mask):
-      counts[name] = MaskCount(int(np.count_nonzero(mask)), int(np.size(mask)))
-  return counts
+  return {
+    name: MaskCount(int(np.count_nonzero(mask)), mask.size)
+    for name, mask in _known_masks(masks).items()
+  }
 
 
 class DeadUnits(NamedTuple):
@@ -426,7 +454,7 @@ def dead_units(tree: Any, *, layouts: Layouts | None = None) -> dict[str, DeadUn
   """
   counts = {}
   for name, kernel in find_kernels(tree, layouts).items():
-    used = kernel.to_blocks(np.asarray(kernel.leaf)) != 0
+    used = kernel.to_blocks(_known("tree", name, kernel.leaf)) != 0
     used = used.any(axis=tuple(range(1, used.ndim - 2)))  # over the window
     dead = (np.count_nonzero(~used.any(axis=axis)) for axis in (2, 1))
     counts[name] = DeadUnits(*map(int, dead))
