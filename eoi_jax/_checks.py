@@ -8,16 +8,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def integer(name: str, value: Any, minimum: int) -> int:
   """Returns `value` as an int of at least `minimum` or raises ValueError."""
   try:
-    number = operator.index(value)
+    number = None if isinstance(value, bool) else operator.index(value)
   except TypeError:
     number = None
   if number is None or number < minimum:
-    raise ValueError(f"`{name}` must be an integer of at least {minimum}, got {value}.")
+    raise ValueError(
+      f"`{name}` must be an integer of at least {minimum}, got {value!r}."
+    )
   return number
 
 
@@ -34,12 +37,19 @@ def strides(value: Any, rank: int) -> tuple[int, ...]:
   return values
 
 
+def as_float(value: Any) -> float:
+  """Returns `value` as a Python float, nan if it is no number that is known."""
+  if isinstance(value, str | bytes | bool | np.bool_):
+    return math.nan
+  try:
+    return float(value)
+  except (TypeError, ValueError):
+    return math.nan
+
+
 def number(name: str, value: Any) -> float:
   """Returns `value` as a finite Python float or raises ValueError."""
-  try:
-    result = float(value)
-  except (TypeError, ValueError):
-    result = math.nan
+  result = as_float(value)
   if not math.isfinite(result):
     raise ValueError(f"`{name}` must be a finite number, got {value!r}.")
   return result
@@ -53,12 +63,17 @@ def positive(name: str, value: Any) -> float:
   return result
 
 
+def fraction(name: str, value: Any) -> float:
+  """Returns `value` as a Python float in `[0, 1]` or raises ValueError."""
+  result = as_float(value)
+  if not 0.0 <= result <= 1.0:
+    raise ValueError(f"`{name}` must be in [0, 1], got {value!r}.")
+  return result
+
+
 def density(value: Any) -> float:
   """Returns a density in `(0, 1]` as a Python float or raises ValueError."""
-  try:
-    result = float(value)
-  except (TypeError, ValueError):
-    result = math.nan
+  result = as_float(value)
   if not 0.0 < result <= 1.0:
     raise ValueError(f"`density` must be in (0, 1], got {value!r}.")
   return result

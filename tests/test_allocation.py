@@ -91,6 +91,14 @@ def test_erk_has_the_density_and_one_factor(density, power_scale):
     assert np.all(factors[0] * raw[~free] >= 1 - 1e-12)
 
 
+@pytest.mark.parametrize("power_scale", [300.0, -300.0])
+def test_extreme_powers_fill_one_kernel_after_the_other(power_scale):
+  tree = [jnp.ones((64, 64)), jnp.ones((64, 32))]
+  erk = eoi_jax.erk(tree, 0.25, power_scale=power_scale)
+  want = (1536 / 4096, 0.0) if power_scale < 0 else (0.0, 0.75)
+  np.testing.assert_allclose(erk, want, atol=1e-9)
+
+
 def test_uniform_keeps_the_named_kernels_dense(value_error):
   densities = eoi_jax.uniform(
     TREE, 0.2, dense=("first/kernel", "last/kernel"), layouts=LAYOUTS

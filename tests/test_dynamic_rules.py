@@ -218,3 +218,10 @@ def test_bad_options(value_error, case):
 def test_bad_schedules(value_error, options):
   with value_error(*options):
     drop_schedule(**({"fraction": 0.3, "num_steps": 10} | options))
+
+
+@pytest.mark.parametrize("fraction", [-1, 2, jnp.nan, "0.5", None, True, jnp.ones(2)])
+def test_bad_fractions(value_error, fraction):
+  x = jnp.ones(3)
+  with value_error("`fraction` must be in [0, 1]"):
+    evolve_masks(None, x, x, jnp.ones(3, bool), fraction)

@@ -124,3 +124,6 @@ def test_masks_must_fit(start, value_error):
     approximate_isometry(kernels, masks[:, :32])
   with value_error("masks", "float32"):
     approximate_isometry(kernels, masks.astype(jnp.float32))
+  for wrong in (kernels.astype(int), kernels.astype(complex), kernels[:0]):
+    with value_error("floating `kernels`", "not empty", str(wrong.dtype)):
+      approximate_isometry(wrong, masks[: len(wrong)])

@@ -8,6 +8,7 @@ import pytest
 import scipy.stats
 
 from eoi_jax import Rotations, apply_rotations, sample_rotations
+from eoi_jax.givens import rotated_identity
 
 N, T = 12, 40  # one size for all small cases: each new shape compiles
 
@@ -256,6 +257,13 @@ def test_planes_that_the_matrix_does_not_have(value_error, i, j, word):
   rotations = Rotations(np.array([i]), np.array([j]), np.array([0.3], np.float32))
   with value_error("rotations", word):
     apply_rotations(jnp.eye(4), rotations)
+
+
+def test_malformed_identities(value_error):
+  rotations = sample_rotations(jax.random.key(0), 4, 2)
+  for shape, dtype, word in (((4,), float, "`shape`"), ((4, 4), int, "`dtype`")):
+    with value_error(word):
+      rotated_identity(shape, rotations, dtype=dtype)
 
 
 def test_rotations_of_different_lengths(value_error):

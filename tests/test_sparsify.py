@@ -239,6 +239,11 @@ def test_sao_of_dense_kernels_and_convolutions():
   assert masks["first"]["kernel"] is None
 
 
+def test_sao_has_the_precision_of_its_leaves(x64):
+  new, _ = sparsify(KEY, {"kernel": jnp.zeros((16, 16))}, 0.25, start="sao")
+  assert gram_errors(new)["kernel"].max() < 1e-14
+
+
 def test_sao_refuses_illegal_densities(value_error):
   with value_error("second/kernel", "1, 2, 3, 4, 6, 8, 12, 24", "got 7.2"):
     sparsify(KEY, MLP, 0.3, start="sao")

@@ -24,7 +24,7 @@ from eoi_jax import _keys as keys_lib
 from eoi_jax.givens import _plan as plan_lib
 from eoi_jax.givens import _tuning as tuning
 from eoi_jax.givens import patterns
-from eoi_jax.givens.rotations import Angle, check_angle
+from eoi_jax.givens._plan import Angle, check_angle
 
 _MOST_THREADS = 8  # that draw at once: each holds a matrix
 
@@ -347,22 +347,23 @@ def _check_density(density, shape: tuple[int, int]) -> float:
     )
   floor = 1 / max(shape)
   # One part in 10^9 of slack: 1 / max(shape) computed elsewhere may round below.
-  try:
-    value = float(density)
-  except (TypeError, ValueError):
-    value = math.nan
+  value = checks.as_float(density)
   if not floor * (1 - 1e-9) <= value <= 1.0:
     raise ValueError(
-      f"`density` must be in [{floor:.4g}, 1] for shape {tuple(shape)}, got {density}."
+      f"`density` must be in [{floor:.4g}, 1] for shape {shape}, got {density!r}."
     )
   return value
 
 
 def check_dtype(dtype) -> jnp.dtype:
   """Returns the canonical floating dtype or raises ValueError."""
-  dtype = jax.dtypes.canonicalize_dtype(dtype)
+  given = dtype
+  try:
+    dtype = jax.dtypes.canonicalize_dtype(dtype)
+  except TypeError:
+    dtype = jnp.dtype(bool)
   if not jnp.issubdtype(dtype, jnp.floating):
-    raise ValueError(f"`dtype` must be floating point, got {dtype}.")
+    raise ValueError(f"`dtype` must be floating point, got {given}.")
   if dtype.itemsize < 2:
     # Most entries would round to zero or to each other.
     raise ValueError(f"`dtype` must have at least 16 bits, got {dtype}.")

@@ -111,10 +111,10 @@ def pattern_fill(matrix: jax.Array, pattern: jax.Array) -> jax.Array:
     0.5
   """
   matrix = jnp.asarray(matrix)
-  pattern = pattern if isinstance(pattern, jax.Array) else np.asarray(pattern)
-  pattern = jnp.asarray(_check_bools(pattern, matrix.shape))
-  filled = jnp.sum((matrix != 0) & pattern, dtype=jnp.float32)
-  return filled / jnp.maximum(jnp.sum(pattern, dtype=jnp.float32), 1)
+  given = pattern if isinstance(pattern, jax.Array) else np.asarray(pattern)
+  live = jnp.asarray(_check_bools(given, matrix.shape))
+  filled = jnp.sum((matrix != 0) & live, dtype=jnp.float32)
+  return filled / jnp.maximum(jnp.sum(live, dtype=jnp.float32), 1)
 
 
 def match_lines(pattern: np.ndarray) -> np.ndarray:

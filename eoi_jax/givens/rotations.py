@@ -13,6 +13,7 @@ import numpy as np
 from eoi_jax import _checks as checks
 from eoi_jax import _keys as keys_lib
 from eoi_jax.givens._plan import Angle, Rotations, check_angle, draw_rotations
+from eoi_jax.givens.orthogonal import check_dtype, check_shape
 
 
 def sample_rotations(
@@ -121,7 +122,8 @@ def rotated_identity(
     planes: every rotation unites the supports of two columns.
 
   Raises:
-    ValueError: if a plane names a column out of range, or fields differ in length.
+    ValueError: if a plane names a column out of range, fields differ in length, `shape`
+      is not two-dimensional, or `dtype` not floating point.
 
   Example:
     >>> quarter = Rotations(jnp.array([0]), jnp.array([1]), jnp.array([jnp.pi / 2]))
@@ -129,7 +131,8 @@ def rotated_identity(
     ...                   jnp.array([[0., -1.], [1., 0.]]), atol=1e-6))
     True
   """
-  rows, cols = shape
+  rows, cols = shape = check_shape(shape)
+  dtype = check_dtype(dtype)
   identity = jnp.eye(min(shape), max(shape), dtype=checks.compute_dtype(dtype))
   matrix = apply_rotations(identity, rotations)
   return (matrix.T if rows > cols else matrix).astype(dtype)

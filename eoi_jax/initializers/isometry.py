@@ -86,10 +86,12 @@ def approximate_isometry(
   if method not in METHODS:
     raise ValueError(f"`method` must be one of {METHODS}, got {method!r}.")
   kernels, masks = jnp.asarray(kernels), jnp.asarray(masks)
-  if kernels.ndim < 3 or kernels.shape != masks.shape or masks.dtype != jnp.bool_:
+  fits = kernels.ndim > 2 and kernels.shape == masks.shape and kernels.size
+  floating = jnp.issubdtype(kernels.dtype, jnp.floating)
+  if not fits or not floating or masks.dtype != jnp.bool_:
     raise ValueError(
-      "`kernels` and bool `masks` must have one shape [n, *window, in, out], got "
-      f"{kernels.shape} and {masks.dtype}{masks.shape}."
+      "floating `kernels` and bool `masks` must have one shape [n, *window, in, out], "
+      f"not empty, got {kernels.dtype}{kernels.shape} and {masks.dtype}{masks.shape}."
     )
   scale = checks.positive("scale", scale)
   num_steps = _NUM_STEPS[method] if num_steps is None else num_steps

@@ -487,9 +487,11 @@ def _sao(
     return _dense_blocks(stack, scale, kind="delta_orthogonal")
   degrees = np.array([_degree(stack, n, degree, relu) for n in range(len(stack.names))])
 
+  dtype = np.promote_types(stack.dtype, jnp.float32)
+
   def sample(rows_of, value):
     return scale * _each(
-      lambda k: sao.sao_orthogonal(k, (rows, cols), value, relu=relu),
+      lambda k: sao.sao_orthogonal(k, (rows, cols), value, dtype, relu=relu),
       stack.keys[rows_of],
     )
 

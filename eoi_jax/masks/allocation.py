@@ -99,7 +99,8 @@ def erk(
   power_scale = _checks.number("power_scale", power_scale)
   kernels = find_kernels(params, layouts)
   shapes = [kernel.layer_shape for kernel in kernels.values()]
-  raw = np.array([(sum(s) / math.prod(s)) ** power_scale for s in shapes])
+  logs = power_scale * np.log([sum(s) / math.prod(s) for s in shapes])
+  raw = np.exp(np.maximum(logs - logs.max(), -600.0))  # no power over- or underflows
   sizes = [kernel.layer_size * kernel.num_layers for kernel in kernels.values()]
   sizes = np.array(sizes, np.float64)
   amounts = _share(raw * sizes, np.zeros_like(sizes), sizes, density * sizes.sum())

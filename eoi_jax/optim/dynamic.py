@@ -282,7 +282,8 @@ def gradual_pruning(
     raise ValueError(f'`scope` must be "layer" or "global", got {scope!r}.')
   num_steps = checks.integer("num_steps", num_steps, 1)
   every = checks.integer("every", every, 1)
-  if not 0 <= checks.number("begin", begin) < checks.number("until", until) <= 1:
+  begin, until = checks.fraction("begin", begin), checks.fraction("until", until)
+  if begin >= until:
     raise ValueError(
       f"`begin` and `until` must be in [0, 1] and in order, got {begin} and {until}."
     )
@@ -334,7 +335,8 @@ def _moving_masks(
   for name, value in (("schedule", schedule), ("restore", restore)):
     if not callable(value) and (name, value) != ("restore", None):
       raise ValueError(f"`{name}` must be a function, got {value!r}.")
-  if not 0 <= checks.number("mean_decay", mean_decay) < 1:
+  mean_decay = checks.number("mean_decay", mean_decay)
+  if not 0 <= mean_decay < 1:
     raise ValueError(f"`mean_decay` must be in [0, 1), got {mean_decay}.")
   words = None if key is None else _keys.key_data(key)
 
@@ -576,9 +578,8 @@ def drop_schedule(
   """
   num_steps = checks.integer("num_steps", num_steps, 1)
   every = checks.integer("every", every, 1)
-  for name, value in (("fraction", fraction), ("until", until)):
-    if not 0 <= checks.number(name, value) <= 1:
-      raise ValueError(f"`{name}` must be in [0, 1], got {value}.")
+  fraction = checks.fraction("fraction", fraction)
+  until = checks.fraction("until", until)
   end = round(until * num_steps)
 
   def schedule(count):

@@ -62,8 +62,7 @@ def restore_isometry(
     True
   """
   num_steps = checks.integer("num_steps", num_steps, 0)
-  if scale is not None and checks.number("scale", scale) <= 0:
-    raise ValueError(f"`scale` must be positive, got {scale}.")
+  scale = None if scale is None else checks.positive("scale", scale)
   mask_of = {n: m for n, m in check_masks(params, masks).items() if m is not None}
   leaves = named_leaves(params)
   masked = fill_tree(params, {name: leaves[name] for name in mask_of})

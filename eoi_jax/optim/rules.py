@@ -20,10 +20,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from eoi_jax import _keys
+from eoi_jax import _checks, _keys
 from eoi_jax.layouts.layout import Kernel
 from eoi_jax.layouts.trees import (
   Layouts,
@@ -150,6 +151,8 @@ def evolve_masks(
   key = None if key is None else _keys.as_key(key)
   slopes = fill_tree(params, slopes)
   check_trees(used, slopes, params)
+  if not isinstance(fraction, jax.core.Tracer):
+    fraction = _checks.fraction("fraction", fraction)
   fraction = jnp.asarray(fraction, jnp.float32)
   return change_masks(rules, key, params, slopes, used, fraction)[0]
 

@@ -44,7 +44,7 @@ def gram_errors(
     >>> gram_errors({"kernel": 2 * jnp.eye(3)})["kernel"].tolist()
     [3.0]
   """
-  errors = {}
+  scale, errors = checks.number("scale", scale), {}
   for name, kernel in find_kernels(params, layouts).items():
     leaf = kernel.leaf
     blocks = kernel.to_blocks(
@@ -52,10 +52,10 @@ def gram_errors(
     )
     if not jnp.issubdtype(blocks.dtype, jnp.complexfloating):
       blocks = blocks.astype(checks.compute_dtype(blocks.dtype))
-    found = _isometry_errors(blocks, float(scale))
+    found = _isometry_errors(blocks, scale)
     if max(strides := kernel.layout.strides, default=1) > 1:
       blocks = blocks.swapaxes(-1, -2) if kernel.layout.transposed else blocks
-      strided = _isometry_errors(_phases_as_channels(blocks, strides), float(scale))
+      strided = _isometry_errors(_phases_as_channels(blocks, strides), scale)
       found = np.minimum(found, strided)
     errors[name] = found.reshape(kernel.num_layers, -1).max(axis=1)
   return errors
