@@ -106,6 +106,20 @@ def assert_even(kernels, budgets):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+  ("shape", "budget"), [((5, 5, 64, 64), 3_072), ((7, 7, 64, 64), 2_007)]
+)
+def test_equal_outer_products_get_a_tap_each(shape, budget):
+  # Of 100 keys two to five had a tap of two channels whose nonzeros were the same.
+  def count(key):
+    return jnp.count_nonzero(all_taps(key, shape, budget), axis=(-2, -1)).ravel()
+
+  taps = np.asarray(jax.jit(jax.vmap(count))(jax.random.split(jax.random.key(0), 100)))
+  shares = taps / taps.mean(axis=1, keepdims=True)
+  assert shares.min() > 0.5 and shares.max() < 2
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(3, 3, 4, 4), (3, 3, 3, 6, 10), (5, 5, 12, 8)])
 def test_windows_of_more_taps_than_channels_take_several_delays(shape):
   kernels = sample_many(shape, budgets_of(shape)[-3:])
