@@ -49,10 +49,9 @@ def main(argv: list[str]) -> None:
 
 
 def _run() -> bool:
-  file, overrides = scan(sys.argv[1:])
-  base = CONFIG.value
-  sweep = load_sweep(str(file), base, one_by_one=_ONE_BY_ONE.value)
-  for field in sorted(sweep.fields & overrides.keys()):
+  line = scan(sys.argv[1:])
+  sweep = load_sweep(str(line.file), CONFIG.value, one_by_one=_ONE_BY_ONE.value)
+  for field in sorted(sweep.fields & line.overrides.keys()):
     raise UserError(f"`{field}` is an axis of the sweep; choose cells by --only.")
   workdir = Path(WORKDIR.value or default_workdir(sys.argv[1:]))
   chosen = running.share(sweep.cells, _INDEX.value, _COUNT.value, _ONLY.value)

@@ -2,13 +2,14 @@
 
 import ast
 import functools
+import itertools
 import os
 import platform
 import re
 import runpy
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -76,21 +77,20 @@ def parse(argv: list[str]) -> list[str]:
   mistake ends the program with one line.
   """
   try:
-    file, overrides = scan(argv[1:])
-    config, others = None, argv
-    if file is not None:
-      config = load_config(file)
-      config_lib.check_names(overrides, flat := config_lib.flatten(config))
-      for field in overrides:
+    line, config = scan(argv[1:]), None
+    others = argv[1:]
+    if line.file is not None:
+      config, others = load_config(line.file), line.others
+      config_lib.check_names(line.overrides, flat := config_lib.flatten(config))
+      for field, text in line.overrides.items():
         if isinstance(flat[field], tuple):
-          _check_tuple(field, overrides[field])
-      changes, others = _split(argv, flat)
+          _check_tuple(field, text)
       # Overrides are parsed by the types of the fields, by flags of their own.
       values = flags.FlagValues()
-      options = {"flag_values": values, "sys_argv": changes}
+      options = {"flag_values": values, "sys_argv": line.changes}
       config_flags.DEFINE_config_dict("config", config, **options)
-      values([argv[0], *changes])
-    rest = flags.FLAGS(others)
+      values([argv[0], *line.changes])
+    rest = flags.FLAGS([argv[0], *others])
     if _FIELDS.value:
       print(config_lib.help_text())
       raise SystemExit(0)
@@ -116,39 +116,45 @@ def _check_tuple(field: str, text: str) -> None:
     raise UserError(f"`{field}` must be {rule.text}, got {text!r}.")
 
 
-def _split(argv: list[str], fields: dict[str, Any]) -> tuple[list[str], list[str]]:
-  """Parts a command line into the changes of config fields and the other words."""
-  changes, others, words = [], argv[:1], iter(argv[1:])
+class CommandLine(NamedTuple):
+  """A command line, taken apart.
+
+  Attributes:
+    file: the config file, None without any.
+    overrides: config field to the text of its new value.
+    changes: the words that change config fields.
+    others: all other words.
+  """
+
+  file: str | None
+  overrides: dict[str, str]
+  changes: list[str]
+  others: list[str]
+
+
+def scan(arguments: list[str]) -> CommandLine:
+  """Takes a command line apart, before the config is loaded."""
+  fields = config_lib.FIELDS.items()
+  booleans = [name for name, field in fields if isinstance(field.default, bool)]
+  file, overrides, changes, others = None, {}, [], []
+  words = iter(arguments)
   for word in words:
-    name, equals, _ = word.lstrip("-").partition("=")
+    given, (name, equals, value) = [word], word.partition("=")
+    change = re.match(r"--?(no)?config\.([^[=]*)", word)
+    is_file = name in ("-config", "--config")
+    alone = change and (change[1] or change[2] in booleans)
     if word == "--":
-      others += [word, *words]
-    elif not re.match(r"--?(no)?config\.", word):
-      others.append(word)
+      given += words
+    elif (change or is_file) and not (equals or alone):
+      given += (following := list(itertools.islice(words, 1)))
+      value = "".join(following)
+    file = value if is_file else file
+    if change:
+      overrides[change[2]] = value
+      changes += given
     else:
-      changes.append(word)
-      field = name.removeprefix("config.").partition("[")[0]
-      alone = equals or name.startswith("no") or isinstance(fields.get(field), bool)
-      if not alone:
-        changes += [following] if (following := next(words, None)) is not None else []
-  return changes, others
-
-
-def scan(arguments: list[str]) -> tuple[str | None, dict[str, str]]:
-  """Finds the config file and what a command line changes in it: field to value."""
-  config, overrides = None, {}
-  for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
-    name, equals, value = argument.lstrip("-").partition("=")
-    if not argument.startswith("-"):
-      continue
-    if argument == "--":
-      break
-    if name == "config":
-      config = value if equals else following
-    elif name.removeprefix("no").startswith("config."):
-      field = name.removeprefix("no").removeprefix("config.").partition("[")[0]
-      overrides[field] = value if equals else following
-  return config, overrides
+      others += given
+  return CommandLine(file, overrides, changes, others)
 
 
 def default_workdir(arguments: list[str]) -> Path:
@@ -157,12 +163,11 @@ def default_workdir(arguments: list[str]) -> Path:
   The same command finds its own run again; another one gets another directory:
   `workdirs/quickstart`, `workdirs/quickstart-smoke`, `workdirs/quickstart-seed=1`.
   """
-  config, overrides = scan(arguments)
-  path, _, variant = (config or "").partition(":")
-  fields = config_lib.FIELDS
+  line, fields = scan(arguments), config_lib.FIELDS
+  path, _, variant = (line.file or "").partition(":")
   changes = [
     f"{field}={value}"
-    for field, value in sorted(overrides.items())
+    for field, value in sorted(line.overrides.items())
     if field not in fields or not fields[field].is_local
   ]
   name = "-".join(filter(None, [Path(path).stem, variant, *changes]))
