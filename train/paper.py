@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from absl import app, flags
 
+from train.core import figures
 from train.core.command import use_compilation_cache
 from train.core.console import UserError, run_main, warnings_only
 from train.core.workdir import replace_text
@@ -115,9 +116,7 @@ def make(name: str, out: Path, arguments: list[str]) -> Path:
   data = figure.compute(arguments)
   out.mkdir(parents=True, exist_ok=True)
   replace_text(out / f"{name}.json", json.dumps(data) + "\n")
-  drawn = figure.draw(data)
-  for suffix in ("pdf", "png"):
-    drawn.savefig(out / f"{name}.{suffix}", dpi=200)
+  figures.save(figure.draw(data), out / name)
   return out / f"{name}.png"
 
 

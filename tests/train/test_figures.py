@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from train.core.figures import Curves, draw_runs, plot_runs
+from train.core.figures import Curves, draw_runs, save
 from train.core.summaries import Support
 from train.reproduce import draw
 
@@ -61,5 +61,5 @@ def test_many_runs_have_their_legend_outside(tmp_path):
   assert figure.axes[0].get_legend() is None and len(figure.legends) == 1
   styles = {(x.get_color(), x.get_linestyle()) for x in figure.axes[1].lines}
   assert len(styles) == 16
-  plot_runs(tmp_path / "a.png", runs)
+  save(figure, tmp_path / "a")
   assert (tmp_path / "a.png").stat().st_size > 10_000

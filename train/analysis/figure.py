@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from train.analysis.preflight import Inspection, Row
-from train.core.figures import COLORS, DASHES, QUIET, new_figure, plain_log_ticks
+from train.core.figures import COLORS, DASHES, QUIET, new_figure, plain_log_ticks, save
 from train.core.plan import Plan
 from train.core.steps import prepare
 from train.data.streams import take
@@ -29,8 +29,7 @@ def plot_inspection(path: Path, inspection: Inspection, title: str) -> None:
   _draw_gains(gains, inspection.rows)
   _draw_gradients(gradients, inspection.rows)
   figure.suptitle(title, fontsize=11)
-  for suffix in (".png", ".pdf"):
-    figure.savefig(path.with_suffix(suffix), dpi=150)
+  save(figure, path, dpi=150)
 
 
 def plot_batch(path: Path, plan: Plan) -> None:

@@ -10,6 +10,7 @@ from train.core.summaries import Support
 # Okabe and Ito's palette; dashes tell the curves apart without colour.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P")
 QUIET = "#767676"
 
 
@@ -42,31 +43,37 @@ def new_figure(size: tuple[float, float], *grid: int, **options: Any) -> Any:
   return figure, panels
 
 
-def plot_runs(path: Path, runs: dict[str, Curves], title: str = "") -> None:
+def line_style(number: int) -> dict[str, Any]:
+  """Returns colour and dashes of a curve: 24 pairs differ."""
+  dashes = DASHES[(number + number // 12) % len(DASHES)]
+  return {"color": COLORS[number % len(COLORS)], "linestyle": dashes}
+
+
+def save(figure: Any, path: Path, dpi: int = 200) -> None:
+  """Writes `path.pdf` and `path.png`."""
+  for suffix in ("pdf", "png"):
+    figure.savefig(path.with_name(f"{path.name}.{suffix}"), dpi=dpi)
+
+
+def draw_runs(runs: dict[str, Curves], title: str = "") -> Any:
   """Draws accuracy and loss of one or more runs, and one kernel of the first.
 
   Args:
-    path: the PNG file to write.
     runs: name to curves; the order gives colours. Of runs of several seeds the mean
       is drawn, and the range is shaded.
     title: a line above all.
   """
-  draw_runs(runs, title).savefig(path, dpi=150)
-
-
-def draw_runs(runs: dict[str, Curves], title: str = "") -> Any:
-  """Returns the figure of `plot_runs`."""
   many = len(runs) > len(COLORS)  # too many for a legend inside the axes
   size = (11, 5 if many else 3.6)
   figure, panels = new_figure(size, 1, 3, width_ratios=(1.25, 1.25, 1))
   accuracy, loss, kernel = panels[0]
   for number, (name, curves) in enumerate(runs.items()):
-    style = {
-      "color": COLORS[number % len(COLORS)],
-      "linestyle": DASHES[(number + number // 12) % len(DASHES)],  # 24 pairs differ
-      "linewidth": 1.8,
-    }
-    _draw_run(accuracy, loss, name, curves, style)
+    style = line_style(number) | {"linewidth": 1.8}
+    label = f"{name}: test {_test_accuracy(curves.summary)}"
+    evaluations = [r for r in curves.records if r["split"] in ("validation", "monitor")]
+    _draw_curve(accuracy, evaluations, "accuracy", 100, label=label, **style)
+    training = [r for r in curves.records if r["split"] == "train"]
+    _draw_curve(loss, training, "loss", 1, label=name, **style)
   first = next(iter(runs.values()))
   _finish_accuracy(accuracy, first)
   if many:
@@ -74,19 +81,13 @@ def draw_runs(runs: dict[str, Curves], title: str = "") -> Any:
     style = {"ncols": 5, "fontsize": 7, "frameon": False}
     handles = accuracy.get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", **style)
-  _finish_loss(loss)
+  loss.set(xlabel="epoch", ylabel="training loss (nats)", yscale="log")
+  plain_log_ticks(loss)
+  loss.set_xlim(0, *loss.lines[0].get_xdata()[-1:])  # none, if records were lost
   _draw_support(kernel, first.support)
   if title:
     figure.suptitle(title, fontsize=11)
   return figure
-
-
-def _draw_run(accuracy, loss, name: str, curves: Curves, style) -> None:
-  evaluations = [r for r in curves.records if r["split"] in ("validation", "monitor")]
-  label = f"{name}: test {_test_accuracy(curves.summary)}"
-  _draw_curve(accuracy, evaluations, "accuracy", 100, label=label, **style)
-  training = [r for r in curves.records if r["split"] == "train"]
-  _draw_curve(loss, training, "loss", 1, label=name, **style)
 
 
 def _test_accuracy(summary: dict[str, Any]) -> str:
@@ -108,27 +109,15 @@ def _draw_curve(axes, records, value: str, factor: float, **style) -> None:
 
 def _finish_accuracy(axes, first: Curves) -> None:
   monitor = any(r["split"] == "monitor" for r in first.records)
-  chance = 100 * first.summary["chance"]
-  axes.axhline(
-    chance, color=QUIET, linewidth=1, linestyle=(0, (1, 2)), label="chance", zorder=3
-  )
-  axes.set(
-    xlabel="epoch",
-    ylabel=f"{'test' if monitor else 'validation'} accuracy (%)",
-    ylim=(0, 102),
-    xlim=(0, None),
-  )
-  axes.set_xlim(0, axes.lines[0].get_xdata()[-1])
+  end, chance = axes.lines[0].get_xdata()[-1], 100 * first.summary["chance"]
+  style = {"color": QUIET, "linewidth": 1, "linestyle": (0, (1, 2)), "zorder": 3}
+  axes.axhline(chance, label="chance", **style)
+  axes.set(xlabel="epoch", xlim=(0, end), ylim=(0, 102))
+  axes.set_ylabel(f"{'test' if monitor else 'validation'} accuracy (%)")
   axes.legend(frameon=False, loc="center right")
   seeds = len(first.summary.get("test_accuracy_seeds") or [])
   if seeds > 1:
     axes.set_title(f"mean, and range of {seeds} seeds", fontsize=9, color=QUIET)
-
-
-def _finish_loss(axes) -> None:
-  axes.set(xlabel="epoch", ylabel="training loss (nats)", yscale="log")
-  plain_log_ticks(axes)
-  axes.set_xlim(0, *axes.lines[0].get_xdata()[-1:])  # none, if records were lost
 
 
 def plain_log_ticks(axes) -> None:
@@ -147,9 +136,8 @@ def _draw_support(axes, support: Support) -> None:
 
   kinds = support.live.astype(np.int8) + (support.live & support.nonzero)
   colors = ("#FFFFFF", "#E69F00", "#0072B2")
-  axes.imshow(
-    kinds.T, cmap=ListedColormap(colors), vmin=0, vmax=2, interpolation="nearest"
-  )
+  style = {"cmap": ListedColormap(colors), "interpolation": "nearest"}
+  axes.imshow(kinds.T, vmin=0, vmax=2, **style)
   axes.set(xlabel="input unit", ylabel="output unit")
   axes.spines[:].set_visible(True)
   axes.grid(False)
@@ -157,11 +145,5 @@ def _draw_support(axes, support: Support) -> None:
   handles = [Patch(color=colors[2], label=f"live ({support.density:.1%})")]
   if (kinds == 1).any():
     handles.append(Patch(color=colors[1], label="live, starts at 0"))
-  axes.legend(
-    handles=handles,
-    frameon=False,
-    loc="upper center",
-    bbox_to_anchor=(0.5, -0.17),
-    ncols=2,
-    fontsize=8,
-  )
+  style = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "ncols": 2}
+  axes.legend(handles=handles, frameon=False, fontsize=8, **style)

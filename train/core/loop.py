@@ -95,7 +95,8 @@ def train_or_compare(config: Any, workdir: str | Path) -> dict[str, dict[str, An
       if mesh.is_primary():
         text = json.dumps({"runs": by_value}, indent=2) + "\n"
         replace_text(workdir / "summary.json", text)
-        figures.plot_runs(workdir / "figure.png", curves, summaries.title(config))
+        figure = figures.draw_runs(curves, summaries.title(config))
+        figure.savefig(workdir / "figure.png", dpi=150)
   if mesh.is_primary():
     head, _, rest = summaries.summary_table(by_name).partition("\n")
     print(f"\n{paint(head, 'bold', sys.stdout)}\n{rest}")
@@ -157,8 +158,8 @@ def train_and_evaluate(
     curves = figures.Curves(metrics.records, summary, at_start.support)
     if mesh.is_primary():
       replace_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
-      title = summaries.title(config)
-      figures.plot_runs(workdir / "figure.png", {name: curves}, title)
+      figure = figures.draw_runs({name: curves}, summaries.title(config))
+      figure.savefig(workdir / "figure.png", dpi=150)
   return Result(state, summary, curves)
 
 

@@ -4,7 +4,14 @@ from typing import Any
 
 import numpy as np
 
-from train.core.figures import COLORS, DASHES, QUIET, new_figure, plain_log_ticks
+from train.core.figures import (
+  COLORS,
+  MARKERS,
+  QUIET,
+  line_style,
+  new_figure,
+  plain_log_ticks,
+)
 
 
 def draw_density(data: dict[str, Any]) -> Any:
@@ -15,14 +22,8 @@ def draw_density(data: dict[str, Any]) -> Any:
     x = np.array(curve["rotations"]) / curve["size"]
     axes.fill_between(x, curve["min"], curve["max"], color=color, alpha=0.25, lw=0)
     every = slice(number, None, 4)
-    axes.plot(
-      x[every],
-      np.array(curve["mean"])[every],
-      ("o", "s", "^")[number % 3],
-      color=color,
-      markersize=4,
-      label=f"measured, N = {curve['size']}",
-    )
+    style = {"color": color, "ms": 4, "label": f"measured, N = {curve['size']}"}
+    axes.plot(x[every], np.array(curve["mean"])[every], MARKERS[number % 3], **style)
     label = "expected" if number == len(data["curves"]) - 1 else None
     axes.plot(x, curve["expected"], color="black", linewidth=1, label=label)
   axes.set(xlabel="rotations / N", ylabel="density", ylim=(0, 1.02), xlim=(0, None))
@@ -62,22 +63,12 @@ def draw_spectrum(data: dict[str, Any]) -> Any:
 
 
 def _draw_range(axes, curve, number: int) -> None:
-  color, x = COLORS[number], curve["density"]
-  dashes = DASHES[number % len(DASHES)]
+  x, style, color = curve["density"], line_style(number), COLORS[number]
   axes.fill_between(x, curve["min"], curve["max"], color=color, alpha=0.12, lw=0)
   for edge in ("min", "max"):
-    axes.plot(x, curve[edge], color=color, linestyle=dashes, linewidth=0.7)
-  marker = ("o", "s", "^", "D", "v", "P")[number]
-  style = {
-    "marker": marker,
-    "ms": 4,
-    "linestyle": dashes,
-    "linewidth": 1.8,
-    "capsize": 2,
-  }
-  axes.errorbar(
-    x, curve["mean"], curve["deviation"], label=curve["start"], color=color, **style
-  )
+    axes.plot(x, curve[edge], linewidth=0.7, **style)
+  style |= {"marker": MARKERS[number], "ms": 4, "linewidth": 1.8, "capsize": 2}
+  axes.errorbar(x, curve["mean"], curve["deviation"], label=curve["start"], **style)
 
 
 def _density_ticks(axes, densities) -> None:
@@ -92,10 +83,8 @@ def draw_time(data: dict[str, Any]) -> Any:
   """Draws initialization time over size, a curve for each density."""
   figure, (axes,) = _figure(1, (5, 3.6))
   for number, (name, seconds) in enumerate(data["curves"].items()):
-    style = {"color": COLORS[number], "linestyle": DASHES[number % len(DASHES)]}
-    milliseconds = 1e3 * np.array(seconds)
-    marker = ("o", "s", "^", "D")[number % 4]
-    axes.plot(data["sizes"], milliseconds, label=name, marker=marker, ms=4, **style)
+    style = line_style(number) | {"marker": MARKERS[number % 4], "ms": 4}
+    axes.plot(data["sizes"], 1e3 * np.array(seconds), label=name, **style)
   axes.set(
     xscale="log", yscale="log", xlabel="N of an N x N matrix", ylabel="time (ms)"
   )
@@ -128,10 +117,10 @@ def draw_angles(data: dict[str, Any]) -> Any:
   axes = panels[-1]
   for number, name in enumerate(names):
     losses = np.array(data["loss"][name])
-    style = {"color": COLORS[number], "linestyle": DASHES[number]}
     low, high = losses.min(axis=0), losses.max(axis=0)
     axes.fill_between(data["epoch"], low, high, color=COLORS[number], alpha=0.2, lw=0)
-    axes.plot(data["epoch"], losses.mean(axis=0), label=name, linewidth=1.8, **style)
+    style = line_style(number) | {"linewidth": 1.8}
+    axes.plot(data["epoch"], losses.mean(axis=0), label=name, **style)
   axes.set(xlabel="epoch", ylabel="training loss (nats)", yscale="log")
   plain_log_ticks(axes)
   title = f"{data['network']} on {data['data']}, density {data['density']:g}"
@@ -191,31 +180,21 @@ def draw_curves(data: dict[str, Any]) -> Any:
 
 def _draw_band(axes, curve, factor: float, number: int, label: str) -> None:
   mean, std = (factor * np.array(curve[name]) for name in ("mean", "std"))
-  color = COLORS[number % len(COLORS)]
-  dashes = DASHES[(number + number // 12) % len(DASHES)]  # 24 pairs differ
-  low = mean - std
+  style, low = line_style(number), mean - std
   if axes.get_yscale() == "log":  # which has no zero
     low = np.maximum(low, 0.5 * mean)
-  axes.fill_between(curve["epoch"], low, mean + std, color=color, alpha=0.2, lw=0)
-  axes.plot(curve["epoch"], mean, color=color, linestyle=dashes, lw=1.8, label=label)
+  shade = {"color": style["color"], "alpha": 0.2, "lw": 0}
+  axes.fill_between(curve["epoch"], low, mean + std, **shade)
+  axes.plot(curve["epoch"], mean, lw=1.8, label=label, **style)
 
 
 def draw_accuracy(data: dict[str, Any]) -> Any:
   """Draws test accuracy over density, with deviations over seeds."""
   figure, (axes,) = _figure(1, (5, 3.6))
   for number, (name, curve) in enumerate(data.items()):
-    color, dashes = COLORS[number % len(COLORS)], DASHES[number % len(DASHES)]
-    axes.errorbar(
-      curve["density"],
-      100 * np.array(curve["mean"]),
-      100 * np.array(curve["std"]),
-      color=color,
-      linestyle=dashes,
-      marker=("o", "s", "^", "D")[number % 4],
-      markersize=4,
-      capsize=2,
-      label=name,
-    )
+    mean, std = (100 * np.array(curve[value]) for value in ("mean", "std"))
+    style = line_style(number) | {"marker": MARKERS[number % 4], "ms": 4, "capsize": 2}
+    axes.errorbar(curve["density"], mean, std, label=name, **style)
   found = [density for curve in data.values() for density in curve["density"]]
   densities = sorted({float(f"{density:.2g}") for density in found})
   axes.set(xscale="log", xlabel="density", ylabel="test accuracy (%)")

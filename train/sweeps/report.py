@@ -7,12 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from train.core.figures import COLORS, QUIET, new_figure
+from train.core.figures import COLORS, MARKERS, QUIET, new_figure, save
 from train.core.workdir import replace_text
 from train.reproduce import draw
 from train.sweeps.tables import Table, csv_text, curves_of, markdown, read_table
-
-_MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 def write_report(directory: Path) -> str:
@@ -26,7 +24,7 @@ def write_report(directory: Path) -> str:
   replace_text(directory / "table.md", text)
   replace_text(directory / "table.csv", csv_text(table))
   if any(entry.runs for entry in table.entries.values()):
-    _save(draw_points(table), directory / "figure")
+    save(draw_points(table), directory / "figure")
     for column in table.columns:
       _save_curves(table, column, directory)
   lines = [f"  table: {directory / 'table.md'}", *_environments(directory)]
@@ -52,12 +50,9 @@ def _save_curves(table: Table, column: tuple[str, ...], directory: Path) -> None
     title = table.column_name(column)
     stem += "-" + re.sub(r"[^\w.]+", "_", title)
   if curves:
-    _save(draw_curves(curves, title), directory / stem)
-
-
-def _save(figure: Any, path: Path) -> None:
-  for suffix in ("pdf", "png"):
-    figure.savefig(path.with_name(f"{path.name}.{suffix}"), dpi=200)
+    figure = draw.draw_curves(curves)
+    figure.suptitle(title, fontsize=10)
+    save(figure, directory / stem)
 
 
 def draw_points(table: Table) -> Any:
@@ -101,21 +96,6 @@ def _draw_column(axes, table: Table, column, number: int, offset: float) -> None
     if len(values) > 1:
       dots = np.full(len(values), place + offset)
       axes.plot(values, dots, ".", color=color, alpha=0.5, markersize=3, zorder=1)
-  axes.errorbar(
-    means,
-    places,
-    xerr=deviations,
-    fmt=_MARKERS[number % len(_MARKERS)],
-    color=color,
-    markersize=5,
-    capsize=2,
-    linewidth=1.2,
-    label=table.column_name(column),
-  )
-
-
-def draw_curves(curves: dict[str, Any], title: str) -> Any:
-  """Draws training loss and held-out accuracy of one column, a curve for each row."""
-  figure = draw.draw_curves(curves)
-  figure.suptitle(title, fontsize=10)
-  return figure
+  style = {"fmt": MARKERS[number % len(MARKERS)], "color": color, "ms": 5}
+  style |= {"capsize": 2, "linewidth": 1.2, "label": table.column_name(column)}
+  axes.errorbar(means, places, xerr=deviations, **style)
