@@ -1,6 +1,5 @@
 """A run never loses what it had computed, and says what stopped it."""
 
-import functools
 import gc
 import itertools
 import logging
@@ -353,7 +352,7 @@ def test_norms_and_rates_are_logged(finished):
 def test_event_files_hold_the_metrics(tmp_path):
   pytest.importorskip("tensorboardX", reason="tensorboardX is not installed")
   config = small(tensorboard=True)
-  mirrors = functools.partial(open_mirrors, config, tmp_path)
+  mirrors = open_mirrors(config, tmp_path, None)
   with MetricsWriter(tmp_path / "metrics.jsonl", None, mirrors=mirrors) as metrics:
     values = with_spread({"loss": [1.0, 3.0]}, several=True)
     assert values["loss"] == 2 and values["loss_std"] == pytest.approx(math.sqrt(2))

@@ -18,6 +18,7 @@ from absl import logging
 
 from train.core.console import UserError, logger
 from train.core.mesh import agree, is_primary
+from train.core.state import copy
 
 
 class Checkpoints:
@@ -127,9 +128,9 @@ class Checkpoints:
       return
     if not self._swept:
       self._remove_left_over()
-    copy = _copy(_plain(state))
+    saved = copy(_plain(state))
     args = ocp.args.Composite(
-      state=ocp.args.StandardSave(copy), seal=ocp.args.JsonSave(_seal(copy))
+      state=ocp.args.StandardSave(saved), seal=ocp.args.JsonSave(_seal(saved))
     )
     metrics = {"accuracy": _UNKNOWN if accuracy is None else accuracy}
     try:
@@ -248,11 +249,6 @@ def _orbax() -> tuple[Any, Any]:
   from orbax.checkpoint.checkpoint_managers import preservation_policy
 
   return ocp, preservation_policy
-
-
-@jax.jit
-def _copy(tree: Any) -> Any:
-  return jax.tree.map(jnp.copy, tree)
 
 
 def _plain(state: Any) -> Any:

@@ -6,7 +6,6 @@ The host logs, evaluates and saves between them; nothing that it does changes a 
 of the training.
 """
 
-import functools
 import json
 import math
 import sys
@@ -34,7 +33,7 @@ from train.core.optimizers import count_moved, learning_rate
 from train.core.plan import Feed, Plan, like_start, make_plan, seeds_of, start_state
 from train.core.saved import restore_saved, saved_config
 from train.core.start import gains
-from train.core.state import Recipe, TrainState, take_seed
+from train.core.state import Recipe, TrainState, copy, take_seed
 from train.core.steps import Sums, count_weights, evaluate, train_chunk, zero_sums
 from train.core.unread import warn_of_unread
 from train.core.workdir import claim_workdir, replace_text
@@ -65,12 +64,8 @@ def train_or_compare(config: Any, workdir: str | Path) -> dict[str, dict[str, An
   values; each run has a directory of its own in `workdir` and is what it would be
   alone. `summary.json` and `figure.png` of `workdir` then show all of them.
 
-  Args:
-    config: a config; it is checked here, all of it, before anything is compiled.
-    workdir: directory of the results; unfinished runs in it continue.
-
-  Returns:
-    The summary of each run by name.
+  The config is checked, all of it, before anything is compiled; unfinished runs in
+  `workdir` continue. Returns the summary of each run by name.
 
   Raises:
     UserError: see `train_and_evaluate`.
@@ -142,11 +137,10 @@ def train_and_evaluate(
     ) as checkpoints,
   ):
     state, at_start = _restore_or_start(plan, workdir, checkpoints, name)
+    newest, primary = checkpoints.newest, mesh.is_primary()
+    mirrors = open_mirrors(config, workdir, newest) if primary else []
     with MetricsWriter(
-      workdir / "metrics.jsonl",
-      checkpoints.newest,
-      primary=mesh.is_primary(),
-      mirrors=functools.partial(open_mirrors, config, workdir),
+      workdir / "metrics.jsonl", newest, primary=primary, mirrors=mirrors
     ) as metrics:
       run = _Run(plan, Feed(plan, int(state.step)), metrics, checkpoints, name)
       state, seconds = _train(run, state)
@@ -168,20 +162,13 @@ def evaluate_saved(
 ) -> list[dict[str, Any]]:
   """Evaluates a checkpoint, of a finished run or of one that is being trained.
 
-  Nothing is trained, and no file of the run changes: the records are appended to
-  `evaluations.jsonl` of each run, and printed.
-
-  Args:
-    config: the config of the run; fields that an evaluation does not depend on may
-      differ. If it compares runs, all of them are evaluated.
-    workdir: the directory of the run.
-    which: "last", "best" or a step.
-
-  Returns:
-    One record for each run and split, validation before test.
+  Nothing is trained, and no file of the run changes: the records, one for each run that
+  the config compares and for each split, are appended to `evaluations.jsonl` of the
+  run, printed and returned.
 
   Raises:
-    UserError: if there is no such run or checkpoint, or the run is of another config.
+    UserError: if there is no such run or checkpoint, or the run is of another config in
+      fields that an evaluation depends on.
   """
   config_lib.validate(config)
   records, rows = [], [("", "step", "split", "loss", "accuracy")]
@@ -276,7 +263,7 @@ def _train(run: _Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
   if not run.metrics.records:
     if step < recipe.num_steps:
       # Users wait for the first step: the state before it is evaluated after it.
-      untrained = _copy(state)
+      untrained = copy(state)
     else:
       run.metrics.write(_evaluation(run, state, step))
   progress = Progress(run.name, step, recipe.num_steps, config.num_epochs)
@@ -321,11 +308,6 @@ def _train(run: _Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
       raise SystemExit(mesh.EXIT_STATUS)
   times = {"train_seconds": run.seconds, "compile_seconds": compile_seconds}
   return state, times
-
-
-@jax.jit
-def _copy(state: TrainState) -> TrainState:
-  return jax.tree.map(jnp.copy, state)
 
 
 def _due(every: int, step: int, recipe: Recipe) -> bool:
@@ -434,17 +416,11 @@ def _evaluation(run: _Run, state: TrainState, step: int) -> dict[str, Any]:
 
 def _test(run: _Run, state: TrainState) -> dict[str, Any]:
   """Writes the record of the test set; returns its part of the summary."""
-  record = run.record(
-    int(state.step), "test", _evaluate(run.plan, run.feed, state, "test")
-  )
-  run.metrics.write(record)
-  found = {
-    f"test_{name}": value
-    for name, value in record.items()
-    if name.removeprefix("raw_").startswith(("loss", "accuracy"))
-  }
-  seeds = record.get("seeds", {})
-  return found | {f"test_{name}_seeds": values for name, values in seeds.items()}
+  values = _evaluate(run.plan, run.feed, state, "test")
+  run.metrics.write(run.record(int(state.step), "test", values))
+  found = with_spread(values, several=bool(run.plan.config.seeds))
+  found |= {f"{name}_seeds": each for name, each in found.pop("seeds", {}).items()}
+  return {f"test_{name}": value for name, value in found.items()}
 
 
 def _evaluate(plan: Plan, feed: Feed, state: TrainState, split: str) -> dict[str, Any]:
@@ -462,8 +438,8 @@ def _evaluate(plan: Plan, feed: Feed, state: TrainState, split: str) -> dict[str
       parts[prefix].append(evaluate(one, data, size, recipe=plan.recipe))
   values = {}
   for prefix, sums in parts.items():
-    totals: list[Any] = [sum(x) for x in zip(*jax.device_get(sums), strict=True)]
-    values |= {prefix + name: x for name, x in _means(Sums(*totals)).items()}
+    total = jax.tree.map(lambda *each: sum(each), *jax.device_get(sums))
+    values |= {prefix + name: x for name, x in _means(total).items()}
   return values
 
 
@@ -479,17 +455,11 @@ _SHOWN = 6  # leaves in a message
 def check_finite(
   record: dict[str, Any], state: TrainState, config: Any, last_step: int | None
 ) -> None:
-  """Stops the run at the first nan or inf in the loss or in a norm.
-
-  Args:
-    record: of the last chunk, with its numbers of each seed if there are several.
-    state: after that chunk.
-    config: of the run.
-    last_step: of the newest checkpoint, None without any.
+  """Stops the run at the first nan or inf in the loss or in a norm of a record.
 
   Raises:
-    UserError: with step, seeds, norms of the worst leaves and the last good
-      checkpoint.
+    UserError: with step, seeds, norms of the worst leaves of `state`, and `last_step`,
+      that of the newest checkpoint, if there is one.
   """
   wrong = [name for name in _FINITE if not math.isfinite(record[name])]
   if not wrong:
@@ -503,13 +473,10 @@ def check_finite(
   kept = "there is no checkpoint yet"
   if last_step is not None:
     kept = f"the last good checkpoint is of step {last_step}"
-  norms = {
-    name: float(jnp.linalg.norm(leaf.reshape(-1)))
-    for name, leaf in named_leaves(state.params).items()
-  }
-  # Those that are not finite first, then the largest.
-  worst = sorted(norms, key=lambda name: (math.isfinite(norms[name]), -norms[name]))
-  shown = ", ".join(f"{name} {norms[name]:.3g}" for name in worst[:_SHOWN])
+  leaves = named_leaves(state.params).items()
+  norms = [(float(jnp.linalg.norm(leaf.reshape(-1))), name) for name, leaf in leaves]
+  norms.sort(key=lambda pair: (math.isfinite(pair[0]), -pair[0]))  # the worst first
+  shown = ", ".join(f"{name} {norm:.3g}" for norm, name in norms[:_SHOWN])
   raise UserError(
     f"the {wrong[0].replace('_', ' ')} is {record[wrong[0]]} after step "
     f"{record['step']} (epoch {record['epoch']:.1f}){seeds}; norms: {shown}; {kept}; "
@@ -527,8 +494,8 @@ def check_weights(state: TrainState) -> int:
   Raises:
     RuntimeError: naming the leaves; it is a defect of the program.
   """
-  count = jax.device_get(count_weights(state))
-  if count.revived:
+  live, revived = map(int, jax.device_get(count_weights(state)))
+  if revived:
     masks = named_leaves(state.masks)
     found = {
       name: np.count_nonzero(np.asarray(leaf)[~np.asarray(masks[name])])
@@ -538,4 +505,4 @@ def check_weights(state: TrainState) -> int:
     wrong = ", ".join(f"{number} of {name}" for name, number in found.items() if number)
     raise RuntimeError(f"dead weights are not zero at step {state.step}: {wrong}.")
   blocks = named_layouts(state.layouts).values()
-  return int(count.live) + sum(layout.num_weights for layout in blocks)
+  return live + sum(layout.num_weights for layout in blocks)

@@ -3,9 +3,9 @@
 import importlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -78,7 +78,7 @@ class MetricsWriter:
     resume_step: int | None,
     *,
     primary: bool = True,
-    mirrors: Callable[[int | None], list["Mirror"]] = lambda resume_step: [],
+    mirrors: Sequence[Any] = (),
   ):
     """Opens the file; records after `resume_step`, which will come again, go.
 
@@ -86,18 +86,16 @@ class MetricsWriter:
       path: the file; it need not exist.
       resume_step: the step of the checkpoint, None for a start from nothing.
       primary: whether to write; other processes only keep the records.
-      mirrors: opens what else gets the records, `open_mirrors` of a config.
+      mirrors: what else gets the records, and is closed in the end.
     """
     limit = -1 if resume_step is None else resume_step
     self.records = [
       r for r in read_metrics(path) if r["step"] <= limit and r["split"] != "test"
     ]
-    self.path, self._file, self._mirrors = path, None, []
-    if not primary:
-      return
-    replace_text(path, "".join(json.dumps(r) + "\n" for r in self.records))
-    self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
-    self._mirrors = mirrors(resume_step)
+    self.path, self._file, self._mirrors = path, None, mirrors
+    if primary:
+      replace_text(path, "".join(json.dumps(r) + "\n" for r in self.records))
+      self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
 
   def __enter__(self) -> "MetricsWriter":
     return self
@@ -130,16 +128,6 @@ class MetricsWriter:
   def last(self, split: str) -> dict[str, Any] | None:
     """Returns the newest record of a split, or None."""
     return next((r for r in reversed(self.records) if r["split"] == split), None)
-
-
-class Mirror(Protocol):
-  """What shows the records of a run elsewhere, too."""
-
-  def write(self, record: dict[str, Any]) -> None:
-    """Takes one record, as it is in `metrics.jsonl`."""
-
-  def close(self) -> None:
-    """Writes what is left; no record follows."""
 
 
 def _scalars(record: dict[str, Any]) -> dict[str, float]:
@@ -227,13 +215,8 @@ def check_mirrors(config: Any) -> None:
       ) from error
 
 
-def open_mirrors(config: Any, workdir: Path, resume_step: int | None) -> list[Mirror]:
-  """Opens what a config asks for besides `metrics.jsonl`.
-
-  Args:
-    config: with the fields `tensorboard` and `wandb`.
-    workdir: the directory of the run.
-    resume_step: the step of the checkpoint, None for a start from nothing.
+def open_mirrors(config: Any, workdir: Path, resume_step: int | None) -> list[Any]:
+  """Opens what a config asks for besides `metrics.jsonl`, for `MetricsWriter`.
 
   Raises:
     UserError: if Weights & Biases refuses.

@@ -130,6 +130,12 @@ def named_key(key: jax.Array, name: str) -> jax.Array:
   return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
+@jax.jit
+def copy(state: Any) -> Any:
+  """Returns a state in memory of its own: a training step takes that of its state."""
+  return jax.tree.map(jnp.copy, state)
+
+
 def over_seeds(
   function: Callable[..., Any], state: Any, *, keeps: bool = False, mapped: int = 0
 ) -> Any:

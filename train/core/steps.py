@@ -357,30 +357,15 @@ def evaluate(
   return over_seeds(over_batches, state)(state, data, size, num_batches)
 
 
-class WeightCount(NamedTuple):
-  """Weights of all masked leaves and seeds together.
-
-  Attributes:
-    live: trained ones.
-    revived: dead ones that are not zero: none, always.
-  """
-
-  live: jax.Array
-  revived: jax.Array
-
-
 @jax.jit
-def count_weights(state: TrainState) -> WeightCount:
-  """Counts live weights, and makes sure of the dead ones."""
+def count_weights(state: TrainState) -> tuple[jax.Array, jax.Array]:
+  """Counts live weights, and dead ones that are not zero, of all leaves and seeds."""
   weights, masks = named_leaves(state.params), named_leaves(state.masks)
-  live = [(weights[n], mask) for n, mask in masks.items() if mask is not None]
-  # One sum over all leaves compiles faster than one for each.
-  alive = [mask.reshape(-1) for _, mask in live]
-  revived = [((leaf != 0) & ~mask).reshape(-1) for leaf, mask in live]
-  none = jnp.zeros(1, bool)
-  return WeightCount(
-    *(
-      jnp.sum(jnp.concatenate([none, *parts]), dtype=jnp.int32)
-      for parts in (alive, revived)
-    )
-  )
+  masked = [(weights[n], mask) for n, mask in masks.items() if mask is not None]
+  live = [mask.reshape(-1) for _, mask in masked]
+  revived = [((leaf != 0) & ~mask).reshape(-1) for leaf, mask in masked]
+
+  def count(parts):  # one sum over all leaves compiles faster than one for each
+    return jnp.sum(jnp.concatenate([jnp.zeros(1, bool), *parts]), dtype=jnp.int32)
+
+  return count(live), count(revived)
