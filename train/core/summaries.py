@@ -62,23 +62,25 @@ def list_layers(
 ) -> list[Layer]:
   """Returns a row for each kernel that may be sparse, in the order of the tree.
 
-  Args:
-    params: the parameters.
-    masks: tree like `params`; bool leaves or None.
-    scale: gain of the kernels: they are compared with `scale` times orthogonal.
-    model: the network.
-    taps: `sparsity.taps`, on which floors depend.
+  Kernels are compared with `scale` times an orthogonal one; floors depend on
+  `sparsity.taps`.
   """
   errors = eoi_jax.gram_errors(params, scale=scale, layouts=model.layouts)
   flat_masks, rows = named_leaves(masks), []
   for name, kernel in find_kernels(params, model.layouts).items():
     mask, size = flat_masks[name], kernel.layer_size * kernel.num_layers
     live = size if mask is None else int(np.sum(np.asarray(mask)))
-    error = float(np.max(errors[name]))
-    shape, count = kernel.layer_shape, kernel.num_layers
-    floor = kernel.floor(taps) / kernel.layer_size
-    both = _count_taps(kernel, mask)
-    rows.append(Layer(name, shape, count, live, live / size, error, floor, both))
+    row = Layer(
+      name=name,
+      shape=kernel.layer_shape,
+      count=kernel.num_layers,
+      live=live,
+      density=live / size,
+      orthogonality_error=float(np.max(errors[name])),
+      floor=kernel.floor(taps) / kernel.layer_size,
+      taps=_count_taps(kernel, mask),
+    )
+    rows.append(row)
   return rows
 
 
@@ -95,11 +97,7 @@ def _count_taps(kernel: Any, mask: Any) -> tuple[Taps, Taps] | None:
 
 
 def taps_table(rows: dict[str, tuple[Taps, Taps]]) -> str:
-  """Returns density and nonzeros by taps as text, one kernel a line and the sums.
-
-  Args:
-    rows: centre tap and other taps of each kernel, by its name.
-  """
+  """Returns density and nonzeros by taps as text, one kernel a line and the sums."""
   titles = ("centre tap: density", "nonzeros", "other taps: density", "nonzeros")
   lines: list[tuple[str, ...]] = [("kernel", *titles)]
   for name, taps in (rows | {"all convolutions": _sum_taps(rows)}).items():
@@ -146,13 +144,9 @@ class AtStart(NamedTuple):
 
 
 def describe_start(config: Any, state: Any, scale: float, recipe: Any) -> AtStart:
-  """Returns what is known of a run from its state at step 0.
+  """Returns what is known of a run from the state of one seed at step 0.
 
-  Args:
-    config: the config.
-    state: of the first seed.
-    scale: gain of the kernels.
-    recipe: network and data set; blocks are shown as the kernels that they stand for.
+  Blocks are shown as the kernels that they stand for.
   """
   params, masks = dense_view(state.params, state.masks, state.layouts)
   model = recipe.model.without_blocks
@@ -219,12 +213,11 @@ def _support(params: Any, masks: Any, layers: list[Layer]) -> Support:
 def start_json(at_start: AtStart) -> str:
   """Returns what `read_start` reads."""
   support = at_start.support
-  rows = {name: _digits(getattr(support, name)) for name in ("live", "nonzero")}
+  rows = {
+    name: ["".join(map(str, row)) for row in getattr(support, name).astype(int)]
+    for name in ("live", "nonzero")
+  }
   return json.dumps(at_start._asdict() | {"support": support._asdict() | rows}) + "\n"
-
-
-def _digits(mask: np.ndarray) -> list[str]:
-  return ["".join("01"[int(value)] for value in row) for row in mask]
 
 
 def read_start(path: Path) -> AtStart | None:
@@ -277,9 +270,9 @@ def summary_table(summaries: dict[str, dict[str, Any]]) -> str:
   Many runs stand one below the other.
   """
   lines = [("", *summaries)]
-  taps = any("center_tap" in summary for summary in summaries.values())
-  for title, show in (*_LINES[:4], *(_TAPS if taps else ()), *_LINES[4:]):
-    lines.append((title, *(show(summary) for summary in summaries.values())))
+  for title, show in _LINES:
+    cells = [show(summary) for summary in summaries.values()]
+    lines += [(title, *cells)] if any(cells) else []
   if len(summaries) > _MAX_COLUMNS:
     lines = [row[:-1] for row in zip(*lines, strict=True)]
   return table(lines)
@@ -296,13 +289,13 @@ _LINES = (
   ("test loss", lambda s: f"{s['test_loss']:.4f}"),
   ("density of kernels that may be sparse", lambda s: f"{s['density']:.4f}"),
   ("orthogonality error at start", lambda s: f"{s['orthogonality_error']:.1e}"),
+  *(  # of networks with convolutions
+    (f"{title}: {number}", _tap(part, number))
+    for title, part in (("centre tap", "center_tap"), ("other taps", "other_taps"))
+    for number in ("density", "nonzeros")
+  ),
   ("parameters live", lambda s: f"{s['parameters_live']:,}"),
   ("parameters total", lambda s: f"{s['parameters_total']:,}"),
   ("training time", lambda s: f"{s['train_seconds']:.1f} s"),
   ("compile time", lambda s: f"{s['compile_seconds']:.1f} s"),
-)
-_TAPS = tuple(  # of networks with convolutions
-  (f"{title}: {number}", _tap(part, number))
-  for title, part in (("centre tap", "center_tap"), ("other taps", "other_taps"))
-  for number in ("density", "nonzeros")
 )
