@@ -56,8 +56,8 @@ def variables_of(module):
       lambda: torch_networks.ResNet((5,) * 3, 16, 10, False),
       32,
     ),
-    (VGG("C", 10), lambda: torch_networks.VGG("C"), 32),
-    (VGG("D", 10), lambda: torch_networks.VGG("D"), 32),
+    (VGG(form="C", num_classes=10), lambda: torch_networks.VGG("C"), 32),
+    (VGG(form="D", num_classes=10), lambda: torch_networks.VGG("D"), 32),
     (
       resnet50(num_classes=1000),
       lambda: torch_networks.ResNet((3, 4, 6, 3), 64, 1000, True),

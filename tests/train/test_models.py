@@ -50,17 +50,17 @@ def sizes(found):
 @pytest.mark.parametrize(
   ("model", "shape", "total", "maskable", "tensors"),
   [
-    (MLP(7, 100, 10), (28, 28, 1), 130010, 129400, 7),
-    (MLP(1000, 128, 10), (28, 28, 1), 16580746, 16452864, 1000),
-    (CNN(998, 128, 10), CIFAR, 147017738, 146890112, 998),
+    (MLP(depth=7, width=100, num_classes=10), (28, 28, 1), 130010, 129400, 7),
+    (MLP(depth=1000, width=128, num_classes=10), (28, 28, 1), 16580746, 16452864, 1000),
+    (CNN(depth=998, width=128, num_classes=10), CIFAR, 147017738, 146890112, 998),
     (cifar_resnet(20, num_classes=10), CIFAR, 272474, 270896, 22),
     (cifar_resnet(32, num_classes=10), CIFAR, 466906, 464432, 34),
     (cifar_resnet(56, num_classes=10), CIFAR, 855770, 851504, 58),
     (cifar_resnet(110, num_classes=10), CIFAR, 1730714, 1722416, 112),
-    (VGG("C", 10), CIFAR, 11323466, 11307712, 16),
-    (VGG("D", 10), CIFAR, 15255626, 15239872, 16),
+    (VGG(form="C", num_classes=10), CIFAR, 11323466, 11307712, 16),
+    (VGG(form="D", num_classes=10), CIFAR, 15255626, 15239872, 16),
     (resnet50(num_classes=1000), IMAGENET, 25557032, 25502912, 54),
-    (EfficientNet(200), (64, 64, 3), 4263748, 4212192, 82),
+    (EfficientNet(num_classes=200), (64, 64, 3), 4263748, 4212192, 82),
   ],
   ids=str,
 )
@@ -77,7 +77,7 @@ def test_counts_are_the_papers(model, shape, total, maskable, tensors):
   [(384, 6, 22059496, 14155776), (768, 12, 86585320, 56623104)],
 )
 def test_of_deit_the_mlp_blocks_alone_become_sparse(width, heads, total, sparse):
-  model = ViT(1000, width, heads)
+  model = ViT(num_classes=1000, width=width, num_heads=heads)
   params = abstract(model, IMAGENET)["params"]
   assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) == total
   found = find_kernels(params, model.layouts)
@@ -87,7 +87,7 @@ def test_of_deit_the_mlp_blocks_alone_become_sparse(width, heads, total, sparse)
 
 @pytest.mark.slow
 def test_depthwise_kernels_stay_dense():
-  model = EfficientNet(200)
+  model = EfficientNet(num_classes=200)
   params = abstract(model, (64, 64, 3))["params"]
   every = find_kernels(params, model.kernels)
   sparse = find_kernels(params, model.layouts)
@@ -124,7 +124,11 @@ def test_mixed_precision_keeps_parameters_and_logits_in_float32(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  ("small", "shape"), [(MLP(10, 8, 3), (4, 4, 1)), (CNN(12, 4, 3), (8, 8, 3))]
+  ("small", "shape"),
+  [
+    (MLP(depth=10, width=8, num_classes=3), (4, 4, 1)),
+    (CNN(depth=12, width=4, num_classes=3), (8, 8, 3)),
+  ],
 )
 def test_rematerialization_changes_no_number(small, shape):
   inputs = jax.random.normal(jax.random.key(1), (2, *shape))
@@ -144,8 +148,14 @@ def test_rematerialization_changes_no_number(small, shape):
   ("model", "words"),
   [
     (lambda: cifar_resnet(33, num_classes=10), r"6 n \+ 2 .* got 33"),
-    (lambda: abstract(CNN(3, 8, 10), CIFAR), "at least 4, got 3"),
-    (lambda: abstract(ViT(10, 8, 2), (40, 32, 3)), "multiples of 16, got 40 x 32"),
+    (
+      lambda: abstract(CNN(depth=3, width=8, num_classes=10), CIFAR),
+      "at least 4, got 3",
+    ),
+    (
+      lambda: abstract(ViT(num_classes=10, width=8, num_heads=2), (40, 32, 3)),
+      "multiples of 16, got 40 x 32",
+    ),
   ],
 )
 def test_what_cannot_be_built_is_refused(model, words):
@@ -322,7 +332,7 @@ def test_groups_of_several_channels_are_refused():
 
 @pytest.mark.slow
 def test_the_cnn_wraps_around():
-  model = CNN(6, 4, 3)
+  model = CNN(depth=6, width=4, num_classes=3)
   inputs = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
 
   def plain(params, x):
@@ -346,7 +356,14 @@ def test_the_cnn_wraps_around():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", [MLP(100, 128, 10), CNN(100, 128, 10)], ids=repr)
+@pytest.mark.parametrize(
+  "model",
+  [
+    MLP(depth=100, width=128, num_classes=10),
+    CNN(depth=100, width=128, num_classes=10),
+  ],
+  ids=repr,
+)
 @pytest.mark.parametrize("remat", [False, True])
 def test_the_program_does_not_grow_with_the_depth(model, remat):
   def program(depth):
@@ -380,7 +397,7 @@ def test_training_moves_the_statistics_of_every_layer():
 
 @pytest.mark.slow
 def test_a_thousand_linear_layers_from_eoi_are_one_isometry():
-  model = MLP(1000, 64, 10, "linear")
+  model = MLP(depth=1000, width=64, num_classes=10, activation="linear")
   params = jax.tree.map(
     lambda leaf: jnp.zeros(leaf.shape), abstract(model, (256,))["params"]
   )
@@ -419,20 +436,32 @@ def test_the_scanned_stack_equals_a_plain_loop(activation):
 
 
 def test_two_layers_need_no_stack():
-  params = MLP(2, 4, 3).init(jax.random.key(0), jnp.zeros((1, 5)))["params"]
+  params = MLP(depth=2, width=4, num_classes=3).init(
+    jax.random.key(0), jnp.zeros((1, 5))
+  )["params"]
   assert set(params) == {"input", "output"}
 
 
 @pytest.mark.slow
 def test_layers_of_the_stack_differ():
-  params = MLP(4, 8, 3).init(jax.random.key(0), jnp.zeros((1, 5)))["params"]
+  params = MLP(depth=4, width=8, num_classes=3).init(
+    jax.random.key(0), jnp.zeros((1, 5))
+  )["params"]
   kernel = params["hidden"]["dense"]["kernel"]
   assert kernel.shape == (2, 8, 8) and (kernel[0] != kernel[1]).any()
 
 
 @pytest.mark.slow
 def test_branches_are_dropped_one_by_one_and_keep_their_expectation():
-  model = ViT(5, 16, 2, depth=2, patch_size=4, drop_path=0.4, remat=True)
+  model = ViT(
+    num_classes=5,
+    width=16,
+    num_heads=2,
+    depth=2,
+    patch_size=4,
+    drop_path=0.4,
+    remat=True,
+  )
   image = jax.random.normal(jax.random.key(0), (1, 8, 8, 3))
   params = model.init(jax.random.key(1), image)["params"]
   images = jnp.broadcast_to(image, (2048, 8, 8, 3))

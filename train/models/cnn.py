@@ -12,7 +12,7 @@ from jax.nn.initializers import Initializer
 from eoi_jax.initializers import delta_orthogonal
 from train.models.activations import ACTIVATIONS
 from train.models.convolution import convolution
-from train.models.network import Network
+from train.models.network import Classifier
 from train.models.stacks import run_in_segments, stack
 
 
@@ -27,7 +27,7 @@ class _Layer(nn.Module):
     return self.conv(name="conv")(self.activation(x)), None
 
 
-class CNN(Network):
+class CNN(Classifier, kw_only=True):
   """`depth - 1` circular 3 x 3 convolutions and one dense layer.
 
   The first convolution has stride 1, the next two stride 2, the other `depth - 4` are
@@ -38,21 +38,13 @@ class CNN(Network):
   Attributes:
     depth: number of layers with a kernel, at least 4.
     width: channels of every convolution.
-    num_classes: units of the last layer.
-    activation: a name in `ACTIVATIONS`; not applied to the logits.
-    kernel_init: initializer of every kernel.
-    bias_init: initializer of every bias.
-    dtype: of the computation; parameters are float32.
     remat: whether to save memory by a second forward pass (`run_in_segments`).
   """
 
   depth: int
   width: int
-  num_classes: int
   activation: str = "tanh"
   kernel_init: Initializer = delta_orthogonal()
-  bias_init: Initializer = nn.initializers.zeros_init()
-  dtype: str = "float32"
   remat: bool = False
 
   @nn.compact
@@ -79,6 +71,4 @@ class CNN(Network):
         x, _ = stack(_Layer, self.depth - 4)(*fields, name="hidden")(x, None)
     x = activation(x)
     x = nn.pool(x, 0.0, jax.lax.add, (2, 2), (2, 2), "VALID") / 4.0
-    x = x.reshape((x.shape[0], -1))
-    dense = nn.Dense(self.num_classes, dtype=dtype, name="output", **options)
-    return dense(x).astype(jnp.float32)
+    return self.logits(x.reshape((x.shape[0], -1)))

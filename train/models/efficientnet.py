@@ -11,7 +11,7 @@ from jax.nn.initializers import Initializer
 
 from train.models.activations import ACTIVATIONS
 from train.models.convolution import convolution
-from train.models.network import Network
+from train.models.network import Classifier
 from train.models.norms import batch_norm
 from train.models.stacks import stack
 
@@ -72,26 +72,15 @@ class _Block(nn.Module):
     return (x + y if same else y), None
 
 
-class EfficientNet(Network):
+class EfficientNet(Classifier):
   """EfficientNet-B0, without dropout and stochastic depth.
 
   The kernels of depthwise convolutions, a tenth of a percent to one percent of a
   block, stay dense: a sparse orthogonal `(1, channels)` matrix would be one unit vector
   and cut most channels.
-
-  Attributes:
-    num_classes: number of logits.
-    activation: a name in `ACTIVATIONS`.
-    kernel_init: initializer of the kernels, but for the depthwise ones.
-    bias_init: initializer of the biases and offsets.
-    dtype: of the computation; parameters are float32.
   """
 
-  num_classes: int
   activation: str = "silu"
-  kernel_init: Initializer = nn.initializers.he_normal()
-  bias_init: Initializer = nn.initializers.zeros_init()
-  dtype: str = "float32"
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -110,14 +99,7 @@ class EfficientNet(Network):
         blocks = stack(_Block, stage.length - 1)(stage, 1, *options, name=rest)
         x, _ = blocks(x, None)
     x = activation(norm(name="norm_head")(conv(1280, 1, 1, name="head")(x)))
-    dense = nn.Dense(
-      self.num_classes,
-      kernel_init=self.kernel_init,
-      bias_init=self.bias_init,
-      dtype=dtype,
-      name="output",
-    )
-    return dense(x.mean((1, 2))).astype(jnp.float32)
+    return self.logits(x.mean((1, 2)))
 
   @staticmethod
   def may_be_sparse(name: str) -> bool:

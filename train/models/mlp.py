@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
 from train.models.activations import ACTIVATIONS
-from train.models.network import Network
+from train.models.network import Classifier
 from train.models.stacks import run_in_segments, stack
 
 
@@ -29,7 +29,7 @@ class _Layer(nn.Module):
     return self.dense(name="dense")(self.activation(x)), None
 
 
-class MLP(Network):
+class MLP(Classifier, kw_only=True):
   """`depth` dense layers: input, `depth - 2` equal hidden ones, output.
 
   The equal layers are one stack of parameters, `hidden/dense/kernel` of shape
@@ -39,21 +39,13 @@ class MLP(Network):
   Attributes:
     depth: number of dense layers, at least 2.
     width: units of every layer but the last.
-    num_classes: units of the last layer.
-    activation: a name in `ACTIVATIONS`; not applied to the logits.
-    kernel_init: initializer of every kernel.
-    bias_init: initializer of every bias.
-    dtype: of the computation; parameters are float32.
     remat: whether to save memory by a second forward pass (`run_in_segments`).
   """
 
   depth: int
   width: int
-  num_classes: int
   activation: str = "tanh"
   kernel_init: Initializer = nn.initializers.orthogonal()
-  bias_init: Initializer = nn.initializers.zeros_init()
-  dtype: str = "float32"
   remat: bool = False
 
   @nn.compact
@@ -75,5 +67,4 @@ class MLP(Network):
         x = run_in_segments(_Layer(*fields, parent=None), variables, x)
       else:
         x, _ = stack(_Layer, self.depth - 2)(*fields, name="hidden")(x, None)
-    x = activation(x)
-    return dense("output")(self.num_classes, name="output")(x).astype(jnp.float32)
+    return self.logits(activation(x))

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.nn.initializers import Initializer
 
 import eoi_jax
 from train.models.blocks import NO_BLOCKS, Blocks, zero_blocks
@@ -64,6 +65,30 @@ class Network(nn.Module, kw_only=True):
     kernels = self.kernels
     dense = [n for n, x in kernels.items() if x and not self.may_be_sparse(n)]
     return kernels.replace(dict.fromkeys(dense))
+
+
+class Classifier(Network, kw_only=True):
+  """A network of the trainer.
+
+  Attributes:
+    num_classes: number of logits.
+    activation: a name in `ACTIVATIONS`; not applied to the logits.
+    kernel_init: initializer of the kernels.
+    bias_init: initializer of biases and offsets.
+    dtype: of the computation; parameters are float32.
+  """
+
+  num_classes: int
+  activation: str = "relu"
+  kernel_init: Initializer = nn.initializers.he_normal()
+  bias_init: Initializer = nn.initializers.zeros_init()
+  dtype: str = "float32"
+
+  def logits(self, x: jax.Array) -> jax.Array:
+    """Applies the last layer, a dense one called `output`."""
+    options = {name: getattr(self, name) for name in ("kernel_init", "bias_init")}
+    dense = self.dense("output", dtype=jnp.dtype(self.dtype), **options)
+    return dense(self.num_classes, name="output")(x).astype(jnp.float32)
 
 
 @functools.lru_cache(maxsize=64)

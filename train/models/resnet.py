@@ -11,11 +11,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.nn.initializers import Initializer
 
 from train.models.activations import ACTIVATIONS
 from train.models.convolution import convolution
-from train.models.network import Network
+from train.models.network import Classifier
 from train.models.norms import batch_norm
 from train.models.stacks import keep_products, stack
 
@@ -73,31 +72,21 @@ class _Bottleneck(_Layers):
     return self.activation(y + self.shortcut(x, 4 * self.width)), None
 
 
-class ResNet(Network):
+class ResNet(Classifier):
   """Four or three stages of residual blocks.
 
   Attributes:
-    num_classes: number of logits.
     stages: number of blocks of each stage.
     width: inner channels of the first stage; each stage doubles them.
     block: "basic" or "bottleneck".
     stem: "small", a 3 x 3 convolution, or "large", a 7 x 7 of stride 2 and a maximum
       pool of stride 2.
-    activation: a name in `ACTIVATIONS`.
-    kernel_init: initializer of every kernel.
-    bias_init: initializer of the biases and offsets.
-    dtype: of the computation; parameters are float32.
   """
 
-  num_classes: int
   stages: tuple[int, ...]
   width: int
   block: str = "basic"
   stem: str = "small"
-  activation: str = "relu"
-  kernel_init: Initializer = nn.initializers.he_normal()
-  bias_init: Initializer = nn.initializers.zeros_init()
-  dtype: str = "float32"
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -122,14 +111,7 @@ class ResNet(Network):
       if length > 1:
         blocks = stack(block, length - 1, remat=True, policy=keep_products)
         x, _ = blocks(width, 1, *options, name=rest)(x, None)
-    dense = nn.Dense(
-      self.num_classes,
-      kernel_init=self.kernel_init,
-      bias_init=self.bias_init,
-      dtype=dtype,
-      name="output",
-    )
-    return dense(x.mean((1, 2))).astype(jnp.float32)
+    return self.logits(x.mean((1, 2)))
 
 
 def cifar_resnet(depth: int, **options) -> ResNet:

@@ -9,11 +9,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.nn.initializers import Initializer
 
 from train.models.activations import ACTIVATIONS
 from train.models.convolution import convolution
-from train.models.network import Network
+from train.models.network import Classifier
 from train.models.norms import batch_norm
 
 # Channels and window of each convolution, stage by stage; a pool ends a stage.
@@ -22,7 +21,7 @@ _LENGTHS = (2, 2, 3, 3, 3)
 _LAST_WINDOW = {"C": 1, "D": 3}
 
 
-class VGG(Network):
+class VGG(Classifier):
   """Thirteen convolutions in five stages, and three dense layers.
 
   Each convolution, with bias, is followed by normalization and activation; each dense
@@ -32,19 +31,9 @@ class VGG(Network):
 
   Attributes:
     form: "C" or "D".
-    num_classes: number of logits.
-    activation: a name in `ACTIVATIONS`.
-    kernel_init: initializer of every kernel.
-    bias_init: initializer of the biases and offsets.
-    dtype: of the computation; parameters are float32.
   """
 
   form: str
-  num_classes: int
-  activation: str = "relu"
-  kernel_init: Initializer = nn.initializers.he_normal()
-  bias_init: Initializer = nn.initializers.zeros_init()
-  dtype: str = "float32"
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -65,5 +54,4 @@ class VGG(Network):
       dense = self.dense(f"dense{number}", dtype=dtype, **options)
       x = dense(512, name=f"dense{number}")(x)
       x = norm(name=f"dense_norm{number}")(activation(x))
-    dense = self.dense("output", dtype=dtype, **options)
-    return dense(self.num_classes, name="output")(x).astype(jnp.float32)
+    return self.logits(x)

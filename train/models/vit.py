@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
 from train.models.activations import ACTIVATIONS
-from train.models.network import Network
+from train.models.network import Classifier
 from train.models.norms import LayerNorm
 from train.models.stacks import stack
 
@@ -76,37 +76,31 @@ class _Block(nn.Module):
     return x + self.drop(name="drop2")(_Scale(name="scale2")(y)), None
 
 
-class ViT(Network):
+class ViT(Classifier, kw_only=True):
   """A vision transformer with layer scale, in which only MLP blocks become sparse.
 
   `width=384, num_heads=6` is ViT-S, `768, 12` is ViT-B. Positions are learned for
   patches alone, not for the class token.
 
   Attributes:
-    num_classes: number of logits.
     width: channels of a token.
     num_heads: attention heads; they divide `width`.
     depth: number of blocks, one stack of parameters.
     patch_size: height and width of a patch in pixels.
     activation: a name in `ACTIVATIONS`, inside of the MLP blocks.
     kernel_init: initializer of the MLP blocks' kernels; others are Gaussian, 0.02.
-    bias_init: initializer of the biases.
-    dtype: of the computation; parameters are float32.
     drop_path: chance that a block's branch is left out of an example in training, the
       same in all blocks; what stays is divided by `1 - drop_path`. It takes the key
       "dropout" (Huang et al., 2016, arXiv:1603.09382).
     remat: whether the backward pass computes the inside of each block again.
   """
 
-  num_classes: int
   width: int
   num_heads: int
   depth: int = 12
   patch_size: int = 16
   activation: str = "gelu"
   kernel_init: Initializer = _SMALL
-  bias_init: Initializer = nn.initializers.zeros_init()
-  dtype: str = "float32"
   drop_path: float = 0.0
   remat: bool = False
 
