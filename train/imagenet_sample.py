@@ -27,16 +27,10 @@ from train.data.imagenet import (
 def write_archives(
   folder: str | Path, *, train: int = 12, validation: int = 16
 ) -> list[str]:
-  """Writes both archives.
+  """Writes both archives into `folder`, which is made; returns the classes, sorted.
 
-  Args:
-    folder: where to; it is made.
-    train: training images of each class.
-    validation: validation images; their classes are those of the first images of the
-      official set, and the training images have the same.
-
-  Returns:
-    The classes, sorted.
+  These are the classes of the first `validation` images of the official set; each has
+  `train` training images.
   """
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)

@@ -94,15 +94,9 @@ FIGURES = {
 
 
 def make(name: str, out: Path, arguments: list[str]) -> Path:
-  """Computes and draws one figure.
+  """Computes and draws one figure, a key of `FIGURES`; returns the path of the PNG.
 
-  Args:
-    name: a key of `FIGURES`.
-    out: directory of the results; it is made.
-    arguments: directories of finished runs, for figures of such.
-
-  Returns:
-    The path of the PNG.
+  `arguments` are directories of finished runs, for figures of such.
 
   Raises:
     UserError: if there is no such figure or run.

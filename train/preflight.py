@@ -31,10 +31,7 @@ _SAMPLES = flags.DEFINE_integer(
 def preflight(config: Any, workdir: Path, *, num_samples: int = 16) -> Inspection:
   """Inspects one config and writes the report into `workdir`.
 
-  Args:
-    config: a config; it is checked here. Of one that compares, the fields as they are.
-    workdir: the directory; it is made.
-    num_samples: images for Jacobian and gradients.
+  Of a config that compares, the fields as they are.
 
   Raises:
     UserError: if a field is wrong or a kernel cannot have its density.

@@ -71,9 +71,6 @@ class Layers(NamedTuple):
 def list_kernels(config: Any) -> Layers:
   """Lists the kernels of a config's network by shapes alone.
 
-  Args:
-    config: a config; it is checked here.
-
   Raises:
     UserError: if a field is wrong or the network does not exist in that form.
   """
@@ -265,11 +262,7 @@ class Cost(NamedTuple):
 def dry_run(config: Any) -> str:
   """Returns the plan of a config as text, after one step of it.
 
-  Args:
-    config: a config; of several runs those that share a program are measured once.
-
-  Raises:
-    UserError: see `make_plan`.
+  Of several runs those that share a program are measured once.
   """
   config_lib.validate(config)
   runs = config_lib.expand(config)

@@ -15,13 +15,7 @@ from train.data.streams import take
 
 
 def plot_inspection(path: Path, inspection: Inspection, title: str) -> None:
-  """Draws spectrum, densities, and signals and gradients over depth.
-
-  Args:
-    path: the file to write, without its suffix: a PNG and a PDF.
-    inspection: what to draw.
-    title: a line above all.
-  """
+  """Draws spectrum, densities, signals and gradients over depth: PNG and PDF."""
   figure, panels = new_figure((9, 6.6), 2, 2)
   (spectrum, densities), (gains, gradients) = panels
   _draw_spectrum(spectrum, inspection)
@@ -33,12 +27,7 @@ def plot_inspection(path: Path, inspection: Inspection, title: str) -> None:
 
 
 def plot_batch(path: Path, plan: Plan) -> None:
-  """Draws 16 training images as a step would see them, and the shares of their labels.
-
-  Args:
-    path: the PNG file to write.
-    plan: of the training.
-  """
+  """Draws 16 training images as a step would see them, with shares of labels."""
   recipe, spec = plan.recipe, plan.recipe.spec
   key, batch = jax.random.key(plan.config.seed), take(plan.dataset.train, 16)
   prepared = jax.jit(prepare, static_argnames="recipe")(key, batch, recipe=recipe)

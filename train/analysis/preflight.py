@@ -49,11 +49,6 @@ class Call(NamedTuple):
 def trace_calls(model: Any, variables: Any, input_shape: tuple[int, ...]) -> dict:
   """Follows one example through a network, without computing anything.
 
-  Args:
-    model: a Linen module.
-    variables: its variables, or their shapes.
-    input_shape: shape of an input without the batch.
-
   Returns:
     Dict from the name of a kernel, "hidden/dense/kernel", to its `Call`, in the order
     of the forward pass: of convolutions and dense layers, no other parameters. A layer
@@ -96,11 +91,6 @@ def metered(
   model: Any, variables: Any, input_shape: tuple[int, ...]
 ) -> tuple[Callable[[Any, jax.Array], jax.Array], Any]:
   """Puts a meter behind every convolution and every dense layer.
-
-  Args:
-    model: a Linen module.
-    variables: its variables, or their shapes to look at the meters alone.
-    input_shape: shape of an input without the batch.
 
   Returns:
     What `layer_profiles` takes: `(meters, inputs) -> outputs`, and meters by the names
@@ -192,11 +182,7 @@ class Inspection(NamedTuple):
 
 
 def measure(plan: Plan, *, num_samples: int = 16) -> Inspection:
-  """Builds a network and measures it at its start.
-
-  Args:
-    plan: of the training.
-    num_samples: training images for Jacobian and gradients.
+  """Builds the network of a plan and measures it at its start, on some training images.
 
   Raises:
     UserError: if a kernel cannot have its density.

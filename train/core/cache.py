@@ -12,22 +12,17 @@ VARIABLE = "EOI_JAX_CACHE"
 def choose(place: str) -> None:
   """Chooses the cache of this process and of those that it starts.
 
-  Args:
-    place: a directory, "off", or "auto": what EOI_JAX_CACHE says if it is set, else
-      `eoi_jax` in $XDG_CACHE_HOME or in ~/.cache.
+  A directory, "off", or "auto": what EOI_JAX_CACHE says if it is set, else `eoi_jax` in
+  $XDG_CACHE_HOME or in ~/.cache.
   """
   if place != "auto":
     os.environ[VARIABLE] = place
 
 
 def directory(kind: str) -> Path | None:
-  """Returns the directory for things of a kind; it exists and can be written.
+  """Returns the directory for things of a kind, such as "data"; it exists.
 
-  Args:
-    kind: its name in the cache, such as "data".
-
-  Returns:
-    None where the cache is off, or nothing can be written.
+  None where the cache is off, or nothing can be written.
   """
   place = os.environ.get(VARIABLE, "auto")
   if place == "off":

@@ -116,9 +116,7 @@ class Checkpoints:
   def save(self, state: Any, accuracy: float | None) -> None:
     """Saves a state under its step; the caller may donate it at once.
 
-    Args:
-      state: the state.
-      accuracy: held-out accuracy of this very state, None if it was not evaluated.
+    `accuracy` is that of this very state on held-out examples, None if not evaluated.
 
     Raises:
       UserError: if this checkpoint, or the one before, cannot be written.
@@ -140,11 +138,7 @@ class Checkpoints:
     self.newest = step
 
   def wait(self) -> None:
-    """Waits for the last write.
-
-    Raises:
-      UserError: if it failed.
-    """
+    """Waits for the last write; raises a UserError if it failed."""
     try:
       self._manager.wait_until_finished()
     except Exception as error:
@@ -166,11 +160,7 @@ class Checkpoints:
     return agree(any(path.name.isdigit() for path in names))
 
   def restore(self, like: Any) -> Any | None:
-    """Returns the newest whole state, or None.
-
-    Args:
-      like: a state, or shapes, types and shardings of one.
-    """
+    """Returns the newest whole state, or None; `like` may be shapes and shardings."""
     plain = _plain_like(like)
     for step in sorted(self._manager.all_steps(), reverse=True):
       state = self._try(step, plain)

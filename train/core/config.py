@@ -608,13 +608,9 @@ def choice_name(choice: Any) -> str:
 
 
 def run_name(field: str, name: str) -> str:
-  """Returns the name of a run, which its directory has, too.
+  """Returns the name of a run, which its directory has, too: "erk", "fallback=none".
 
-  It is that of the choice, but for an empty one: "fallback=none".
-
-  Args:
-    field: what is chosen, a field or the axis of a sweep.
-    name: of the choice.
+  It is `name`, that of the choice, but for an empty one, which its field tells apart.
   """
   if name.strip("."):
     return name
@@ -622,12 +618,7 @@ def run_name(field: str, name: str) -> str:
 
 
 def label(field: str, name: str) -> str:
-  """Returns what to call a run in tables and figures, such as "eoi start".
-
-  Args:
-    field: `compare.field`; of several fields the values alone tell: "erk eoi".
-    name: of the run, as `expand` gives it.
-  """
+  """Returns what to call a run in tables and figures: "eoi start", or "erk eoi"."""
   if "+" in field:
     return name.replace("+", " ").replace("_", " ")
   section, _, leaf = field.rpartition(".")

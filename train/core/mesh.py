@@ -163,14 +163,7 @@ def agree(holds: bool) -> bool:
 
 
 def check_equal_masks(masks: dict[str, Any]) -> None:
-  """Compares a hash of every mask with that of the other processes.
-
-  Args:
-    masks: name to mask, None = dense.
-
-  Raises:
-    UserError: if one differs; the names are in the message.
-  """
+  """Raises a UserError with the names of masks that differ between the processes."""
   if jax.process_count() == 1:
     return
   names = [name for name, mask in masks.items() if mask is not None]

@@ -26,11 +26,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def append_record(path: Path, record: dict[str, Any]) -> None:
-  """Adds a record to a file of them.
-
-  Raises:
-    UserError: if the file cannot be written.
-  """
+  """Adds a record to a file of them; raises a UserError if it cannot be written."""
   try:
     with open(path, "a", encoding="utf-8") as file:
       file.write(json.dumps(record) + "\n")

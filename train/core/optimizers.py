@@ -398,14 +398,10 @@ def create_optimizer(
 
 
 def count_moved(state: Any) -> dict[str, jax.Array]:
-  """Counts live weights, and those that were grown since the start, where masks move.
-
-  Args:
-    state: a state of the training, of one seed or of several.
+  """Counts live weights, and those grown since the start, where masks move; else {}.
 
   Returns:
-    live_weights, density (of all masked kernels) and grown_weights, one for each seed;
-    empty where masks stay.
+    live_weights, density (of all masked kernels) and grown_weights, one for each seed.
   """
   if not isinstance(state.opt_state, eoi_jax.optim.DynamicSparsityState):
     return {}

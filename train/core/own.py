@@ -19,12 +19,9 @@ def is_own(name: str) -> bool:
 
 
 def find(field: str, name: str) -> Any:
-  """Imports what `name` stands for.
+  """Imports what `name`, "package.module:name" in a config field, stands for.
 
-  Args:
-    field: the config field that holds the name, for messages.
-    name: `package.module:name`; the module is found from the working directory and
-      PYTHONPATH, as by `import`.
+  The module is found from the working directory and PYTHONPATH, as by `import`.
 
   Raises:
     UserError: if there is no such module, it cannot be imported, or has no such name.
@@ -54,13 +51,8 @@ def arguments(field: str, name: str) -> dict[str, inspect.Parameter]:
 def written_arguments(field: str, text: str, known: Iterable[str]) -> dict[str, Any]:
   """Returns the arguments that a field holds as text: "heads=8, widths=(64, 128)".
 
-  Args:
-    field: the config field, for messages.
-    text: what it holds.
-    known: arguments that there are, for messages.
-
   Raises:
-    UserError: if it is not such a list.
+    UserError: if it is not such a list; the message names the `known` arguments.
   """
   try:
     call: Any = ast.parse(f"f({text})", mode="eval").body

@@ -19,9 +19,7 @@ _SAME += ("model.", "sparsity.", "seed")
 def saved_config(workdir: Path, config: Any = None) -> Any:
   """Returns the config of the run in `workdir`.
 
-  Args:
-    workdir: the directory of one run.
-    config: what the user asks for; its local fields and batch size count.
+  Local fields and the batch size are those of `config`, if it is given.
 
   Raises:
     UserError: if there is no run, or several, or it has another network, start, seed or
@@ -55,11 +53,7 @@ def restore_saved(plan: Plan, workdir: Path, which: str | None) -> TrainState:
   Args:
     plan: of `saved_config`; without data it will do unless scores choose the masks.
     workdir: the directory of the run.
-    which: "last", "best", by held-out accuracy, or a step; None: the best, or the last
-      if no held-out accuracy is known.
-
-  Raises:
-    UserError: if there is no such checkpoint, or it is damaged.
+    which: as in `Checkpoints.restore_one`.
   """
   like = mesh.place_like(like_start(plan), plan.recipe.placement)
   with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:

@@ -44,9 +44,6 @@ def gains(config: Any) -> Gains:
   With `scale = "critical"` both are those of the critical point of the network's
   activation at the variance `sparsity.q_star`.
 
-  Args:
-    config: a config whose fields have been checked.
-
   Raises:
     UserError: if there is no critical point, or a deviation of the biases is given
       besides.
@@ -128,11 +125,7 @@ def sparsity_settings(config: Any) -> SparsitySettings:
 
 
 def create_network(config: Any, spec: DatasetSpec) -> Network:
-  """Builds the network of a config, with blocks if `model.blocks` asks for them.
-
-  Args:
-    config: a config whose fields have been checked.
-    spec: of the data set.
+  """Builds the network of a checked config, with blocks if it asks for them.
 
   Raises:
     UserError: if `model.blocks` does not go with other fields, or no layer is as wide.
@@ -212,16 +205,9 @@ def _groups(shape: tuple[int, int], density: float, size: int) -> tuple[int, int
 def create_train_state(
   key: jax.Array, *, sparsity: SparsitySettings, recipe: Recipe, masks: Any = None
 ) -> TrainState:
-  """Samples parameters and masks, and starts the optimizer.
+  """Samples parameters and masks, and starts the optimizer: the state at step 0.
 
-  Args:
-    key: the key of the run; it is consumed.
-    sparsity: density and start of the kernels.
-    recipe: network, data set and optimizer.
-    masks: the masks to start from, if `sparsity.needs_masks` (see `create_masks`).
-
-  Returns:
-    The state at step 0.
+  `masks` are those to start from, if `sparsity.needs_masks` (see `create_masks`).
 
   Raises:
     ValueError: if a kernel cannot have the wanted density.
@@ -389,12 +375,7 @@ def densities(
   """Returns densities whose weights add up exactly; EOI's keep the layers' floors.
 
   With a constant fan-in they are rounded to whole weights of each unit, at least one.
-
-  Args:
-    sparsity: distribution, density and floors.
-    params: the parameters, or their shapes.
-    model: the network.
-    rule: tree of densities to take in place of the distribution.
+  `params` may be shapes; `rule`, a tree of densities, takes the distribution's place.
 
   Returns:
     Tree like `params`, None = dense leaf.
@@ -487,12 +468,8 @@ def create_masks(
 ) -> Any:
   """Chooses the trained weights of a network before its start.
 
-  Args:
-    key: the key of the run: the network scored is the one that "base" masks.
-    sparsity: distribution and density.
-    recipe: network and data set.
-    data: the training set; SNIP scores one batch of it, GraSP some examples of each
-      class in two halves.
+  The network scored is the one that "base" masks. SNIP scores one batch of the training
+  set `data`, GraSP some examples of each class in two halves.
 
   Returns:
     Tree like the parameters: bool leaves, True = trained, None = dense leaf. With a

@@ -141,16 +141,9 @@ def over_seeds(
 ) -> Any:
   """Maps `function(state, *rest)` over the seeds of a state, if it has several.
 
-  Args:
-    function: takes the state of one seed, and other arguments.
-    state: a state with a `key`, of shape `()` for one seed and `(seeds,)` for several.
-    keeps: whether `function` returns `(state, others)` rather than others alone.
-    mapped: how many arguments after the state have an axis of seeds as well; all seeds
-      share those that follow.
-
-  Returns:
-    `function` itself for one seed; else a function whose results have a leading axis
-    of seeds, but for the counters of a state.
+  The first `mapped` arguments after the state have an axis of seeds as well; all seeds
+  share the others. `keeps` says that `function` returns `(state, others)` rather than
+  others alone. Results have a leading axis of seeds, but for the counters of a state.
   """
   if not state.key.ndim:
     return function

@@ -93,16 +93,11 @@ class StepResult(NamedTuple):
 def prepare(
   key: jax.Array, batch: Split, *, recipe: Recipe
 ) -> tuple[jax.Array, jax.Array]:
-  """Returns what the network is to learn from a batch.
-
-  Args:
-    key: of the images of this step; it is consumed.
-    batch: uint8 images `[batch, ...]` and int32 labels `[batch]`.
-    recipe: static settings.
+  """Returns what the network is to learn from a batch of uint8 images and int32 labels.
 
   Returns:
     Augmented, normalized, mixed images, and shares of the labels,
-    `[batch, num_classes]`.
+    `[batch, num_classes]`; what is random is a function of `key`.
   """
   spec, settings = recipe.spec, recipe.augmentation
   key, key_mix = jax.random.split(key)
@@ -115,16 +110,7 @@ def prepare(
 def train_step(
   state: TrainState, batch: Split, *, recipe: Recipe
 ) -> tuple[TrainState, StepResult]:
-  """Does one update.
-
-  Args:
-    state: the state before.
-    batch: uint8 images `[batch, ...]` and int32 labels `[batch]`.
-    recipe: static settings.
-
-  Returns:
-    The state after, and what it has come from.
-  """
+  """Does one update on uint8 images `[batch, ...]` and int32 labels `[batch]`."""
   inputs, shares = prepare(step_key(state, "augment"), batch, recipe=recipe)
   weights = jnp.ones(batch.labels.shape, jnp.float32)
   settings = recipe.optimizer
@@ -163,16 +149,11 @@ def _gradient(
 ) -> tuple[Any, Sums, Any]:
   """Returns the gradient of a batch, its sums, and batch statistics after it.
 
-  With `optimizer.accumulate = k` the batch is taken in k micro-batches, one after
-  another: gradients and sums add up, and statistics advance with each. Micro-batch j
-  has the examples j, j + k, ..., so that every device has its part of each.
-
-  Args:
-    loss_fn: `(params, batch_stats, examples, j) -> (loss, (sums, batch_stats))`, the
-      sum over the examples divided by the size of the whole batch.
-    state: the state before.
-    examples: tree of arrays `[batch, ...]`.
-    recipe: static settings.
+  With `optimizer.accumulate = k` the batch, a tree of arrays `[batch, ...]`, is taken
+  in k micro-batches, one after another: gradients and sums add up, and statistics
+  advance with each. Micro-batch j has the examples j, j + k, ..., so that every device
+  has its part of each. `loss_fn(params, batch_stats, examples, j)` returns the sum over
+  the examples divided by the size of the whole batch, and `(sums, batch_stats)`.
   """
   gradient, count = jax.grad(loss_fn, has_aux=True), recipe.optimizer.accumulate
   if count == 1:
@@ -231,8 +212,7 @@ def train_chunk(
   """Does `count` steps within one epoch, in one dispatch.
 
   `count` is traced: the last chunk of an epoch needs no second compilation, and a
-  resumed run takes the very program of an uninterrupted one. The order of an epoch is
-  a permutation drawn from the state's key and the number of the epoch.
+  resumed run takes the very program of an uninterrupted one.
 
   Args:
     state: the state before, of one seed or of several (`train.core.state`); its buffers
@@ -244,9 +224,8 @@ def train_chunk(
     recipe: static settings.
 
   Returns:
-    The state after; sums over all examples; norms of the last step's gradients
-    and updates, and of the parameters after it. With several seeds each sum and norm
-    has an axis of seeds.
+    The state after; sums over all examples; norms of the last step's gradients and
+    updates, and of the parameters after it; of several seeds with an axis of them.
   """
   chunk = functools.partial(_chunk, recipe=recipe)
   chunk = over_seeds(chunk, state, keeps=True, mapped=1)
@@ -320,18 +299,8 @@ def evaluate(
 ) -> Sums:
   """Sums loss and hits over a whole split, in batches, in one dispatch.
 
-  Splits of equal shapes share a program, whatever their sizes.
-
-  Args:
-    state: of one seed or of several.
-    data: the split on the device; what lies beyond `size` and examples of label -1 are
-      padding.
-    size: number of examples, int32.
-    recipe: static settings.
-    batch_size: examples at a time.
-
-  Returns:
-    The sums; with several seeds each has an axis of seeds.
+  Splits of equal shapes share a program: `size` is traced, int32, and what lies beyond
+  it is padding, as are examples of label -1. Of several seeds each sum has an axis.
   """
   length = data.labels.shape[0]
   devices = 1 if recipe.placement is None else recipe.placement.mesh.size

@@ -60,12 +60,8 @@ READ_WITH: dict[str, Conditions] = {
 def list_unread(configs: Iterable[Any]) -> list[str]:
   """Lists fields that are not at their default, and that none of the runs reads.
 
-  Args:
-    configs: checked configs of runs that belong together, such as those of a
-      comparison: what one of them reads, the others may hold.
-
-  Returns:
-    A sentence for each field, with its value and what would read it.
+  Of runs that belong together, such as those of a comparison, one may hold what another
+  reads. Each field gives a sentence, with its value and what would read it.
   """
   flats, lines = [flatten(config) for config in configs], []
   for name, field in FIELDS.items():

@@ -81,11 +81,7 @@ def is_claimed(workdir: Path) -> bool:
 
 
 def refuse_another_config(path: Path, config: Any) -> None:
-  """Compares the config saved in `path`.
-
-  Raises:
-    UserError: if it differs; the fields are named.
-  """
+  """Raises a UserError if the config saved in `path` differs; it names the fields."""
   try:
     saved = json.loads(path.read_text(encoding="utf-8"))
   except ValueError as error:

@@ -113,10 +113,8 @@ def whole(spec: DatasetSpec, splits: Mapping[str, Any]) -> Dataset:
 def in_background(function: Callable[[Any], Any], items: Iterable[Any]) -> Callable:
   """Calls a function of each item in a thread, one after the other.
 
-  A process that ends does not wait for it, as it would for that of an executor.
-
-  Returns:
-    A function of an item that waits for its result, or raises what the call raised.
+  Returns what waits for the result of an item, or raises what its call raised. A
+  process that ends does not wait for the thread, as it would for that of an executor.
   """
   futures = {item: concurrent.futures.Future() for item in items}
 
@@ -188,17 +186,11 @@ def prepare_hint(name: str) -> str:
 
 @contextlib.contextmanager
 def prepared(name: str) -> Iterator[Any]:
-  """Opens a prepared data set, to read inside of the `with` statement.
-
-  Args:
-    name: a key of `DATASETS` that tensorflow-datasets reads, or `tfds:NAME`.
-
-  Yields:
-    Its builder.
+  """Opens a prepared data set, a key of `DATASETS` or `tfds:NAME`: yields its builder.
 
   Raises:
     UserError: if tensorflow-datasets or the data set is missing, or if it cannot be
-      read: here or in the body.
+      read: here or in the body of the `with` statement.
   """
   try:
     import tensorflow_datasets as tfds
@@ -250,11 +242,8 @@ def read_split(builder: Any, split: str) -> Split:
 def kept(name: str, read: Callable[[], Split]) -> Split:
   """Returns what `read` returns, from the cache if it is there, and keeps it there.
 
-  Decoding takes 10 s for CIFAR-10; an import, for digits, one.
-
-  Args:
-    name: of the examples; it has to change whenever they do.
-    read: reads them.
+  Decoding takes 10 s for CIFAR-10; an import, for digits, one. The name has to change
+  whenever the examples do.
   """
   folder = cache.directory("data")
   path = None if folder is None else folder / f"{name.replace('/', '-')}.npz"

@@ -61,17 +61,12 @@ OFFICIAL = Sizes()
 def check_archives(folder: str | os.PathLike, sizes: Sizes | None = OFFICIAL) -> Sizes:
   """Counts classes and images of both archives, without reading the images.
 
-  Args:
-    folder: holds the training archive, a tar file of one tar file for each class, and
-      the validation archive, a tar file of images.
-    sizes: what the counts must be, or None to accept any part of the classes and
-      training images, and the first so many validation images.
-
-  Returns:
-    The counts.
+  The training archive is a tar file of one tar file for each class, that of validation
+  one of images. With `sizes=None` they may hold any part of the classes and training
+  images, and the first so many validation images.
 
   Raises:
-    UserError: if a count is another, or a name unknown.
+    UserError: if a count is not that of `sizes`, or a name unknown.
   """
   counts = _count_train(Path(folder) / TRAIN)
   validation = _names(Path(folder) / VALIDATION)
@@ -132,11 +127,8 @@ def open_imagenet(options: StreamOptions, *, validation: float = 0.01) -> Datase
   """Opens the prepared data set; images are read as the streams are.
 
   The examples are stored in an order that `train.prepare` has shuffled once for all;
-  the first of the training split are held out, whatever the seed.
-
-  Args:
-    options: what the batches are a function of.
-    validation: fraction of the training split to hold out, in `[0, 1)`.
+  the first of the training split, a fraction `validation` in `[0, 1)`, are held out,
+  whatever the seed.
 
   Returns:
     Streams of uint8 images `[batch, 224, 224, 3]` and labels in `[0, 1000)`, in the

@@ -26,18 +26,10 @@ _TEST_SPLITS = {"tiny_imagenet": "validation"}
 
 
 def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
-  """Splits off `fraction` of the examples, evenly from every class.
+  """Splits `floor(fraction * n)` examples off, evenly from every class.
 
-  No random number takes part: the split is the same on every machine, whatever the
-  seed of a run.
-
-  Args:
-    split: the examples.
-    fraction: in `[0, 1)`.
-
-  Returns:
-    `(rest, held_out)`, both in the original order; `held_out` has
-    `floor(fraction * n)` examples, those of a class evenly spaced.
+  No random number takes part: the split is the same on every machine, whatever the seed
+  of a run. Returns `(rest, held_out)`, both in the original order.
   """
   by_class = np.argsort(split.labels, kind="stable")
   marks = np.floor(np.arange(len(by_class) + 1) * fraction + 1e-9)
@@ -55,14 +47,12 @@ def load_dataset(
     name: a key of `DATASETS`, or as in `train.data.own.load`.
     validation: fraction of the training set to hold out, in `[0, 1)`; a data set of
       your own that has a validation split keeps it.
-    stream: what the batches of a data set in `STREAMED` are a function of; other data
-      sets are whole, without it.
+    stream: what the batches of a data set in `STREAMED` are a function of; None else.
 
   Returns:
-    The data set with disjoint splits, those in memory perhaps still being read: it
-    waits where they are used. The test set of `digits`, which has none of its
-    own, is a fixed fifth of it; that of `tiny_imagenet`, whose test labels are not
-    public, and that of `imagenet` is their official validation split.
+    The data set with disjoint splits, those in memory perhaps still being read. The
+    test set of `digits`, which has none of its own, is a fixed fifth of it; those of
+    `tiny_imagenet` and `imagenet` are their official validation splits.
 
   Raises:
     UserError: if the data set is unknown or not on this machine.

@@ -29,8 +29,7 @@ def load(name: str) -> tuple[DatasetSpec, dict[str, Split]]:
       `[n, height, width, channels]`, uint8 or floating point, and integer labels `[n]`.
 
   Returns:
-    What is known of it, with mean and deviation measured, of all pixels of the training
-    set; and its splits by name.
+    What is known of it, with mean and deviation of all training pixels; and its splits.
 
   Raises:
     UserError: if it is not on this machine, or not of that form.

@@ -57,11 +57,8 @@ class StreamOptions(NamedTuple):
 def training_stream(examples: Any, size: int, options: StreamOptions) -> Stream:
   """Returns an endless stream; an epoch is all whole batches of a permutation.
 
-  Args:
-    examples: `examples[size * epoch + n]`, the n-th example in the order of that epoch:
-      an image and a label.
-    size: examples in an epoch.
-    options: the batches' size, and this process's part.
+  `examples[size * epoch + n]` is the n-th example in the order of that epoch: an image
+  and a label.
 
   Raises:
     UserError: if the split has no whole batch, or processes cannot share one.
@@ -85,11 +82,7 @@ def evaluation_stream(
 ) -> Stream:
   """Returns a stream that yields each example once, in order.
 
-  Args:
-    examples: `examples[n]` is an image and a label, `n` in `[0, size)`.
-    size: number of examples.
-    shape: of an image.
-    options: the batches' size, and this process's part.
+  `examples[n]` is an image, of the given shape, and a label, `n` in `[0, size)`.
   """
   padding = np.zeros(shape, np.uint8), np.int32(PADDING_LABEL)
 
@@ -106,13 +99,9 @@ def _stream(
   num_batches: int,
   options: StreamOptions,
 ) -> Stream:
-  """Returns a stream that reads this process's rows ahead, in parallel.
+  """Returns a stream of `num_batches` that reads the rows of this process ahead.
 
-  Args:
-    size: of the split.
-    example: from batch and row in it, of all processes, to image and label.
-    num_batches: where the stream ends.
-    options: which rows.
+  `example(batch, row)` is the image and the label in a row of the whole batch.
   """
   local_size = options.local_size
   first_row = options.process_index * local_size

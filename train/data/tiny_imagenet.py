@@ -47,13 +47,8 @@ class Index(NamedTuple):
 def read_index(archive: zipfile.ZipFile, sizes: Sizes) -> Index:
   """Lists the labelled images of the official archive, and counts them.
 
-  Args:
-    archive: with `wnids.txt`, `train/ID/images/*.JPEG`, `val/images/*.JPEG` and
-      `val/val_annotations.txt` under `tiny-imagenet-200/`.
-    sizes: what the counts must be.
-
-  Returns:
-    The classes and the class of each image.
+  It has `wnids.txt`, `train/ID/images/*.JPEG`, `val/images/*.JPEG` and
+  `val/val_annotations.txt` under `tiny-imagenet-200/`.
 
   Raises:
     UserError: if a file is missing or a count is not that of `sizes`.
@@ -107,12 +102,7 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
   MANUAL_DOWNLOAD_INSTRUCTIONS = f"Download {URL}; the directory must hold {ARCHIVE}."
 
   def __init__(self, *, sizes: Sizes | None = None, **options: Any):
-    """Creates the builder.
-
-    Args:
-      sizes: what the archive must hold; that of the official one by default.
-      **options: of `tfds.core.DatasetBuilder`, such as `data_dir`.
-    """
+    """Creates the builder of an archive of such sizes; options are those of tfds."""
     self.sizes = Sizes() if sizes is None else sizes
     super().__init__(**options)
 

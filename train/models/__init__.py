@@ -100,20 +100,16 @@ def title_and_fields(name: str) -> tuple[str, tuple[str, ...]]:
 def create_model(
   config: Any, spec: DatasetSpec, *, bias_std: float, blocks: Blocks = NO_BLOCKS
 ) -> Network:
-  """Builds the network of `config.model`.
+  """Builds the network of `config.model`, which knows its `layouts`.
 
-  Models compare equal when their settings do, so that two runs which differ in
-  their start only share one compiled program.
+  Models compare equal when their settings do, so that two runs which differ in their
+  start only share one compiled program.
 
   Args:
     config: a validated config.
     spec: of the data set.
     bias_std: deviation of the initial biases.
     blocks: which layers have blocks (`train.core.start.create_network` chooses).
-
-  Returns:
-    A Linen module that knows its `layouts`: which leaves are kernels that may become
-    sparse, and how they are read.
 
   Raises:
     ValueError: if the network does not exist in that depth, drops no branch, or takes

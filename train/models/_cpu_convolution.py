@@ -79,15 +79,7 @@ def cpu_convolution(
 
 
 def _sum_of_taps(inputs, kernel, *, strides, padding, each: bool) -> jax.Array:
-  """Adds up shifted inputs times the kernel's matrix at each tap.
-
-  Args:
-    inputs: `[batch, height, width, in]`.
-    kernel: `[rows, cols, in, out]`, or `[rows, cols, 1, in]` if `each`.
-    strides: two integers.
-    padding: zeros before and after, for height and width.
-    each: whether every channel has its own filter.
-  """
+  """Adds up shifted inputs times the kernel's matrix at each tap."""
   padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
   batch, height, width, channels = padded.shape
   rows, cols = kernel.shape[:2]

@@ -31,9 +31,7 @@ class LayerNorm(nn.LayerNorm):
 def batch_norm(train: bool, bias_init: Initializer) -> Any:
   """Returns what makes normalization layers, with torch's constants.
 
-  Args:
-    train: whether statistics come from the batch, and update the running ones.
-    bias_init: initializer of the offsets.
+  In training statistics come from the batch, and update the running ones.
   """
   return functools.partial(
     BatchNorm,

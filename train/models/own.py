@@ -82,15 +82,9 @@ def create(
 ) -> OwnNetwork:
   """Builds the network that `config.model.name` names.
 
-  It gets those arguments that it declares: of `given`, of the fields of
-  `config.model`, and everything in `config.model.options`, which comes first.
-
-  Args:
-    config: a config whose fields have been checked.
-    spec: of the data set.
-    given: `num_classes`, `kernel_init` and `bias_init`. The second only goes to a
-      network that has none of its own, which is that of kernels that stay dense.
-    bias_std: deviation of the initial biases.
+  It gets those arguments that it declares: of `given` (`num_classes`, `kernel_init` if
+  it has no such default of its own, `bias_init`), of the fields of `config.model`, and
+  everything in `config.model.options`, which comes first.
 
   Raises:
     UserError: if an argument is unknown, missing or of no use, or what is built is no

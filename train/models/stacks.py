@@ -41,16 +41,13 @@ def run_in_segments(block: nn.Module, variables: Any, x: jax.Array) -> jax.Array
   """Runs a stack and keeps few activations for the backward pass.
 
   The stack is cut in about `sqrt(length)` segments. The backward pass keeps their
-  inputs and computes each segment again when it comes to it: memory falls from
-  `length` to `2 sqrt(length)` activations, for one more forward pass.
+  inputs and computes each segment again when it comes to it: memory falls from `length`
+  to `2 sqrt(length)` activations, for one more forward pass.
 
   Args:
     block: one block, without parent.
     variables: its variables with a leading axis of layers, which do not change.
     x: input of the first block.
-
-  Returns:
-    Output of the last block, as `stack` gives it.
   """
   length = jax.tree.leaves(variables)[0].shape[0]
   size = math.isqrt(length)

@@ -42,13 +42,8 @@ def angles(
 ) -> dict[str, Any]:
   """Trains MLP-7 from starts whose rotations have one angle, another, or any.
 
-  Batches of 128, Nesterov momentum .9, rate .01, weight decay 1e-4.
-
-  Args:
-    num_seeds: trainings of each law, one vmapped program.
-    density: of every kernel.
-    num_epochs: of each training.
-    data: name of the data set; the bundled digits stand in where it is missing.
+  Batches of 128, Nesterov momentum .9, rate .01, weight decay 1e-4; the trainings of a
+  law are one vmapped program. The bundled digits stand in for data that is missing.
 
   Returns:
     Numbers that JSON can hold: a hidden kernel of each law, and the training loss of

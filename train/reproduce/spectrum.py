@@ -68,9 +68,8 @@ def spectrum(
       deviation .05), since steps of .1 end in a cycle around a minimum.
 
   Returns:
-    Numbers that JSON can hold: a curve for each scheme, of the mean over all singular
-    values, and of the largest and the smallest, each the mean over seeds, with the
-    deviation of the first over seeds.
+    Numbers that JSON can hold: a curve for each scheme, of mean, largest and smallest
+    singular value, each the mean over seeds, with the deviation of the first.
 
   Raises:
     UserError: if a name is unknown, a density is too low, or MNIST is missing.

@@ -49,19 +49,16 @@ class Sweep(NamedTuple):
 
 
 def load_sweep(value: str, base: Any = None, *, one_by_one: bool = False) -> Sweep:
-  """Expands the sweep that `FILE` or `FILE:VARIANT` names.
+  """Expands the sweep that `FILE` or `FILE:VARIANT` names; its configs are checked.
 
   The file is a config, by `get_config(variant)`, and has `get_axes(variant)` besides: a
-  dict from a field to its values, or from the name of an axis to
-  `{label: {field: value}}`. A later axis wins where two change the same field.
+  dict from a field to its values, or from the name of an axis to `{label: {field:
+  value}}`. A later axis wins where two change the same field.
 
   Args:
     value: the path, with a variant if there is any.
     base: the config to change, if not the file's own.
     one_by_one: a run for each of `config.seeds`, instead of all seeds in one program.
-
-  Returns:
-    The sweep; all of its configs have been checked.
 
   Raises:
     UserError: if the file, an axis or the config of a cell is wrong.

@@ -105,12 +105,7 @@ def forget_failures(cells: Sequence[Cell], workdir: Path) -> None:
 def run(cells: Sequence[Cell], workdir: Path) -> bool:
   """Trains all cells that are to be; one that breaks does not stop the others.
 
-  Args:
-    cells: what to train, in this order.
-    workdir: directory of the sweep.
-
-  Returns:
-    Whether none of them has failed.
+  Returns whether none of them has failed.
   """
   whole = True
   for number, cell in enumerate(cells, 1):
@@ -159,15 +154,10 @@ def _cores() -> set[int]:
 
 
 def run_workers(commands: Sequence[Sequence[str]]) -> list[int]:
-  """Runs commands side by side; their output comes line by line on the standard error.
+  """Runs commands side by side, each on its part of the cores; returns exit statuses.
 
-  SIGTERM is passed on to them; Ctrl-C reaches them by itself.
-
-  Args:
-    commands: one for each part of the cores, at most as many as there are cores.
-
-  Returns:
-    The exit status of each.
+  Their output comes line by line on the standard error. SIGTERM is passed on to them;
+  Ctrl-C reaches them by itself.
   """
   processes: list[subprocess.Popen] = []
 
@@ -214,11 +204,7 @@ def _show(process: subprocess.Popen) -> None:
 
 
 def run_side_by_side(count: int) -> bool:
-  """Trains all cells by `count` processes of this command line.
-
-  Returns:
-    Whether none of them has failed.
-  """
+  """Trains all cells by `count` processes; returns whether none of them has failed."""
   command = [sys.executable, "-m", "train.sweep", *sys.argv[1:]]
   statuses = run_workers([[*command, f"--worker={n}"] for n in range(count)])
   for number, status in enumerate(statuses):

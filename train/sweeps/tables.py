@@ -71,10 +71,7 @@ def read_runs(directories: list[str]) -> list[Run]:
 
 
 def group(runs: list[Run]) -> dict[str, list[Run]]:
-  """Groups runs that differ in their seeds only; each seed of a group counts once.
-
-  Returns:
-    Dict from what tells a group from the others, "eoi, erk", to its runs.
+  """Groups runs that differ in their seeds only, by what tells them apart: "eoi, erk".
 
   Raises:
     UserError: see `count_once`.
@@ -86,12 +83,9 @@ def group(runs: list[Run]) -> dict[str, list[Run]]:
 def count_once(runs: list[Run]) -> list[Run]:
   """Leaves out runs that repeat others: the same seeds gave the same numbers.
 
-  Args:
-    runs: differ in their seeds only.
-
   Raises:
-    UserError: if two runs have a seed in common and are no repetitions. Which of them
-      counts is not for a table to decide.
+    UserError: if two runs, which differ in their seeds only, have one in common and are
+      no repetitions. Which of them counts is not for a table to decide.
   """
   held: dict[int, Run] = {}
   kept: list[Run] = []
