@@ -151,7 +151,7 @@ def _expected_taps(
   at_center = start in ("eoi_structured", "sao", "delta_orthogonal", "eoi_in_mask") or (
     start in ("base", "ai") and sparsity.reference == "delta_orthogonal"
   )
-  center_live, center_nonzeros, live, nonzeros = np.zeros(4)
+  found = []  # live weights and nonzeros at the centre, and of all taps
   for budget in budgets:
     each = budget / num_taps  # of an even support
     if start == "eoi" and sparsity.taps == "center":
@@ -160,12 +160,10 @@ def _expected_taps(
       )
       spare = size - inner  # cells among which trainable zeros are drawn
       zeros = (budget - inner) * (tap - inner) / spare if spare else 0.0
-      found = (inner + max(zeros, 0.0), inner, budget, inner)
+      found.append((inner + max(zeros, 0.0), inner, budget, inner))
     else:
-      found = (each, each, budget, each if at_center else budget)
-    center_live, center_nonzeros, live, nonzeros = np.add(
-      (center_live, center_nonzeros, live, nonzeros), found
-    )
+      found.append((each, each, budget, each if at_center else budget))
+  center_live, center_nonzeros, live, nonzeros = np.sum(found, axis=0)
   count = len(budgets)
   center = Taps(count * tap, round(center_live), round(center_nonzeros))
   others = (count * (size - tap), live - center_live, nonzeros - center_nonzeros)
@@ -331,11 +329,13 @@ def _batch(recipe: Recipe) -> str:
 
 def measure(plan: Plan) -> Cost:
   """Compiles the chunk of a plan and does one step, from weights that are all zero."""
-  state = mesh.put_state(_zero_state(plan), plan.recipe.placement)
+  like, placement = like_start(plan), plan.recipe.placement
+  zeros = jax.tree.map(lambda leaf: jax.lax.full(leaf.shape, 0, leaf.dtype), like)
+  state = mesh.put_state(zeros, placement)
   feed = Feed(plan, 0)
   begin = time.perf_counter()
   zero = jax.device_put(np.int32(0))
-  sums = mesh.put_whole(zero_sums(state.key.shape), plan.recipe.placement)
+  sums = mesh.put_whole(zero_sums(state.key.shape), placement)
   lowered = train_chunk.lower(state, feed.nothing(), zero, sums, recipe=plan.recipe)
   program = lowered.compile()
   memory = program.memory_analysis()
@@ -361,25 +361,9 @@ def _time_steps(
   return state, (time.perf_counter() - begin) / count
 
 
-def _zero_state(plan: Plan) -> TrainState:
-  """Returns a state of the right shapes, without the work of a start."""
-
-  def zeros(leaf):
-    if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-      return jnp.zeros(leaf.shape, leaf.dtype)
-    bits = jax.eval_shape(jax.random.key_data, leaf)
-    return jax.random.wrap_key_data(jnp.zeros(bits.shape, bits.dtype))
-
-  return jax.tree.map(zeros, like_start(plan))
-
-
 def _bytes(tree: Any) -> int:
   """Bytes on the first device of this process."""
-  keys = jax.dtypes.prng_key
-  leaves = [
-    jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, keys) else leaf
-    for leaf in jax.tree.leaves(tree)
-  ]
+  leaves = jax.tree.leaves(tree)
   return sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
 
 

@@ -4,7 +4,6 @@ Which kernels a network applies, in order, and what a meter at each of them show
 units, singular values of the Jacobian at the start, and mean-field theory.
 """
 
-import functools
 import json
 import math
 from collections.abc import Callable
@@ -198,7 +197,10 @@ def measure(plan: Plan, *, num_samples: int = 16) -> Inspection:
   rows = list_layers(params, masks, scale, model, config.sparsity.taps)
   layers = {row.name: row for row in rows}
   inputs = normalize(jnp.asarray(take(plan.dataset.train, num_samples).images), spec)
-  apply_fn = functools.partial(_apply, model, _Frozen(stats))
+
+  def apply_fn(params, inputs):
+    return model.apply({"params": params, "batch_stats": stats}, inputs, train=False)
+
   key = named_key(jax.random.key(config.seed), "preflight")
   layouts, signal = model.layouts, eoi_jax.signal
   norms = signal.gradient_norms(key, apply_fn, params, inputs, layouts=layouts)
@@ -223,18 +225,6 @@ def measure(plan: Plan, *, num_samples: int = 16) -> Inspection:
     theory=theory,
     slopes=_slopes(config, theory.get("q_star", 1.0)),
   )
-
-
-class _Frozen:
-  """Statistics as a part of a static function: compared by identity."""
-
-  def __init__(self, tree: Any):
-    self.tree = tree
-
-
-def _apply(model, stats: _Frozen, params, inputs):
-  variables = {"params": params, "batch_stats": stats.tree}
-  return model.apply(variables, inputs, train=False)
 
 
 def _row(layer: Layer, call: Call | None, dead, profile, norms) -> Row:
@@ -347,7 +337,8 @@ def _theory(config: Any) -> dict[str, float]:
 
 def as_text(inspection: Inspection) -> str:
   """Returns the report as text."""
-  parts = [table([_HEADER, *map(_cells, inspection.rows)])]
+  cells = list(map(_cells, inspection.rows))
+  parts = [table([tuple(cells[0]), *(tuple(row.values()) for row in cells)])]
   for heading, values in (
     ("totals", inspection.totals),
     ("singular values of the Jacobian", inspection.spectrum),
@@ -372,37 +363,23 @@ def as_text(inspection: Inspection) -> str:
   return "\n\n".join(parts)
 
 
-_HEADER = (
-  "kernel",
-  "shape",
-  "density",
-  "floor",
-  "live",
-  "dead in",
-  "dead out",
-  "Gram error",
-  "FLOPs",
-  "gain",
-  "gradient",
-)
-
-
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: Row) -> dict[str, str]:
+  """A row of the report: title of the column to text."""
   layer = row.layer
-  shape = "x".join(map(str, layer.shape))
-  return (
-    layer.name,
-    f"{layer.count} of {shape}" if layer.count > 1 else shape,
-    f"{layer.density:.4f}",
-    f"{layer.floor:.4f}",
-    f"{layer.live:,}",
-    f"{row.dead_inputs:,}",
-    f"{row.dead_outputs:,}",
-    f"{layer.orthogonality_error:.1e}",
-    "-" if row.flops is None else _short(row.flops * layer.density),
-    _mean(row.gains),
-    _mean(row.gradient_norms),
-  )
+  shape, flops = "x".join(map(str, layer.shape)), row.flops
+  return {
+    "kernel": layer.name,
+    "shape": f"{layer.count} of {shape}" if layer.count > 1 else shape,
+    "density": f"{layer.density:.4f}",
+    "floor": f"{layer.floor:.4f}",
+    "live": f"{layer.live:,}",
+    "dead in": f"{row.dead_inputs:,}",
+    "dead out": f"{row.dead_outputs:,}",
+    "Gram error": f"{layer.orthogonality_error:.1e}",
+    "FLOPs": "-" if flops is None else _short(flops * layer.density),
+    "gain": _mean(row.gains),
+    "gradient": _mean(row.gradient_norms),
+  }
 
 
 def _mean(values: list[float]) -> str:
