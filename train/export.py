@@ -70,9 +70,7 @@ class Exported(NamedTuple):
 
 
 def export(
-  workdir: Path,
-  checkpoint: str | None = None,
-  formats: tuple[str, ...] = ("msgpack",),
+  workdir: Path, checkpoint: str | None = None, formats: tuple[str, ...] = ("msgpack",)
 ) -> list[Path]:
   """Writes a checkpoint of a run, one file for each seed and format.
 

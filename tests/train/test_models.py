@@ -415,7 +415,10 @@ def test_a_thousand_linear_layers_from_eoi_are_one_isometry():
 @pytest.mark.slow
 @pytest.mark.parametrize("activation", few(ACTIVATIONS))
 def test_the_scanned_stack_equals_a_plain_loop(activation):
-  model = MLP(5, 8, 3, activation, bias_init=jax.nn.initializers.normal(0.1))
+  bias_init = jax.nn.initializers.normal(0.1)
+  model = MLP(
+    depth=5, width=8, num_classes=3, activation=activation, bias_init=bias_init
+  )
   inputs = jax.random.normal(jax.random.key(1), (4, 2, 3))
   apply = ACTIVATIONS[activation]
 

@@ -33,12 +33,7 @@ class Checkpoints:
   """
 
   def __init__(
-    self,
-    directory: Path,
-    *,
-    keep: int = 1,
-    keep_best: int = 0,
-    read_only: bool = False,
+    self, directory: Path, *, keep: int = 1, keep_best: int = 0, read_only: bool = False
   ):
     """Opens a directory, which may be new.
 

@@ -163,12 +163,12 @@ def default_workdir(arguments: list[str]) -> Path:
   The same command finds its own run again; another one gets another directory:
   `workdirs/quickstart`, `workdirs/quickstart-smoke`, `workdirs/quickstart-seed=1`.
   """
-  line, fields = scan(arguments), config_lib.FIELDS
+  line = scan(arguments)
   path, _, variant = (line.file or "").partition(":")
   changes = [
     f"{field}={value}"
     for field, value in sorted(line.overrides.items())
-    if field not in fields or not fields[field].is_local
+    if field not in config_lib.LOCAL
   ]
   name = "-".join(filter(None, [Path(path).stem, variant, *changes]))
   return Path("workdirs") / re.sub(r"[^\w.,=+-]", "_", name)[:200]

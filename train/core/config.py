@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, FieldReference
 
 from train.core.console import UserError
@@ -151,14 +152,11 @@ class Field(NamedTuple):
     default: its default.
     rule: what it may hold.
     meaning: what it does.
-    is_local: whether it says how and where to run rather than what: a run may go on
-      with another value, and gives the same numbers.
   """
 
   default: Any
   rule: Rule
   meaning: str
-  is_local: bool = False
 
 
 FIELDS = {
@@ -173,42 +171,30 @@ FIELDS = {
   "checkpoint_every": Field(
     1, _integer(1), "epochs between two checkpoints; the last state is always saved"
   ),
-  "keep_checkpoints": Field(
-    2, _integer(1), "newest checkpoints to keep", is_local=True
-  ),
-  "keep_best": Field(
-    1, _integer(0), "best checkpoints by held-out accuracy to keep", is_local=True
-  ),
+  "keep_checkpoints": Field(2, _integer(1), "newest checkpoints to keep"),
+  "keep_best": Field(1, _integer(0), "best checkpoints by held-out accuracy to keep"),
   "placement": Field(
-    "replicated", _one_of(*PARAMETERS), "parameters on several devices", is_local=True
+    "replicated", _one_of(*PARAMETERS), "parameters on several devices"
   ),
-  "tensorboard": Field(
-    False, _BOOLEAN, "also write event files; needs tensorboardX", is_local=True
-  ),
+  "tensorboard": Field(False, _BOOLEAN, "also write event files; needs tensorboardX"),
   "wandb": Field(
     False,
     _BOOLEAN,
     "also log to Weights & Biases; needs wandb; WANDB_MODE=offline needs no network",
-    is_local=True,
   ),
   "dry_run": Field(
-    False,
-    _BOOLEAN,
-    "print layers, steps, time and memory after one step, and stop",
-    is_local=True,
+    False, _BOOLEAN, "print layers, steps, time and memory after one step, and stop"
   ),
   "eval_only": Field(
     False,
     _BOOLEAN,
     "evaluate a checkpoint of the workdir, which --checkpoint names, and stop",
-    is_local=True,
   ),
   "profile": Field(
     (),
     _STEPS,
     "write a trace of jax.profiler of these steps, and of the others of their "
     "dispatches, into profile/",
-    is_local=True,
   ),
   "data.name": Field(
     "mnist",
@@ -236,9 +222,7 @@ FIELDS = {
     0.0, _number("[0, inf)"), "alpha of mixup, of images and labels; 0: none"
   ),
   "data.cutmix": Field(
-    0.0,
-    _number("[0, inf)"),
-    "alpha of CutMix; a batch takes one of both; 0: none",
+    0.0, _number("[0, inf)"), "alpha of CutMix; a batch takes one of both; 0: none"
   ),
   "data.validation": Field(
     0.1,
@@ -462,6 +446,12 @@ FIELDS = {
 }
 
 
+# They say how and where to run rather than what: a run may go on with other values, and
+# gives the same numbers.
+LOCAL = {"keep_checkpoints", "keep_best", "placement", "tensorboard", "wandb"}
+LOCAL |= {"dry_run", "eval_only", "profile"}
+
+
 def default_config() -> ConfigDict:
   """Returns a config that holds the default of every field."""
   config: Any = ConfigDict()
@@ -486,13 +476,8 @@ def help_text() -> str:
 
 def flatten(config: Any) -> dict[str, Any]:
   """Returns `{"model.depth": 7, ...}` from a config or a nested dictionary."""
-  flat = {}
-  for name, value in dict(config).items():
-    if isinstance(value, ConfigDict | dict):
-      flat |= {f"{name}.{rest}": leaf for rest, leaf in flatten(value).items()}
-    else:
-      flat[name] = value
-  return flat
+  nested = config.to_dict() if isinstance(config, ConfigDict) else config
+  return flatten_dict(nested, sep=".")
 
 
 def check_names(names: Any, known: Any) -> None:
@@ -673,9 +658,9 @@ def from_json(text: str) -> Any:
 def differences(ours: Any, theirs: dict[str, Any]) -> list[str]:
   """Lists the fields in which a config and a saved config differ, local ones aside."""
   left, right = flatten(json.loads(to_json(ours))), flatten(theirs)
-  absent, local = "(absent)", {name for name, field in FIELDS.items() if field.is_local}
+  absent = "(absent)"
   return [
     f"{name}: {right.get(name, absent)!r} there, {left.get(name, absent)!r} here"
-    for name in sorted((left.keys() | right.keys()) - local)
+    for name in sorted((left.keys() | right.keys()) - LOCAL)
     if left.get(name, absent) != right.get(name, absent)
   ]

@@ -100,11 +100,7 @@ def train_or_compare(config: Any, workdir: str | Path) -> dict[str, dict[str, An
 
 
 def train_and_evaluate(
-  config: Any,
-  workdir: str | Path,
-  *,
-  name: str | None = None,
-  plan: Plan | None = None,
+  config: Any, workdir: str | Path, *, name: str | None = None, plan: Plan | None = None
 ) -> Result:
   """Trains one network, or continues where an earlier call was stopped.
 

@@ -25,14 +25,7 @@ from train.core.start import (
   sparsity_settings,
 )
 from train.core.state import Recipe, TrainState, map_seeds, stack_seeds
-from train.data.datasets import (
-  DATASETS,
-  STREAMED,
-  Dataset,
-  DatasetSpec,
-  Split,
-  Stream,
-)
+from train.data.datasets import DATASETS, STREAMED, Dataset, DatasetSpec, Split, Stream
 from train.data.images import PADDING, Augmentation
 from train.data.load import hold_out, load_dataset
 from train.data.streams import StreamOptions

@@ -43,8 +43,8 @@ def saved_config(workdir: Path, config: Any = None) -> Any:
       f"workdir {workdir} holds a run of another config ({'; '.join(other)})."
     )
   ours = config_lib.flatten(config)
-  local = [n for n, field in config_lib.FIELDS.items() if field.is_local]
-  return config_lib.changed(saved, {n: ours[n] for n in (*local, "batch_size")})
+  kept = {*config_lib.LOCAL, "batch_size"}
+  return config_lib.changed(saved, {name: ours[name] for name in kept})
 
 
 def restore_saved(plan: Plan, workdir: Path, which: str | None) -> TrainState:

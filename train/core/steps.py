@@ -202,12 +202,7 @@ def epoch_order(state: TrainState, size: int, *, recipe: Recipe) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="recipe", donate_argnames="state")
 def train_chunk(
-  state: TrainState,
-  data: Split,
-  count: jax.Array,
-  sums: Sums,
-  *,
-  recipe: Recipe,
+  state: TrainState, data: Split, count: jax.Array, sums: Sums, *, recipe: Recipe
 ) -> tuple[TrainState, Sums, Norms]:
   """Does `count` steps within one epoch, in one dispatch.
 

@@ -50,10 +50,5 @@ def _convolve(
     steps = (strides[0], strides[1])
     return cpu_convolution(inputs, kernel, steps, edges, groups=groups)
   return jax.lax.conv_general_dilated(
-    inputs,
-    kernel,
-    strides,
-    padding,
-    feature_group_count=feature_group_count,
-    **options,
+    inputs, kernel, strides, padding, feature_group_count=feature_group_count, **options
   )

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from train.core.config import DENSE_STARTS, FIELDS, flatten
+from train.core.config import DENSE_STARTS, LOCAL, flatten
 from train.core.console import UserError
 from train.core.metrics import read_metrics
 from train.sweeps.grid import SWEEP, read_status
@@ -109,8 +109,7 @@ def _numbers_of(run: Run) -> tuple[Any, ...]:
 
 def _group(runs: list[Run], *, apart: tuple[str, ...]) -> dict[str, list[Run]]:
   """Groups runs that differ in the fields `apart`, or in local ones, only."""
-  local = {name for name, field in FIELDS.items() if field.is_local}
-  fields = {name for run in runs for name in run.config} - {*apart, *local}
+  fields = {name for run in runs for name in run.config} - {*apart, *LOCAL}
   odd = [
     name
     for name in sorted(fields)
