@@ -30,7 +30,7 @@ from flax import serialization, traverse_util
 
 from eoi_jax.layouts import fill_tree, named_leaves
 from train.core import config as config_lib
-from train.core.console import UserError, run_main, warnings_only
+from train.core.console import UserError, program, warnings_only
 from train.core.plan import Plan, check_plan, make_plan, seeds_of
 from train.core.saved import restore_saved, saved_config
 from train.core.start import sparsity_settings
@@ -203,13 +203,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
   return parser.parse_args(argv[1:])
 
 
+@program
 def main(options: argparse.Namespace) -> None:
   """Writes what the command line asks for."""
   warnings_only()
-  run_main(lambda: _run(options))
-
-
-def _run(options: argparse.Namespace) -> None:
   formats = tuple(options.format.split(","))
   if not set(formats) <= set(FORMATS):
     raise UserError(f"--format must be of {', '.join(FORMATS)}, got {options.format}.")

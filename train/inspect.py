@@ -9,14 +9,15 @@ from absl import app
 
 from train.analysis.dry_run import layers_text
 from train.core.command import CONFIG, parse
-from train.core.console import run_main, warnings_only
+from train.core.console import program, warnings_only
 
 
+@program
 def main(argv: list[str]) -> None:
   """Prints the layers of the config that the flags name."""
   del argv
   warnings_only()
-  print(run_main(lambda: layers_text(CONFIG.value)))
+  print(layers_text(CONFIG.value))
 
 
 if __name__ == "__main__":

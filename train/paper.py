@@ -21,7 +21,7 @@ from absl import app, flags
 
 from train.core import figures
 from train.core.command import use_compilation_cache
-from train.core.console import UserError, run_main, warnings_only
+from train.core.console import UserError, program, warnings_only
 from train.core.workdir import replace_text
 from train.reproduce import angles, draw, numbers, spectrum
 from train.sweeps import tables
@@ -114,17 +114,14 @@ def make(name: str, out: Path, arguments: list[str]) -> Path:
   return out / f"{name}.png"
 
 
+@program
 def main(argv: list[str]) -> None:
   """Makes the figure that the command line names."""
   warnings_only()
-  run_main(lambda: _run(argv[1:]))
-
-
-def _run(arguments: list[str]) -> None:
-  if not arguments:
+  if len(argv) < 2:
     raise UserError(f"name a figure: {', '.join(FIGURES)}.")
   use_compilation_cache()
-  print(f"figure: {make(arguments[0], Path(_OUT.value), arguments[1:])}")
+  print(f"figure: {make(argv[1], Path(_OUT.value), argv[2:])}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from train.analysis.figure import plot_batch, plot_inspection
 from train.analysis.preflight import Inspection, as_json, as_text, measure
 from train.core.command import CONFIG, WORKDIR, default_workdir, parse
 from train.core.config import validate
-from train.core.console import run_main, warnings_only
+from train.core.console import program, warnings_only
 from train.core.plan import make_plan
 from train.core.summaries import title
 from train.core.workdir import replace_text
@@ -46,13 +46,13 @@ def preflight(config: Any, workdir: Path, *, num_samples: int = 16) -> Inspectio
   return inspection
 
 
+@program
 def main(argv: list[str]) -> None:
   """Inspects what the flags ask for."""
   del argv
   warnings_only()
   workdir = Path(WORKDIR.value or default_workdir(sys.argv[1:]))
-  samples = _SAMPLES.value
-  inspection = run_main(lambda: preflight(CONFIG.value, workdir, num_samples=samples))
+  inspection = preflight(CONFIG.value, workdir, num_samples=_SAMPLES.value)
   print(f"{as_text(inspection)}\n\n  figures: {workdir / 'preflight.png'}, batch.png")
 
 

@@ -11,7 +11,7 @@ archives on the disk: examples are shuffled into a fixed order.
 
 from absl import app, flags
 
-from train.core.console import UserError, run_main
+from train.core.console import UserError, program
 from train.data.datasets import DATASETS, MANUAL, TFDS
 from train.data.prepare import prepare
 
@@ -32,18 +32,16 @@ _PARTIAL = flags.DEFINE_bool(
 )
 
 
+@program
 def main(argv: list[str]) -> None:
   """Prepares what the flags ask for."""
   del argv
-  print(f"{_DATASET.value} is in {run_main(_run)}")
-
-
-def _run() -> str:
   name = _DATASET.value
   if name is None or (name not in _NAMES and not name.startswith(TFDS)):
     known = f"{', '.join(_NAMES)}, {TFDS}NAME"
     raise UserError(f"--dataset must be one of {known}, got {name}.")
-  return prepare(name, _DATA_DIR.value, _MANUAL_DIR.value, partial=_PARTIAL.value)
+  place = prepare(name, _DATA_DIR.value, _MANUAL_DIR.value, partial=_PARTIAL.value)
+  print(f"{name} is in {place}")
 
 
 if __name__ == "__main__":

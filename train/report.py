@@ -11,20 +11,17 @@ from pathlib import Path
 
 from absl import app
 
-from train.core.console import UserError, run_main, warnings_only
+from train.core.console import UserError, program, warnings_only
 from train.sweeps.report import write_report
 
 
+@program
 def main(argv: list[str]) -> None:
   """Makes the tables of the directories that the command line names."""
   warnings_only()
-  run_main(lambda: _run(argv[1:]))
-
-
-def _run(directories: list[str]) -> None:
-  if not directories:
+  if len(argv) < 2:
     raise UserError("name a directory of runs, such as workdirs/mlp7_schemes-cpu.")
-  for directory in directories:
+  for directory in argv[1:]:
     print(write_report(Path(directory)))
 
 

@@ -27,7 +27,7 @@ from absl import app, flags
 
 from train.core import mesh
 from train.core.command import CONFIG, WORKDIR, default_workdir, parse
-from train.core.console import log_to_stderr, logger, run_main
+from train.core.console import log_to_stderr, logger, program
 from train.core.loop import evaluate_saved, train_or_compare
 
 _QUIET = flags.DEFINE_bool("quiet", False, "Show warnings and the result only.")
@@ -46,14 +46,11 @@ _PROCESS_ID = flags.DEFINE_integer(
 )
 
 
+@program
 def main(argv: list[str]) -> None:
   """Trains what the flags ask for."""
   del argv
   log_to_stderr(quiet=_QUIET.value)
-  run_main(_run)
-
-
-def _run() -> None:
   mesh.join(
     _COORDINATOR.value,
     _NUM_PROCESSES.value,

@@ -17,10 +17,10 @@ from pathlib import Path
 from absl import app, flags
 
 from train.core.command import CONFIG, WORKDIR, default_workdir, parse, scan
-from train.core.console import UserError, log_to_stderr, run_main
+from train.core.console import UserError, log_to_stderr, program
 from train.core.unread import warn_of_unread
 from train.sweeps import running
-from train.sweeps.grid import load_sweep, read_status, status_table
+from train.sweeps.grid import forget_failure, load_sweep, read_status, status_table
 from train.sweeps.report import write_report
 
 _STATUS = flags.DEFINE_bool(
@@ -41,14 +41,11 @@ _ONE_BY_ONE = flags.DEFINE_bool(
 )
 
 
+@program
 def main(argv: list[str]) -> None:
-  """Trains, or shows, the sweep that the flags name."""
+  """Trains, or shows, the sweep that the flags name; exits with 1 if a cell failed."""
   del argv
   log_to_stderr()
-  sys.exit(0 if run_main(_run) else 1)
-
-
-def _run() -> bool:
   line = scan(sys.argv[1:])
   sweep = load_sweep(str(line.file), CONFIG.value, one_by_one=_ONE_BY_ONE.value)
   for field in sorted(sweep.fields & line.overrides.keys()):
@@ -58,23 +55,24 @@ def _run() -> bool:
   if _STATUS.value:
     named = [(cell.path, read_status(workdir / cell.path)) for cell in chosen]
     print(status_table(named))
-    return True
+    return
   if _WORKER.value is not None:
     running.check_backend(_WORKERS.value)
     turns = running.in_turn(chosen, _WORKER.value, _WORKERS.value)
-    return running.run(turns, workdir)
+    sys.exit(not running.run(turns, workdir))
   running.split_cores(_WORKERS.value)  # fail early
   running.check_data(chosen)
   running.prepare(sweep, workdir)
   if _RETRY.value:
-    running.forget_failures(chosen, workdir)
+    for cell in chosen:
+      forget_failure(workdir / cell.path)
   warn_of_unread(cell.config for cell in sweep.cells)
   if _WORKERS.value == 1:
     whole = running.run(chosen, workdir)
   else:
     whole = running.run_side_by_side(_WORKERS.value)
   print(write_report(workdir))
-  return whole
+  sys.exit(not whole)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What a person at the terminal sees: errors in one line, the log, progress."""
 
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -57,15 +58,20 @@ class _Lines(logging.Formatter):
     return paint(text, "yellow", sys.stderr)
 
 
-def run_main(function: Callable[[], Any]) -> Any:
-  """Calls the body of a program; ends it in one line after a UserError or Ctrl-C."""
-  try:
-    return function()
-  except UserError as error:
-    exit_with(error)
-  except KeyboardInterrupt:
-    print("\nstopped; the same command continues from the last checkpoint.")
-    sys.exit(130)
+def program(main: Callable[[Any], None]) -> Callable[[Any], None]:
+  """Makes a `main` end in one line after a UserError or Ctrl-C."""
+
+  @functools.wraps(main)
+  def run(argv: Any) -> None:
+    try:
+      main(argv)
+    except UserError as error:
+      exit_with(error)
+    except KeyboardInterrupt:
+      print("\nstopped; the same command continues from the last checkpoint.")
+      sys.exit(130)
+
+  return run
 
 
 def log_to_stderr(*, quiet: bool = False) -> None:

@@ -28,7 +28,6 @@ from train.sweeps.grid import (
   SWEEP,
   Cell,
   Sweep,
-  forget_failure,
   read_status,
   to_json,
   write_failure,
@@ -94,12 +93,6 @@ def check_backend(workers: int) -> None:
       f"--workers must be 1 where jax uses an accelerator ({backend}), got {workers}; "
       "JAX_PLATFORMS=cpu leaves it out."
     )
-
-
-def forget_failures(cells: Sequence[Cell], workdir: Path) -> None:
-  """Lets cells that failed be tried again, by whichever process comes to them."""
-  for cell in cells:
-    forget_failure(workdir / cell.path)
 
 
 def run(cells: Sequence[Cell], workdir: Path) -> bool:
