@@ -156,12 +156,9 @@ class Checkpoints:
 
   def restore(self, like: Any) -> Any | None:
     """Returns the newest whole state, or None; `like` may be shapes and shardings."""
-    plain = _plain_like(like)
     for step in sorted(self._manager.all_steps(), reverse=True):
-      state = self._try(step, plain)
-      if agree(state is not None):
-        self.newest = step
-        return jax.tree.map(_wrap, like, state)
+      if (state := self._try(step, like)) is not None:
+        return state
       logger.warning("the checkpoint of step %d is damaged; it is removed", step)
       self._remove(step)
     return None
@@ -191,28 +188,30 @@ class Checkpoints:
       if which == "best":
         why = ": no held-out accuracy is known, as with `data.validation` = 0"
       raise UserError(f"--checkpoint must be one of {shown}, got {which!r}{why}.")
-    state = self._try(step := known[which], _plain_like(like))
-    if not agree(state is not None):
+    if (state := self._try(known[which], like)) is None:
       raise UserError(
-        f"the checkpoint of step {step} in {self._directory} is damaged, or of another "
-        f"config; there are: {', '.join(map(str, steps))}."
+        f"the checkpoint of step {known[which]} in {self._directory} is damaged, or of "
+        f"another config; there are: {', '.join(map(str, steps))}."
       )
-    self.newest = step
-    return jax.tree.map(_wrap, like, state)
+    return state
 
   def _try(self, step: int, like: Any) -> Any | None:
+    """Returns the state of a checkpoint that is whole for all processes, or None."""
     ocp, _ = _orbax()
     args = ocp.args.Composite(
-      state=ocp.args.StandardRestore(like), seal=ocp.args.JsonRestore()
+      state=ocp.args.StandardRestore(_plain_like(like)), seal=ocp.args.JsonRestore()
     )
+    state, whole = None, False
     try:
       found = self._manager.restore(step, args=args)
+      seal, state = found["seal"], found["state"]
+      whole = all(seal.get(name, crc) == crc for name, crc in _seal(state).items())
     except Exception as error:  # of many kinds, as the damage is
       logger.debug("checkpoint of step %d: %s", step, error)
+    if not agree(whole):
       return None
-    ours = _seal(found["state"])
-    whole = all(found["seal"].get(name, value) == value for name, value in ours.items())
-    return found["state"] if whole else None
+    self.newest = step
+    return jax.tree.map(_wrap, like, state)
 
   def _remove(self, step: int) -> None:
     if is_primary():

@@ -63,25 +63,16 @@ def place_state(state: Any, placement: Placement | None) -> Any:
 
 def put_state(state: Any, placement: Placement | None) -> Any:
   """Brings a state that every process has whole to its place."""
-  if placement is None:  # committed, as a restored state is: both run one program
-    return jax.device_put(state, jax.devices()[0])
   return jax.tree.map(_put, state, _shardings(state, placement))
 
 
 def place_like(state: Any, placement: Placement | None) -> Any:
   """Says of shapes and types where a state of them lies."""
-  if placement is None:
-    alone = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shardings = jax.tree.map(lambda _: alone, state)
-  else:
-    shardings = _shardings(state, placement)
-  return jax.tree.map(
-    lambda leaf, sharding: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=sharding
-    ),
-    state,
-    shardings,
-  )
+
+  def like(leaf, sharding):
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+  return jax.tree.map(like, state, _shardings(state, placement))
 
 
 def put_whole(tree: Any, placement: Placement | None) -> Any:
@@ -103,7 +94,10 @@ def put_parts(tree: Any, placement: Placement | None, *, axis: int) -> Any:
   )
 
 
-def _shardings(state: Any, placement: Placement) -> Any:
+def _shardings(state: Any, placement: Placement | None) -> Any:
+  if placement is None:  # committed, as a restored state is: both run one program
+    alone = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda _: alone, state)
   return jax.tree.map(
     lambda leaf: NamedSharding(placement.mesh, _spec(leaf, placement)), state
   )
@@ -119,7 +113,7 @@ def _spec(leaf: Any, placement: Placement) -> PartitionSpec:
   return PartitionSpec(*(AXIS if n == axis else None for n in range(axis + 1)))
 
 
-def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+def _put(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
   """Like `jax.device_put`, without asking the other processes for their values."""
   if jax.process_count() == 1:
     return jax.device_put(leaf, sharding)
@@ -167,7 +161,8 @@ def check_equal_masks(masks: dict[str, Any]) -> None:
   if jax.process_count() == 1:
     return
   names = [name for name, mask in masks.items() if mask is not None]
-  hashes = np.stack([_hash(np.asarray(masks[name])) for name in names])
+  bits = (np.packbits(np.asarray(masks[name])).tobytes() for name in names)
+  hashes = np.stack([np.frombuffer(hashlib.sha256(b).digest(), np.uint8) for b in bits])
   everywhere = multihost_utils.process_allgather(hashes)
   differs = (everywhere != everywhere[:1]).any(axis=(0, 2))
   if differs.any():
@@ -176,11 +171,6 @@ def check_equal_masks(masks: dict[str, Any]) -> None:
       f"the masks of {wrong} differ between processes; give every process the same "
       "config, data and versions."
     )
-
-
-def _hash(mask: np.ndarray) -> np.ndarray:
-  digest = hashlib.sha256(np.packbits(mask).tobytes()).digest()
-  return np.frombuffer(digest, np.uint8)
 
 
 def join(

@@ -261,28 +261,7 @@ def _first_state(
   )
 
 
-def _compile_soon(function):
-  """Compiles a start; on a CPU with less optimization, if it is worth that.
-
-  A start runs once, and its program is large: one part for each shape of kernel. Masks
-  are the same either way, weights to rounding.
-  """
-  static = ("sparsity", "recipe")
-  usual = jax.jit(function, static_argnames=static)
-  options = {"xla_backend_optimization_level": 1}
-  soon = jax.jit(function, static_argnames=static, compiler_options=options)
-
-  @functools.wraps(function)
-  def start(key, *, sparsity, recipe):
-    inner = isinstance(key, jax.core.Tracer)  # options are for the outermost program
-    long = sparsity.start == "ai"
-    usually = inner or long or jax.default_backend() != "cpu"
-    return (usual if usually else soon)(key, sparsity=sparsity, recipe=recipe)
-
-  return start
-
-
-@_compile_soon
+@functools.partial(jax.jit, static_argnames=("sparsity", "recipe"))
 def _state_by_shape(
   key: jax.Array, *, sparsity: SparsitySettings, recipe: Recipe
 ) -> TrainState:
@@ -292,17 +271,34 @@ def _state_by_shape(
   return _first_state(key, *started, batch_stats, layouts, recipe)
 
 
-@_compile_soon
+def _dense_start(
+  key: jax.Array, *, sparsity: SparsitySettings, recipe: Recipe
+) -> tuple[Any, Any]:
+  params, batch_stats, _ = _init(key, recipe)
+  dense = sparsity._replace(start=sparsity.reference)
+  return _sparsify(key, params, 1.0, dense, recipe.model)[0], batch_stats
+
+
+_jit = functools.partial(jax.jit, static_argnames=("sparsity", "recipe"))
+_usual_dense_start = _jit(_dense_start)
+_soon_dense_start = _jit(
+  _dense_start, compiler_options={"xla_backend_optimization_level": 1}
+)
+
+
 def dense_start(
   key: jax.Array, *, sparsity: SparsitySettings, recipe: Recipe
 ) -> tuple[Any, Any]:
   """Samples a dense network; returns parameters and batch statistics.
 
-  Its kernels are those that the start "base" then masks.
+  Its kernels are those that the start "base" then masks. The program runs once, and is
+  large, one part for each shape of kernel: on a CPU it is compiled with less
+  optimization. Masks are the same either way, weights to rounding.
   """
-  params, batch_stats, _ = _init(key, recipe)
-  dense = sparsity._replace(start=sparsity.reference)
-  return _sparsify(key, params, 1.0, dense, recipe.model)[0], batch_stats
+  inner = isinstance(key, jax.core.Tracer)  # options are for the outermost program
+  usual = inner or sparsity.start == "ai" or jax.default_backend() != "cpu"
+  function = _usual_dense_start if usual else _soon_dense_start
+  return function(key, sparsity=sparsity, recipe=recipe)
 
 
 def _init(key: jax.Array, recipe: Recipe) -> tuple[Any, Any, Any]:
@@ -478,15 +474,14 @@ def create_masks(
   model, density, layouts = recipe.model, sparsity.density, recipe.model.layouts
   params, stats = dense_start(key, sparsity=sparsity, recipe=recipe)
 
-  def evaluate(params, inputs):
+  def evaluate(params, inputs, **options):
     variables = {"params": params, "batch_stats": stats}
-    return model.apply(variables, inputs, train=False)
+    return model.apply(variables, inputs, **{"train": False} | options)
 
   def train(params, inputs):
-    variables = {"params": params, "batch_stats": stats}
     rngs = {"dropout": named_key(key, "dropout")}
     options = {"mutable": ["batch_stats"], "rngs": rngs}
-    return model.apply(variables, inputs, train=True, **options)[0]
+    return evaluate(params, inputs, train=True, **options)[0]
 
   def batch(rows):
     images, labels = (np.asarray(array)[rows] for array in data)

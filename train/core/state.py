@@ -147,7 +147,7 @@ def over_seeds(
   """
   if not state.key.ndim:
     return function
-  axes = _axes(state)
+  axes = jax.tree.map(lambda leaf: 0 if leaf.ndim else None, state)
 
   def over(state, *rest):
     in_axes = (axes, *(0 if n < mapped else None for n in range(len(rest))))
@@ -175,10 +175,6 @@ def take_seed(state: Any, index: int) -> Any:
   if not state.key.ndim:
     return state
   return jax.tree.map(lambda leaf: leaf[index] if leaf.ndim else leaf, state)
-
-
-def _axes(state: Any) -> Any:
-  return jax.tree.map(lambda leaf: 0 if leaf.ndim else None, state)
 
 
 def _is_counter(leaf: Any) -> bool:
