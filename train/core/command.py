@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, config_flags
 
 from train.core import cache
 from train.core import config as config_lib
-from train.core.console import UserError, exit_with
+from train.core.console import UserError, exit_with, one_line
 
 CONFIG = flags.DEFINE_string(
   "config",
@@ -62,9 +62,7 @@ def load_config(value: str) -> ConfigDict:
   except KeyError as error:
     raise UserError(f"config file {path}: no {error} in it.") from error
   except Exception as error:
-    text = " ".join(str(error).split())
-    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-    raise UserError(f"config file {path}: {kind}{text}") from error
+    raise UserError(f"config file {path}: {one_line(error)}") from error
   if not isinstance(config, ConfigDict):
     raise UserError(f"config file {path}: get_config() must return a ConfigDict.")
   return config

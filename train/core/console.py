@@ -23,6 +23,12 @@ class UserError(ValueError):
   """
 
 
+def one_line(error: Exception) -> str:
+  """Returns an exception in one line, with its type if it is no ValueError."""
+  kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+  return kind + " ".join(str(error).split())
+
+
 def exit_with(error: Exception) -> NoReturn:
   """Ends the program with one line on the standard error, and status 2."""
   text = " ".join(str(error).split())

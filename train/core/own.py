@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from train.core.console import UserError
+from train.core.console import UserError, one_line
 
 
 def is_own(name: str) -> bool:
@@ -78,10 +78,8 @@ def blamed(field: str, name: str) -> Iterator[None]:
   except UserError:
     raise
   except Exception as error:
-    text, place = " ".join(str(error).split()), ""
-    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-    module = name.partition(":")[0].rpartition(".")[2]
+    place, module = "", name.partition(":")[0].rpartition(".")[2]
     for frame in traceback.extract_tb(error.__traceback__):
       if module in frame.filename.replace("\\", "/").rpartition("/")[2].split("."):
         place = f" ({frame.filename}, line {frame.lineno})"
-    raise UserError(f"`{field}` = {name!r}: {kind}{text[:500]}{place}") from error
+    raise UserError(f"`{field}` = {name!r}: {one_line(error)[:500]}{place}") from error

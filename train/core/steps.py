@@ -66,6 +66,7 @@ def example_losses(
 def _sums(
   logits: jax.Array, shares: jax.Array, weights: jax.Array, **options: Any
 ) -> Sums:
+  """Sums over a batch; examples of weight 0 are padding."""
   losses = example_losses(logits, shares, **options)
   correct = (logits.argmax(-1) == shares.argmax(-1)) & (weights > 0)
   return Sums(
@@ -273,16 +274,6 @@ def zero_sums(shape: tuple[int, ...] = ()) -> Sums:
   return Sums(loss, zero, zero)
 
 
-def eval_step(
-  state: TrainState, batch: Split, weights: jax.Array, *, recipe: Recipe
-) -> Sums:
-  """Returns cross-entropy and hits on a batch; examples of weight 0 are padding."""
-  inputs = normalize(batch.images, recipe.spec)
-  logits = recipe.model.apply(state.variables, inputs, train=False)
-  shares = jax.nn.one_hot(batch.labels, recipe.spec.num_classes, dtype=jnp.float32)
-  return _sums(logits, shares, weights)
-
-
 @functools.partial(jax.jit, static_argnames=("recipe", "batch_size"))
 def evaluate(
   state: TrainState,
@@ -306,15 +297,12 @@ def evaluate(
     def body(index, sums):
       rows = index * batch_size + jnp.arange(batch_size)
       batch = Split(*(a[jnp.minimum(rows, length - 1)] for a in data))
-      batch = place_batch(batch, recipe.placement)
-      weights = ((rows < size) & (batch.labels >= 0)).astype(jnp.float32)
-      new = eval_step(
-        state,
-        batch._replace(labels=jnp.maximum(batch.labels, 0)),
-        weights,
-        recipe=recipe,
-      )
-      return jax.tree.map(jnp.add, sums, new)
+      images, labels = place_batch(batch, recipe.placement)
+      weights = ((rows < size) & (labels >= 0)).astype(jnp.float32)
+      inputs, num_classes = normalize(images, recipe.spec), recipe.spec.num_classes
+      logits = recipe.model.apply(state.variables, inputs, train=False)
+      shares = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
+      return jax.tree.map(jnp.add, sums, _sums(logits, shares, weights))
 
     return jax.lax.fori_loop(0, num_batches, body, zero_sums())
 

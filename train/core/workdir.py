@@ -32,25 +32,28 @@ def claim_workdir(workdir: Path, config: Any) -> Iterator[None]:
       process, or cannot be written.
   """
   path = workdir / "config.json"
-  try:
+  with writing(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
     lock = open(workdir / _LOCK, "a+", encoding="utf-8")  # noqa: SIM115
-  except OSError as error:
-    raise UserError(f"cannot write to workdir {workdir}: {error.strerror}.") from error
   with lock:
     _hold(lock, workdir)
-    try:
+    with writing(workdir):
       if path.exists():
         refuse_another_config(path, config)
       else:
         replace_text(path, config_lib.to_json(config))
       with open(workdir / "environment.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(environment()) + "\n")
-    except OSError as error:
-      raise UserError(
-        f"cannot write to workdir {workdir}: {error.strerror}."
-      ) from error
     yield
+
+
+@contextlib.contextmanager
+def writing(workdir: Path) -> Iterator[None]:
+  """Turns an error of the disk into a UserError that names the workdir."""
+  try:
+    yield
+  except OSError as error:
+    raise UserError(f"cannot write to workdir {workdir}: {error.strerror}.") from error
 
 
 def _hold(lock: Any, workdir: Path) -> None:

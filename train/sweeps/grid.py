@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from train.core import config as config_lib
 from train.core.command import load_config, run_file
-from train.core.console import UserError, table
+from train.core.console import UserError, one_line, table
 from train.core.metrics import read_metrics
 from train.core.workdir import is_claimed, replace_text
 
@@ -185,8 +185,7 @@ def write_failure(workdir: Path, error: Exception) -> None:
   Raises:
     UserError: if it cannot be written; the sweep had better stop then.
   """
-  kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-  reason = kind + " ".join(str(error).split())
+  reason = one_line(error)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     replace_text(workdir / _FAILURE, json.dumps({"error": reason}) + "\n")

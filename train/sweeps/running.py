@@ -22,7 +22,7 @@ import jax
 from train.core.console import UserError, logger
 from train.core.loop import train_and_evaluate
 from train.core.own import find, is_own
-from train.core.workdir import is_claimed, refuse_another_config, replace_text
+from train.core.workdir import is_claimed, refuse_another_config, replace_text, writing
 from train.data.datasets import TFDS, prepared
 from train.sweeps.grid import (
   SWEEP,
@@ -44,11 +44,9 @@ def prepare(sweep: Sweep, workdir: Path) -> None:
   for cell in sweep.cells:
     if (path := workdir / cell.path / "config.json").exists():
       refuse_another_config(path, cell.config)
-  try:
+  with writing(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
     replace_text(workdir / SWEEP, to_json(sweep))
-  except OSError as error:
-    raise UserError(f"cannot write to workdir {workdir}: {error.strerror}.") from error
 
 
 def check_data(cells: Sequence[Cell]) -> None:
