@@ -15,12 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import eoi_jax
-from eoi_jax.layouts import find_kernels, named_leaves
 from train.core.console import table
 from train.core.plan import Plan, start_state
 from train.core.start import gains
 from train.core.state import named_key, take_seed
-from train.core.summaries import Layer, list_layers
+from train.core.summaries import Layer, list_layers, live_counts
 from train.data.images import normalize
 from train.data.streams import take
 from train.models import ACTIVATIONS, title_and_fields
@@ -266,10 +265,8 @@ def _obstacles(layer: Layer, call: Call | None) -> list[str]:
 def _totals(params: Any, masks: Any, model: Any, calls: dict) -> dict[str, float]:
   """Sums over all kernels, those that stay dense, too; FLOPs of those with a meter."""
   total = sum(leaf.size for leaf in jax.tree.leaves(params))
-  flags, rows = named_leaves(masks), []
-  for name, kernel in find_kernels(params, model.kernels).items():
-    size, mask = kernel.leaf.size, flags[name]
-    live = size if mask is None else int(np.count_nonzero(mask))
+  rows = []
+  for name, (live, size) in live_counts(params, masks, model.kernels).items():
     each = 2 * calls[name].positions_out if name in calls else 0  # of a weight
     bits = size if model.layouts[name] else 0
     rows.append((size, live, each * size, each * live, bits))

@@ -128,11 +128,9 @@ class Progress:
     if sys.stderr.isatty() and logger.isEnabledFor(logging.INFO):
       from tqdm import tqdm
 
-      # Where the terminal tells no size, tqdm is mute: 80 x 24 then.
-      known = all(os.get_terminal_size(sys.stderr.fileno()))
       size: dict[str, Any] = {"dynamic_ncols": True}
-      if not known:
-        size = {"ncols": 80, "nrows": 24}
+      if not all(os.get_terminal_size(sys.stderr.fileno())):
+        size = {"ncols": 80, "nrows": 24}  # tqdm is mute where there is no size
       self._bar = tqdm(
         desc=name,
         total=num_steps,
@@ -175,19 +173,11 @@ class Progress:
         self._last_line = now
         step, width = record["step"], len(str(self._num_steps))
         rate = (now - self._begin) / max(step - self._first, 1)
-        logger.info(
-          "%s: epoch %.1f/%d, step %*d/%d, loss %.4f, accuracy %5.1f%%%s, "
-          "%.*f steps/s, %s left",
-          self._name,
-          record["epoch"],
-          self._num_epochs,
-          width,
-          step,
-          self._num_steps,
-          record["loss"],
-          100 * record["accuracy"],
-          self._evaluation,
-          0 if record["steps_per_second"] >= 10 else 1,
-          record["steps_per_second"],
-          duration(rate * (self._num_steps - step)),
+        speed, left = record["steps_per_second"], rate * (self._num_steps - step)
+        text = (
+          f"epoch {record['epoch']:.1f}/{self._num_epochs}, "
+          f"step {step:{width}}/{self._num_steps}, loss {record['loss']:.4f}, "
+          f"accuracy {record['accuracy']:6.1%}{self._evaluation}, "
+          f"{speed:.{0 if speed >= 10 else 1}f} steps/s, {duration(left)} left"
         )
+        logger.info("%s: %s", self._name, text)

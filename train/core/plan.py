@@ -172,20 +172,15 @@ def make_plan(config: Any) -> Plan:
     raise UserError(
       f"`profile` must name steps in [1, {num_steps}], got {tuple(config.profile)}."
     )
-  _check_moves(recipe.dynamic, num_steps)
-  recipe = recipe._replace(steps_per_epoch=steps_per_epoch, num_steps=num_steps)
-  return Plan(config, dataset, recipe)
-
-
-def _check_moves(dynamic: DynamicSettings, num_steps: int) -> None:
-  """Raises a UserError if masks are to move and the training ends before."""
-  last = round(dynamic.until * num_steps)
+  dynamic, last = recipe.dynamic, round(recipe.dynamic.until * num_steps)
   if dynamic.method in MOVING and dynamic.every >= last:
     raise UserError(
       f"`dynamic.every` must be below {last} steps, `dynamic.until` = {dynamic.until} "
       f"of {num_steps}, or no mask ever changes by {dynamic.method!r}, got "
       f"{dynamic.every}."
     )
+  recipe = recipe._replace(steps_per_epoch=steps_per_epoch, num_steps=num_steps)
+  return Plan(config, dataset, recipe)
 
 
 _in_memory = functools.lru_cache(maxsize=1)(load_dataset)  # runs share it
@@ -269,11 +264,10 @@ def like_start(plan: Plan) -> TrainState:
   function = functools.partial(
     create_train_state, sparsity=sparsity, recipe=plan.recipe
   )
-  seeds = seeds_of(plan.config)
-  keys = jax.eval_shape(lambda: jax.vmap(jax.random.key)(jnp.arange(len(seeds))))
-  if len(seeds) == 1:
-    return jax.eval_shape(lambda keys: function(keys[0]), keys)
-  return jax.eval_shape(lambda keys: map_seeds(function, keys), keys)
+  keys = jnp.stack([jax.random.key(seed) for seed in seeds_of(plan.config)])
+  if len(keys) == 1:
+    return jax.eval_shape(function, keys[0])
+  return jax.eval_shape(functools.partial(map_seeds, function), keys)
 
 
 class Feed:

@@ -66,10 +66,10 @@ def list_layers(
   `sparsity.taps`.
   """
   errors = eoi_jax.gram_errors(params, scale=scale, layouts=model.layouts)
-  flat_masks, rows = named_leaves(masks), []
+  flags, rows = named_leaves(masks), []
+  counts = live_counts(params, masks, model.layouts)
   for name, kernel in find_kernels(params, model.layouts).items():
-    mask, size = flat_masks[name], kernel.layer_size * kernel.num_layers
-    live = size if mask is None else int(np.sum(np.asarray(mask)))
+    live, size = counts[name]
     row = Layer(
       name=name,
       shape=kernel.layer_shape,
@@ -78,7 +78,7 @@ def list_layers(
       density=live / size,
       orthogonality_error=float(np.max(errors[name])),
       floor=kernel.floor(taps) / kernel.layer_size,
-      taps=_count_taps(kernel, mask),
+      taps=_count_taps(kernel, flags[name]),
     )
     rows.append(row)
   return rows
@@ -175,15 +175,22 @@ def describe_start(config: Any, state: Any, scale: float, recipe: Any) -> AtStar
   return AtStart(summary, text, _support(params, masks, layers))
 
 
+def live_counts(params: Any, masks: Any, layouts: Any) -> dict[str, tuple[int, int]]:
+  """Returns the number of live weights and of all weights of each kernel."""
+  flags = named_leaves(masks)
+  sizes = {name: x.leaf.size for name, x in find_kernels(params, layouts).items()}
+  return {
+    name: (size if flags[name] is None else int(np.count_nonzero(flags[name])), size)
+    for name, size in sizes.items()
+  }
+
+
 def count_live(params: Any, masks: Any, model: Any) -> dict[str, Any]:
   """Returns the part of a summary that masks tell: densities and live parameters.
 
   `density` is that of the kernels that may be sparse, all of them together.
   """
-  flags, kernels = named_leaves(masks), {}
-  for name, kernel in find_kernels(params, model.layouts).items():
-    mask, size = flags[name], kernel.leaf.size
-    kernels[name] = (size if mask is None else int(np.sum(np.asarray(mask))), size)
+  kernels = live_counts(params, masks, model.layouts)
   live, size = np.sum(list(kernels.values()), axis=0).tolist()
   total = sum(leaf.size for leaf in jax.tree.leaves(params))
   return {

@@ -67,11 +67,7 @@ def load_dataset(
     return open_imagenet(stream, validation=validation)
   if name in DATASETS and name != "digits":
     return _tfds(name, validation)
-  spec = DATASETS.get(name)
-  if spec is None:
-    spec, splits = own.load(name)
-  else:
-    splits = _digits()
+  spec, splits = (DATASETS[name], _digits()) if name in DATASETS else own.load(name)
   if "validation" not in splits:
     splits |= _parted(splits["train"], validation)
   return whole(spec, splits)
