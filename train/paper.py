@@ -45,17 +45,12 @@ _AI_STEPS = flags.DEFINE_integer(
 
 
 class Figure(NamedTuple):
-  """How one figure is made.
+  """How one figure is made."""
 
-  Attributes:
-    compute: directories of runs to numbers that JSON can hold.
-    draw: numbers to a matplotlib figure.
-    from_runs: whether it shows finished runs.
-  """
-
+  # directories of runs to numbers that JSON can hold
   compute: Callable[[list[str]], dict[str, Any]]
-  draw: Callable[[dict[str, Any]], Any]
-  from_runs: bool = False
+  draw: Callable[[dict[str, Any]], Any]  # numbers to a matplotlib figure
+  from_runs: bool = False  # whether it shows finished runs
 
 
 def _density(text: str) -> float:

@@ -30,42 +30,27 @@ from train.models import title_and_fields
 
 
 class Row(NamedTuple):
-  """One kernel leaf of a network; a stack counts as `count` kernels.
+  """One kernel leaf of a network; a stack counts as `count` kernels."""
 
-  Attributes:
-    name: path of the leaf.
-    shape: shape of one kernel.
-    count: number of kernels in the leaf.
-    parameters: weights of all of them.
-    live: trained weights of all of them; None if scores of the data decide.
-    at_most: whether the start may fall short of `live`, as EIS does.
-    floor: lowest density with an orthogonal start; None if the kernel stays dense.
-    taps: centre tap and other taps of a convolution that may be sparse, as expected
-      of the start; None if there is one tap, or scores of the data decide.
-  """
-
-  name: str
-  shape: tuple[int, ...]
-  count: int
-  parameters: int
-  live: int | None
+  name: str  # path of the leaf
+  shape: tuple[int, ...]  # shape of one kernel
+  count: int  # number of kernels in the leaf
+  parameters: int  # weights of all of them
+  live: int | None  # trained weights of all of them; None if scores of the data decide
+  # lowest density with an orthogonal start; None if the kernel stays dense
   floor: float | None
+  # centre tap and other taps of a convolution that may be sparse, as expected of the
+  # start; None if there is one tap, or scores of the data decide
   taps: tuple[Taps, Taps] | None = None
-  at_most: bool = False
+  at_most: bool = False  # whether the start may fall short of `live`, as EIS does
 
 
 class Layers(NamedTuple):
-  """The kernels of a network and what else it has.
+  """The kernels of a network and what else it has."""
 
-  Attributes:
-    rows: all kernels, in the order of the tree.
-    total: parameters of the network, biases and the like included.
-    live: trained weights of all kernels.
-  """
-
-  rows: list[Row]
-  total: int
-  live: int
+  rows: list[Row]  # all kernels, in the order of the tree
+  total: int  # parameters of the network, biases and the like included
+  live: int  # trained weights of all kernels
 
 
 def list_kernels(config: Any) -> Layers:
@@ -240,21 +225,13 @@ _SECONDS = 2.0  # for which to time steps
 
 
 class Cost(NamedTuple):
-  """What a compiled training takes, on each device.
+  """What a compiled training takes, on each device."""
 
-  Attributes:
-    compile_seconds: until it can begin.
-    step_seconds: for one step.
-    state_bytes: parameters, masks, optimizer and statistics.
-    data_bytes: of the examples.
-    temporary_bytes: activations, gradients and the like; None if unknown.
-  """
-
-  compile_seconds: float
-  step_seconds: float
-  state_bytes: int
-  data_bytes: int
-  temporary_bytes: int | None
+  compile_seconds: float  # until it can begin
+  step_seconds: float  # for one step
+  state_bytes: int  # parameters, masks, optimizer and statistics
+  data_bytes: int  # of the examples
+  temporary_bytes: int | None  # activations, gradients and the like; None if unknown
 
 
 def dry_run(config: Any) -> str:

@@ -29,19 +29,12 @@ _METERS = "meters"  # the collection of variables; `stacks.stack` gives it an ax
 
 
 class Call(NamedTuple):
-  """One layer with a kernel, as the network applies it to one example.
+  """One layer with a kernel, as the network applies it to one example."""
 
-  Attributes:
-    positions_in: number of places (pixels, tokens) of its input, 1 for a vector.
-    positions_out: of its output.
-    strides: of a convolution, all 1 otherwise.
-    groups: channel groups of a convolution, 1 otherwise.
-  """
-
-  positions_in: int
-  positions_out: int
-  strides: tuple[int, ...] = ()
-  groups: int = 1
+  positions_in: int  # number of places (pixels, tokens) of its input, 1 for a vector
+  positions_out: int  # of its output
+  strides: tuple[int, ...] = ()  # of a convolution, all 1 otherwise
+  groups: int = 1  # channel groups of a convolution, 1 otherwise
 
 
 def trace_calls(model: Any, variables: Any, input_shape: tuple[int, ...]) -> dict:
@@ -134,48 +127,34 @@ class Row(NamedTuple):
 
   A kernel that is no convolution's and no dense layer's has no meter: its `flops` are
   None, its gains empty.
-
-  Attributes:
-    layer: name, shape, count, live weights, density, Gram error.
-    dead_inputs: input units without a weight at the start, all layers together.
-    dead_outputs: likewise.
-    flops: of one example's forward pass if all weights were live, all layers.
-    gains: norm of the outputs over that of the inputs, by layer.
-    gradient_gains: norm of the gradient at the outputs over that at the end of
-      the network, by layer.
-    gradient_norms: of the kernel, by layer.
-    obstacles: why the layer cannot preserve every signal; empty if it does.
   """
 
-  layer: Layer
-  dead_inputs: int
-  dead_outputs: int
+  layer: Layer  # name, shape, count, live weights, density, Gram error
+  dead_inputs: int  # input units without a weight at the start, all layers together
+  dead_outputs: int  # likewise
+  # of one example's forward pass if all weights were live, all layers
   flops: int | None
-  gains: list[float]
+  gains: list[float]  # norm of the outputs over that of the inputs, by layer
+  # norm of the gradient at the outputs over that at the end of the network, by layer
   gradient_gains: list[float]
-  gradient_norms: list[float]
-  obstacles: list[str]
+  gradient_norms: list[float]  # of the kernel, by layer
+  obstacles: list[str]  # why the layer cannot preserve every signal; empty if it does
 
 
 class Inspection(NamedTuple):
-  """All that the pre-flight reports.
+  """All that the pre-flight reports."""
 
-  Attributes:
-    rows: kernels in the order of the forward pass, last those without a meter.
-    totals: sums and ratios over the network.
-    spectrum: singular values of the input-output Jacobian: mean, max, min, rms.
-    values: the singular values, float `[samples, n]`.
-    theory: mean-field numbers, empty for networks they do not describe.
-    slopes: the lowest and the highest of the activation within two deviations of the
-      pre-activations; it is an isometry only where they are equal in size. None of a
-      network that takes no activation.
-  """
-
+  # kernels in the order of the forward pass, last those without a meter
   rows: list[Row]
-  totals: dict[str, float]
+  totals: dict[str, float]  # sums and ratios over the network
+  # singular values of the input-output Jacobian: mean, max, min, rms
   spectrum: dict[str, Any]
-  values: np.ndarray
+  values: np.ndarray  # the singular values, float `[samples, n]`
+  # mean-field numbers, empty for networks they do not describe
   theory: dict[str, float]
+  # the lowest and the highest of the activation within two deviations of the
+  # pre-activations; it is an isometry only where they are equal in size; None of a
+  # network that takes no activation
   slopes: tuple[float, float] | None
 
 

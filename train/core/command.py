@@ -115,19 +115,12 @@ def _check_tuple(field: str, text: str) -> None:
 
 
 class CommandLine(NamedTuple):
-  """A command line, taken apart.
+  """A command line, taken apart."""
 
-  Attributes:
-    file: the config file, None without any.
-    overrides: config field to the text of its new value.
-    changes: the words that change config fields.
-    others: all other words.
-  """
-
-  file: str | None
-  overrides: dict[str, str]
-  changes: list[str]
-  others: list[str]
+  file: str | None  # the config file, None without any
+  overrides: dict[str, str]  # config field to the text of its new value
+  changes: list[str]  # the words that change config fields
+  others: list[str]  # all other words
 
 
 def scan(arguments: list[str]) -> CommandLine:

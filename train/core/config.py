@@ -39,16 +39,11 @@ SCORED = ("snip", "grasp", "synflow")
 
 
 class Rule(NamedTuple):
-  """What a field may hold.
+  """What a field may hold."""
 
-  Attributes:
-    text: the rule, as it ends the sentence "`FIELD` must be ...".
-    holds: whether a value obeys it.
-    read: the value that a word of the command line or of a comparison stands for.
-  """
-
-  text: str
-  holds: Callable[[Any], bool]
+  text: str  # the rule, as it ends the sentence "`FIELD` must be ..."
+  holds: Callable[[Any], bool]  # whether a value obeys it
+  # the value that a word of the command line or of a comparison stands for
   read: Callable[[str], Any] = str
 
 
@@ -146,17 +141,11 @@ _STEPS = Rule(
 
 
 class Field(NamedTuple):
-  """One field of a config.
-
-  Attributes:
-    default: its default.
-    rule: what it may hold.
-    meaning: what it does.
-  """
+  """One field of a config."""
 
   default: Any
-  rule: Rule
-  meaning: str
+  rule: Rule  # what it may hold
+  meaning: str  # what it does
 
 
 FIELDS = {

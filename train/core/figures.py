@@ -15,17 +15,11 @@ QUIET = "#767676"
 
 
 class Curves(NamedTuple):
-  """What a figure shows of one run.
+  """What a figure shows of one run."""
 
-  Attributes:
-    records: the records of `metrics.jsonl`.
-    summary: the contents of `summary.json`.
-    support: of one kernel, at the start.
-  """
-
-  records: list[dict[str, Any]]
-  summary: dict[str, Any]
-  support: Support
+  records: list[dict[str, Any]]  # the records of `metrics.jsonl`
+  summary: dict[str, Any]  # the contents of `summary.json`
+  support: Support  # of one kernel, at the start
 
 
 def new_figure(size: tuple[float, float], *grid: int, **options: Any) -> Any:

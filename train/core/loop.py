@@ -44,17 +44,11 @@ _SECONDS = 2.0
 
 
 class Result(NamedTuple):
-  """What a finished run leaves in memory.
+  """What a finished run leaves in memory."""
 
-  Attributes:
-    state: the last state; with `config.seeds`, of all of them.
-    summary: what `summary.json` holds.
-    curves: records, summary and a kernel's support, for figures.
-  """
-
-  state: TrainState
-  summary: dict[str, Any]
-  curves: figures.Curves
+  state: TrainState  # the last state; with `config.seeds`, of all of them
+  summary: dict[str, Any]  # what `summary.json` holds
+  curves: figures.Curves  # records, summary and a kernel's support, for figures
 
 
 def train_or_compare(config: Any, workdir: str | Path) -> dict[str, dict[str, Any]]:

@@ -26,15 +26,11 @@ _SMALL = 2**14  # leaves below this size are not worth a collective
 
 
 class Placement(NamedTuple):
-  """Where the arrays of a training run lie on several devices, hashable.
+  """Where the arrays of a training run lie on several devices, hashable."""
 
-  Attributes:
-    mesh: all devices, one axis.
-    parameters: "replicated", whole on every device; or "sharded", each large leaf
-      (and what the optimizer keeps of it) split along its longest even axis.
-  """
-
-  mesh: Mesh
+  mesh: Mesh  # all devices, one axis
+  # "replicated", whole on every device; or "sharded", each large leaf (and what the
+  # optimizer keeps of it) split along its longest even axis
   parameters: str
 
 

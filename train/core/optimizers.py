@@ -58,15 +58,10 @@ class DynamicSettings(NamedTuple):
 
 
 class Pruning(NamedTuple):
-  """The densities between which gradual pruning goes, hashable.
+  """The densities between which gradual pruning goes, hashable."""
 
-  Attributes:
-    start: of all kernels together; or of the layers of each, by name.
-    end: likewise.
-  """
-
-  start: Any
-  end: Any
+  start: Any  # of all kernels together; or of the layers of each, by name
+  end: Any  # likewise
 
 
 STATIC = DynamicSettings()

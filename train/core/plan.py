@@ -32,17 +32,11 @@ from train.data.streams import StreamOptions
 
 
 class Plan(NamedTuple):
-  """A checked config with its data, ready to train.
-
-  Attributes:
-    config: the config.
-    dataset: the splits, in host memory or streamed; None where shapes are enough.
-    recipe: the static part of the compiled program.
-  """
+  """A checked config with its data, ready to train."""
 
   config: Any
-  dataset: Any
-  recipe: Recipe
+  dataset: Any  # the splits, in host memory or streamed; None where shapes are enough
+  recipe: Recipe  # the static part of the compiled program
 
 
 def seeds_of(config: Any) -> tuple[int, ...]:

@@ -27,15 +27,10 @@ from train.models.blocks import dense_view, named_layouts
 
 
 class Gains(NamedTuple):
-  """Scales of a start.
+  """Scales of a start."""
 
-  Attributes:
-    scale: of the kernels, sigma_w.
-    bias_std: of the biases, sigma_b.
-  """
-
-  scale: float
-  bias_std: float
+  scale: float  # of the kernels, sigma_w
+  bias_std: float  # of the biases, sigma_b
 
 
 def gains(config: Any) -> Gains:

@@ -29,31 +29,18 @@ from train.data.images import Augmentation
 
 
 class Recipe(NamedTuple):
-  """What a compiled step depends on besides its arguments, hashable.
+  """What a compiled step depends on besides its arguments, hashable."""
 
-  Attributes:
-    model: the network.
-    spec: the data set's constants.
-    optimizer: the optimizer's settings.
-    batch_size: examples a step.
-    steps_per_epoch: whole batches in the training set.
-    num_steps: length of the training.
-    augmentation: how training images change.
-    streamed: whether the host brings the batches of each chunk.
-    placement: where arrays lie on several devices, None on one.
-    dynamic: whether and how masks change.
-  """
-
-  model: Any
-  spec: DatasetSpec
+  model: Any  # the network
+  spec: DatasetSpec  # the data set's constants
   optimizer: OptimizerSettings
-  batch_size: int
-  steps_per_epoch: int
-  num_steps: int
-  augmentation: Augmentation = Augmentation()
-  streamed: bool = False
-  placement: Placement | None = None
-  dynamic: DynamicSettings = STATIC
+  batch_size: int  # examples a step
+  steps_per_epoch: int  # whole batches in the training set
+  num_steps: int  # length of the training
+  augmentation: Augmentation = Augmentation()  # how training images change
+  streamed: bool = False  # whether the host brings the batches of each chunk
+  placement: Placement | None = None  # where arrays lie on several devices, None on one
+  dynamic: DynamicSettings = STATIC  # whether and how masks change
 
   def create_tx(
     self, masks: Any, key: jax.Array
@@ -86,24 +73,15 @@ class Averages(NamedTuple):
 
 
 class TrainState(NamedTuple):
-  """All that changes in a training run, and all that a checkpoint needs.
+  """All that changes in a training run, and all that a checkpoint needs."""
 
-  Attributes:
-    step: number of updates done, int32.
-    params: the network's parameters; dead weights are exactly zero.
-    opt_state: the optimizer's state, of `create_optimizer`: it holds the masks.
-    batch_stats: running statistics of normalization layers, {} without any.
-    key: the key of the training; keys of epochs and steps are folded into it.
-    layouts: places of the blocks of `model.blocks`; {} without.
-    averages: running means of parameters and statistics; None without.
-  """
-
-  step: jax.Array
-  params: Any
-  opt_state: Any
-  batch_stats: Any
-  key: jax.Array
-  layouts: Any
+  step: jax.Array  # number of updates done, int32
+  params: Any  # the network's parameters; dead weights are exactly zero
+  opt_state: Any  # the optimizer's state, of `create_optimizer`: it holds the masks
+  batch_stats: Any  # running statistics of normalization layers, {} without any
+  key: jax.Array  # the key of the training; keys of epochs and steps are folded into it
+  layouts: Any  # places of the blocks of `model.blocks`; {} without
+  # running means of parameters and statistics; None without
   averages: Averages | None = None
 
   @property

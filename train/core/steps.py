@@ -77,18 +77,13 @@ def _sums(
 
 
 class StepResult(NamedTuple):
-  """What one update has come from.
+  """What one update has come from."""
 
-  Attributes:
-    sums: loss and hits on the batch, before the update; of a mixed image, the label
-      of the larger share is a hit.
-    grads: tree like the parameters, of all weights, dead ones too.
-    updates: tree like the parameters: what was added to them.
-  """
-
+  # loss and hits on the batch, before the update; of a mixed image, the label of the
+  # larger share is a hit
   sums: Sums
-  grads: Any
-  updates: Any
+  grads: Any  # tree like the parameters, of all weights, dead ones too
+  updates: Any  # tree like the parameters: what was added to them
 
 
 def prepare(

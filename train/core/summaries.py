@@ -20,40 +20,24 @@ SHOWN = 128  # rows and columns of a kernel in a figure
 
 
 class Taps(NamedTuple):
-  """The centre tap of the convolutions of a leaf, or all of their other taps.
+  """The centre tap of the convolutions of a leaf, or all of their other taps."""
 
-  Attributes:
-    size: number of weights.
-    live: trained weights.
-    nonzeros: weights that are not zero at the start.
-  """
-
-  size: int
-  live: int
-  nonzeros: int
+  size: int  # number of weights
+  live: int  # trained weights
+  nonzeros: int  # weights that are not zero at the start
 
 
 class Layer(NamedTuple):
-  """One kernel leaf of a network; a stack counts as `count` kernels.
+  """One kernel leaf of a network; a stack counts as `count` kernels."""
 
-  Attributes:
-    name: path of the leaf.
-    shape: shape of one kernel.
-    count: number of kernels in the leaf.
-    live: trained weights in all of them.
-    density: `live` over size.
-    orthogonality_error: the largest of its kernels.
-    floor: lowest density with an orthogonal start.
-    taps: centre tap and other taps of a convolution; None if there is one tap.
-  """
-
-  name: str
-  shape: tuple[int, ...]
-  count: int
-  live: int
-  density: float
-  orthogonality_error: float
-  floor: float
+  name: str  # path of the leaf
+  shape: tuple[int, ...]  # shape of one kernel
+  count: int  # number of kernels in the leaf
+  live: int  # trained weights in all of them
+  density: float  # `live` over size
+  orthogonality_error: float  # the largest of its kernels
+  floor: float  # lowest density with an orthogonal start
+  # centre tap and other taps of a convolution; None if there is one tap
   taps: tuple[Taps, Taps] | None
 
 
@@ -114,33 +98,20 @@ def _sum_taps(rows: dict[str, tuple[Taps, Taps]]) -> list[Taps]:
 
 
 class Support(NamedTuple):
-  """Where one kernel has weights, at the start; a corner of it if it is large.
+  """Where one kernel has weights, at the start; a corner of it if it is large."""
 
-  Attributes:
-    name: the kernel's name.
-    live: bool `[fan_in, fan_out]`, the mask.
-    nonzero: bool likewise, weights that do not start at zero.
-    density: of the mask of the whole kernel.
-  """
-
-  name: str
-  live: np.ndarray
-  nonzero: np.ndarray
-  density: float
+  name: str  # the kernel's name
+  live: np.ndarray  # bool `[fan_in, fan_out]`, the mask
+  nonzero: np.ndarray  # bool likewise, weights that do not start at zero
+  density: float  # of the mask of the whole kernel
 
 
 class AtStart(NamedTuple):
-  """What is known of a run before its first step; `start.json` holds it.
+  """What is known of a run before its first step; `start.json` holds it."""
 
-  Attributes:
-    summary: the part of `summary.json` that is known then.
-    table: the layers as text.
-    support: of the kernel that stands for most others, for the figure.
-  """
-
-  summary: dict[str, Any]
-  table: str
-  support: Support
+  summary: dict[str, Any]  # the part of `summary.json` that is known then
+  table: str  # the layers as text
+  support: Support  # of the kernel that stands for most others, for the figure
 
 
 def describe_start(config: Any, state: Any, scale: float, recipe: Any) -> AtStart:

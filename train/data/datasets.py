@@ -20,51 +20,34 @@ from train.core.console import UserError, logger
 
 
 class Split(NamedTuple):
-  """Examples, on the host (numpy) or on the device.
+  """Examples, on the host (numpy) or on the device."""
 
-  Attributes:
-    images: uint8 `[n, height, width, channels]`; float32 of a data set of your own.
-    labels: int32 `[n]`.
-  """
-
-  images: Any
-  labels: Any
+  images: Any  # uint8 `[n, height, width, channels]`; float32 of a data set of your own
+  labels: Any  # int32 `[n]`
 
 
 @dataclass(frozen=True)
 class Stream:
-  """Examples that are too many to hold, in batches from the host; no pytree.
+  """Examples that are too many to hold, in batches from the host; no pytree."""
 
-  Attributes:
-    size: examples of the whole split, over all processes.
-    batches: `batches(begin)` yields this process's part of batch `begin` and of those
-      after it: uint8 images `[batch_size / process_count, height, width, channels]`
-      and int32 labels `[batch_size / process_count]`. A training stream is endless,
-      and batch `n` is that of step `n`. An evaluation stream ends after all examples;
-      what fills its last batch is black and has the label -1.
-  """
-
-  size: int
+  size: int  # examples of the whole split, over all processes
+  # `batches(begin)` yields this process's part of batch `begin` and of those after it:
+  # uint8 images `[batch_size / process_count, height, width, channels]` and int32
+  # labels `[batch_size / process_count]`. A training stream is endless, and batch `n`
+  # is that of step `n`. An evaluation stream ends after all examples; what fills its
+  # last batch is black and has the label -1.
   batches: Callable[[int], Iterator[Split]]
 
 
 class DatasetSpec(NamedTuple):
-  """What is known of a data set before it is read.
+  """What is known of a data set before it is read."""
 
-  Attributes:
-    shape: `(height, width, channels)` of an image.
-    num_classes: number of labels.
-    white: the largest pixel value; 1 of float images, whatever their range.
-    mean: per channel, of pixels divided by `white`.
-    std: per channel, likewise.
-    dtype: of the images, in memory: uint8, or float32 of a data set of your own.
-  """
-
-  shape: tuple[int, int, int]
-  num_classes: int
-  white: float
-  mean: tuple[float, ...]
-  std: tuple[float, ...]
+  shape: tuple[int, int, int]  # `(height, width, channels)` of an image
+  num_classes: int  # number of labels
+  white: float  # the largest pixel value; 1 of float images, whatever their range
+  mean: tuple[float, ...]  # per channel, of pixels divided by `white`
+  std: tuple[float, ...]  # per channel, likewise
+  # of the images, in memory: uint8, or float32 of a data set of your own
   dtype: str = "uint8"
 
 
@@ -74,16 +57,12 @@ class Dataset:
 
   What is held in memory may still be read when the data set is returned: its sizes are
   known, and splits wait until they are there.
-
-  Attributes:
-    spec: what is known of all examples.
-    sizes: number of examples by split: train, test, and validation if any is held out.
-    read: waits for a split by its name; always the same one.
   """
 
-  spec: DatasetSpec
+  spec: DatasetSpec  # what is known of all examples
+  # number of examples by split: train, test, and validation if any is held out
   sizes: Mapping[str, int]
-  read: Callable[[str], Any]
+  read: Callable[[str], Any]  # waits for a split by its name; always the same one
 
   @property
   def train(self) -> Any:

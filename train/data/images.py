@@ -24,18 +24,12 @@ _SOLARIZED = 128 / 255  # part of the largest value from which solarizing invert
 
 
 class Augmentation(NamedTuple):
-  """How training images change, hashable; the part of `config.data` for it.
+  """How training images change, hashable; the part of `config.data` for it."""
 
-  Attributes:
-    augment: one of `AUGMENTS`.
-    repeats: copies of each image in a batch, each augmented by itself.
-    mixup: alpha of mixup, 0 for none.
-    cutmix: alpha of CutMix, 0 for none; with both, each batch takes one of them.
-  """
-
-  augment: str = "none"
-  repeats: int = 1
-  mixup: float = 0.0
+  augment: str = "none"  # one of `AUGMENTS`
+  repeats: int = 1  # copies of each image in a batch, each augmented by itself
+  mixup: float = 0.0  # alpha of mixup, 0 for none
+  # alpha of CutMix, 0 for none; with both, each batch takes one of them
   cutmix: float = 0.0
 
   @property

@@ -20,22 +20,14 @@ _READ_AHEAD = 512  # examples
 
 
 class StreamOptions(NamedTuple):
-  """What the batches are a function of, besides the data.
+  """What the batches are a function of, besides the data."""
 
-  Attributes:
-    batch_size: examples of a batch, over all processes.
-    seed: of order and augmentation, in `[0, 2**32)`.
-    process_index: which part of each batch, counted from 0: a contiguous one.
-    process_count: how many parts; it divides `batch_size`.
-    limit: examples of each split to keep; 0 is all.
-    augmentation: how training images change: what the device does not do.
-  """
-
-  batch_size: int
-  seed: int = 0
-  process_index: int = 0
-  process_count: int = 1
-  limit: int = 0
+  batch_size: int  # examples of a batch, over all processes
+  seed: int = 0  # of order and augmentation, in `[0, 2**32)`
+  process_index: int = 0  # which part of each batch, counted from 0: a contiguous one
+  process_count: int = 1  # how many parts; it divides `batch_size`
+  limit: int = 0  # examples of each split to keep; 0 is all
+  # how training images change: what the device does not do
   augmentation: Augmentation = Augmentation()
 
   @property

@@ -31,17 +31,12 @@ class Sizes(NamedTuple):
 
 
 class Index(NamedTuple):
-  """What an archive holds.
+  """What an archive holds."""
 
-  Attributes:
-    classes: WordNet ids, sorted: a label is a place in it, as in torch's ImageFolder.
-    train: name in the archive to class, of the training images.
-    validation: likewise.
-  """
-
+  # WordNet ids, sorted: a label is a place in it, as in torch's ImageFolder
   classes: list[str]
-  train: dict[str, str]
-  validation: dict[str, str]
+  train: dict[str, str]  # name in the archive to class, of the training images
+  validation: dict[str, str]  # likewise
 
 
 def read_index(archive: zipfile.ZipFile, sizes: Sizes) -> Index:

@@ -43,17 +43,11 @@ DTYPES = ("float32", "bfloat16")
 
 
 class Model(NamedTuple):
-  """How to build a network, and what to call it.
+  """How to build a network, and what to call it."""
 
-  Attributes:
-    make: what builds the module.
-    fields: the fields of `config.model` that it takes.
-    title: its name in figures.
-  """
-
-  make: Callable[..., Network]
-  fields: tuple[str, ...]
-  title: str
+  make: Callable[..., Network]  # what builds the module
+  fields: tuple[str, ...]  # the fields of `config.model` that it takes
+  title: str  # its name in figures
 
 
 _DEEP = ("depth", "width", "activation", "dtype", "remat")

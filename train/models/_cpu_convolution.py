@@ -23,18 +23,13 @@ from jax.interpreters import ad, batching, mlir
 
 
 class _Window(NamedTuple):
-  """How a window goes over the pixels.
+  """How a window goes over the pixels."""
 
-  Attributes:
-    strides: of the window.
-    padding: zeros before and after, for height and width, after the spreading.
-    dilation: distance of the taps.
-    spread: distance that the pixels of the inputs are brought to, zeros between them.
-  """
-
-  strides: tuple[int, int]
+  strides: tuple[int, int]  # of the window
+  # zeros before and after, for height and width, after the spreading
   padding: tuple[tuple[int, int], tuple[int, int]]
-  dilation: tuple[int, int] = (1, 1)
+  dilation: tuple[int, int] = (1, 1)  # distance of the taps
+  # distance that the pixels of the inputs are brought to, zeros between them
   spread: tuple[int, int] = (1, 1)
 
 

@@ -10,15 +10,11 @@ from eoi_jax.blocks import BlockLayout, block_mask, blocks_to_dense
 
 
 class Blocks(NamedTuple):
-  """Which dense layers of a network have blocks; hashable, a part of the network.
+  """Which dense layers of a network have blocks; hashable, a part of the network."""
 
-  Attributes:
-    size: units of a group of inputs or outputs on the smaller side.
-    densities: paths of layers, "hidden/dense", each with the fraction of the weights
-      of its kernel that exists.
-  """
-
-  size: int = 0
+  size: int = 0  # units of a group of inputs or outputs on the smaller side
+  # paths of layers, "hidden/dense", each with the fraction of the weights of its kernel
+  # that exists
   densities: tuple[tuple[str, float], ...] = ()
 
 

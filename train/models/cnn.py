@@ -34,17 +34,13 @@ class CNN(Classifier, kw_only=True):
   one stack of parameters, `hidden/conv/kernel`. Then an average pool of 2 and the
   dense layer. `depth=998, width=128` is the paper's 1000-layer CNN: 3 -> 128, two of
   stride 2, 994 more, 2048 -> 10.
-
-  Attributes:
-    depth: number of layers with a kernel, at least 4.
-    width: channels of every convolution.
-    remat: whether to save memory by a second forward pass (`run_in_segments`).
   """
 
-  depth: int
-  width: int
+  depth: int  # number of layers with a kernel, at least 4
+  width: int  # channels of every convolution
   activation: str = "tanh"
   kernel_init: Initializer = delta_orthogonal()
+  # whether to save memory by a second forward pass (`run_in_segments`)
   remat: bool = False
 
   @nn.compact

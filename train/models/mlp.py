@@ -35,17 +35,13 @@ class MLP(Classifier, kw_only=True):
   The equal layers are one stack of parameters, `hidden/dense/kernel` of shape
   `(depth - 2, width, width)`, and run under `nn.scan`: the compiled program does not
   grow with the depth. `depth=7, width=100` is the paper's MLP-7.
-
-  Attributes:
-    depth: number of dense layers, at least 2.
-    width: units of every layer but the last.
-    remat: whether to save memory by a second forward pass (`run_in_segments`).
   """
 
-  depth: int
-  width: int
+  depth: int  # number of dense layers, at least 2
+  width: int  # units of every layer but the last
   activation: str = "tanh"
   kernel_init: Initializer = nn.initializers.orthogonal()
+  # whether to save memory by a second forward pass (`run_in_segments`)
   remat: bool = False
 
   @nn.compact

@@ -68,21 +68,14 @@ class Network(nn.Module, kw_only=True):
 
 
 class Classifier(Network, kw_only=True):
-  """A network of the trainer.
+  """A network of the trainer."""
 
-  Attributes:
-    num_classes: number of logits.
-    activation: a name in `ACTIVATIONS`; not applied to the logits.
-    kernel_init: initializer of the kernels.
-    bias_init: initializer of biases and offsets.
-    dtype: of the computation; parameters are float32.
-  """
-
-  num_classes: int
-  activation: str = "relu"
-  kernel_init: Initializer = nn.initializers.he_normal()
+  num_classes: int  # number of logits
+  activation: str = "relu"  # a name in `ACTIVATIONS`; not applied to the logits
+  kernel_init: Initializer = nn.initializers.he_normal()  # initializer of the kernels
+  # initializer of biases and offsets
   bias_init: Initializer = nn.initializers.zeros_init()
-  dtype: str = "float32"
+  dtype: str = "float32"  # of the computation; parameters are float32
 
   def logits(self, x: jax.Array) -> jax.Array:
     """Applies the last layer, a dense one called `output`."""

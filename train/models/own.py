@@ -22,14 +22,11 @@ class OwnNetwork(Network):
 
   Parameters have the names that they have in the module itself. What it may bring
   besides, as attributes: `others` and `may_be_sparse` of `Network`.
-
-  Attributes:
-    module: the module; it is called with `(images, train=...)` or with `(images)`.
-    image_shape: `(height, width, channels)`.
   """
 
+  # the module; it is called with `(images, train=...)` or with `(images)`
   module: nn.Module
-  image_shape: tuple[int, int, int]
+  image_shape: tuple[int, int, int]  # `(height, width, channels)`
 
   def setup(self):
     """Leaves the names of the parameters as they are."""

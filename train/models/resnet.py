@@ -20,21 +20,14 @@ from train.models.stacks import keep_products, stack
 
 
 class _Layers(nn.Module):
-  """What the layers of a block have in common.
+  """What the layers of a block have in common."""
 
-  Attributes:
-    width: channels inside of the block.
-    strides: of the first convolution of that size.
-    conv: makes a convolution without bias: `conv(features, window, strides)`.
-    norm: makes a normalization layer.
-    activation: the nonlinearity.
-  """
-
-  width: int
-  strides: int
+  width: int  # channels inside of the block
+  strides: int  # of the first convolution of that size
+  # makes a convolution without bias: `conv(features, window, strides)`
   conv: Callable[..., nn.Module]
-  norm: Callable[..., nn.Module]
-  activation: Callable[[jax.Array], jax.Array]
+  norm: Callable[..., nn.Module]  # makes a normalization layer
+  activation: Callable[[jax.Array], jax.Array]  # the nonlinearity
 
   def unit(self, x: jax.Array, name: str, *args: int) -> jax.Array:
     """Convolution and normalization."""
@@ -73,19 +66,13 @@ class _Bottleneck(_Layers):
 
 
 class ResNet(Classifier):
-  """Four or three stages of residual blocks.
+  """Four or three stages of residual blocks."""
 
-  Attributes:
-    stages: number of blocks of each stage.
-    width: inner channels of the first stage; each stage doubles them.
-    block: "basic" or "bottleneck".
-    stem: "small", a 3 x 3 convolution, or "large", a 7 x 7 of stride 2 and a maximum
-      pool of stride 2.
-  """
-
-  stages: tuple[int, ...]
-  width: int
-  block: str = "basic"
+  stages: tuple[int, ...]  # number of blocks of each stage
+  width: int  # inner channels of the first stage; each stage doubles them
+  block: str = "basic"  # "basic" or "bottleneck"
+  # "small", a 3 x 3 convolution, or "large", a 7 x 7 of stride 2 and a maximum pool of
+  # stride 2
   stem: str = "small"
 
   @nn.compact

@@ -28,12 +28,9 @@ class VGG(Classifier):
   layer but the last by activation, then normalization. In form C the third
   convolution of a stage is 1 x 1 and padded by 1 all the same: 32 x 32 images end as
   2 x 2 x 512, in form D as 1 x 1 x 512.
-
-  Attributes:
-    form: "C" or "D".
   """
 
-  form: str
+  form: str  # "C" or "D"
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

@@ -29,19 +29,12 @@ _EXAMPLES = 25  # of each class
 
 
 class Net(NamedTuple):
-  """What the masks of one network depend on.
+  """What the masks of one network depend on."""
 
-  Attributes:
-    distribution: a name in `DISTRIBUTIONS`.
-    activation: a name in `ACTIVATIONS`; "" where it has no say.
-    density: of the whole network.
-    seed: of the run.
-  """
-
-  distribution: str
-  activation: str
-  density: float
-  seed: int
+  distribution: str  # a name in `DISTRIBUTIONS`
+  activation: str  # a name in `ACTIVATIONS`; "" where it has no say
+  density: float  # of the whole network
+  seed: int  # of the run
 
 
 def spectrum(

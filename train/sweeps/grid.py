@@ -19,33 +19,21 @@ Axes = dict[str, dict[str, dict[str, Any]]]  # axis to label to changed fields
 
 
 class Cell(NamedTuple):
-  """One run of a sweep.
+  """One run of a sweep."""
 
-  Attributes:
-    labels: its place in the grid: axis to label.
-    path: of its workdir, below that of the sweep. Cells of equal configs share one.
-    config: what it trains.
-  """
-
-  labels: dict[str, str]
-  path: str
-  config: Any
+  labels: dict[str, str]  # its place in the grid: axis to label
+  path: str  # of its workdir, below that of the sweep; cells of equal configs share one
+  config: Any  # what it trains
 
 
 class Sweep(NamedTuple):
-  """A grid of runs.
+  """A grid of runs."""
 
-  Attributes:
-    title: what it shows, in one line.
-    axes: the last one makes the rows of its table, the others make the columns.
-    cells: all runs; those of the last axis lie side by side.
-    fields: the config fields that every cell sets itself.
-  """
-
-  title: str
+  title: str  # what it shows, in one line
+  # the last one makes the rows of its table, the others make the columns
   axes: dict[str, list[str]]
-  cells: list[Cell]
-  fields: frozenset[str]
+  cells: list[Cell]  # all runs; those of the last axis lie side by side
+  fields: frozenset[str]  # the config fields that every cell sets itself
 
 
 def load_sweep(value: str, base: Any = None, *, one_by_one: bool = False) -> Sweep:
@@ -141,19 +129,13 @@ def to_json(sweep: Sweep) -> str:
 
 
 class Status(NamedTuple):
-  """Where a run stands.
+  """Where a run stands."""
 
-  Attributes:
-    word: done, running, stopped (it will continue), failed, or todo.
-    epoch: the last one evaluated, None before.
-    accuracy: of the test set if done, else of the last evaluation; None before.
-    note: why it failed, in one line.
-  """
-
-  word: str
-  epoch: float | None = None
+  word: str  # done, running, stopped (it will continue), failed, or todo
+  epoch: float | None = None  # the last one evaluated, None before
+  # of the test set if done, else of the last evaluation; None before
   accuracy: float | None = None
-  note: str = ""
+  note: str = ""  # why it failed, in one line
 
 
 def read_status(workdir: Path) -> Status:

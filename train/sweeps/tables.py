@@ -19,19 +19,12 @@ SEEDS = ("seed", "seeds")  # fields in which repetitions of a run differ
 
 
 class Run(NamedTuple):
-  """What a finished run has left.
+  """What a finished run has left."""
 
-  Attributes:
-    directory: where it is.
-    config: flat dictionary of its fields.
-    summary: contents of `summary.json`.
-    records: lines of `metrics.jsonl`.
-  """
-
-  directory: Path
-  config: dict[str, Any]
-  summary: dict[str, Any]
-  records: list[dict[str, Any]]
+  directory: Path  # where it is
+  config: dict[str, Any]  # flat dictionary of its fields
+  summary: dict[str, Any]  # contents of `summary.json`
+  records: list[dict[str, Any]]  # lines of `metrics.jsonl`
 
   @property
   def seeds(self) -> list[int]:
@@ -188,17 +181,11 @@ MORE_WEIGHTS = 1.05  # a row that has so many times the fewest weights is not co
 
 
 class Entry(NamedTuple):
-  """What is known of one place in a table.
+  """What is known of one place in a table."""
 
-  Attributes:
-    runs: the finished runs, which differ in their seeds only.
-    word: done, or what the least advanced run is.
-    note: why a run failed.
-  """
-
-  runs: list[Run]
-  word: str
-  note: str = ""
+  runs: list[Run]  # the finished runs, which differ in their seeds only
+  word: str  # done, or what the least advanced run is
+  note: str = ""  # why a run failed
 
   @property
   def accuracies(self) -> list[float]:
@@ -212,17 +199,11 @@ class Entry(NamedTuple):
 
 
 class Table(NamedTuple):
-  """Entries in rows and columns.
+  """Entries in rows and columns."""
 
-  Attributes:
-    title: one line.
-    axes: axis to labels; the last one makes the rows.
-    entries: labels of all axes, in order, to the entry.
-  """
-
-  title: str
-  axes: dict[str, list[str]]
-  entries: dict[tuple[str, ...], Entry]
+  title: str  # one line
+  axes: dict[str, list[str]]  # axis to labels; the last one makes the rows
+  entries: dict[tuple[str, ...], Entry]  # labels of all axes, in order, to the entry
 
   @property
   def rows(self) -> list[str]:
