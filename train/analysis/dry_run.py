@@ -22,7 +22,7 @@ from train.core.start import (
   densities,
   sparsity_settings,
 )
-from train.core.state import Recipe, TrainState
+from train.core.state import TrainState
 from train.core.steps import Sums, train_chunk, zero_sums
 from train.core.summaries import Taps, taps_table
 from train.core.unread import warn_of_unread
@@ -266,9 +266,17 @@ def _rows(plans: list[Plan], costs: list[Cost]) -> list[tuple[str, ...]]:
   def each(show: Callable[[Plan], str]) -> str:
     return "; ".join(dict.fromkeys(map(show, plans)))
 
+  def steps(plan: Plan) -> str:
+    return f"{plan.recipe.num_steps:,}, {plan.recipe.steps_per_epoch:,} an epoch"
+
+  def batch(plan: Plan) -> str:
+    count, size = plan.recipe.optimizer.accumulate, plan.recipe.batch_size
+    parts = f", in {count} micro-batches" if count > 1 else ""
+    return f"{size}, {size // devices} a device{parts}"
+
   def largest(name: str) -> str:
     sizes = [getattr(cost, name) for cost in costs]
-    return _megabytes(None if None in sizes else max(sizes))
+    return "unknown" if None in sizes else f"{max(sizes) / 2**20:,.1f} MiB a device"
 
   def seconds(name: str, digits: int) -> str:
     shown = (f"{getattr(cost, name):.{digits}f} s" for cost in costs)
@@ -282,8 +290,8 @@ def _rows(plans: list[Plan], costs: list[Cost]) -> list[tuple[str, ...]]:
     ("devices", f"{devices} x {kind}, {jax.process_count()} processes"),
     ("runs, one after another", f"{len(plans)}"),
     ("seeds in each, at once", each(lambda plan: f"{len(seeds_of(plan.config))}")),
-    ("steps of each", each(lambda plan: _steps(plan.recipe))),
-    ("batch", each(lambda plan: _batch(plan.recipe))),
+    ("steps of each", each(steps)),
+    ("batch", each(batch)),
     ("optimizer", each(lambda plan: describe_optimizer(plan.recipe.optimizer))),
     ("state", largest("state_bytes")),
     ("examples", largest("data_bytes")),
@@ -292,16 +300,6 @@ def _rows(plans: list[Plan], costs: list[Cost]) -> list[tuple[str, ...]]:
     ("time of a step", seconds("step_seconds", 4)),
     ("training time of all runs", f"{duration(total)} (h:min:s), evaluation left out"),
   ]
-
-
-def _steps(recipe: Recipe) -> str:
-  return f"{recipe.num_steps:,}, {recipe.steps_per_epoch:,} an epoch"
-
-
-def _batch(recipe: Recipe) -> str:
-  count, size = recipe.optimizer.accumulate, recipe.batch_size
-  parts = f", in {count} micro-batches" if count > 1 else ""
-  return f"{size}, {size // jax.device_count()} a device{parts}"
 
 
 def measure(plan: Plan) -> Cost:
@@ -342,7 +340,3 @@ def _bytes(tree: Any) -> int:
   """Bytes on the first device of this process."""
   leaves = jax.tree.leaves(tree)
   return sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
-
-
-def _megabytes(count: int | None) -> str:
-  return "unknown" if count is None else f"{count / 2**20:,.1f} MiB a device"

@@ -102,15 +102,15 @@ def _log_axis(axes, values: list[float]) -> None:
 def _in_depth(rows: list[Row], read: Callable[[Row], list[float]]) -> list[float]:
   """Values in the order of the layers: kernels of one stack alternate."""
   values = []
-  for (_, count), group in itertools.groupby(rows, key=_stack_of):
+
+  def stack(row):
+    return row.layer.name.partition("/")[0], row.layer.count
+
+  for (_, count), group in itertools.groupby(rows, key=stack):
     columns = [read(row) for row in group]
     order = zip(*columns, strict=True) if count > 1 else columns
     values += [value for layer in order for value in layer]
   return values
-
-
-def _stack_of(row: Row) -> tuple[str, int]:
-  return row.layer.name.partition("/")[0], row.layer.count
 
 
 def _draw_densities(axes, inspection: Inspection) -> None:

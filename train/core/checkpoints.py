@@ -140,9 +140,8 @@ class Checkpoints:
       raise self._lost(error) from error
 
   def _lost(self, error: Exception) -> UserError:
-    found = [path.name for path in self._directory.iterdir() if path.name.isdigit()]
-    whole = max(map(int, found), default=None)
-    last = "there is none yet" if whole is None else f"the last is of step {whole}"
+    steps = self._steps()
+    last = f"the last is of step {steps[-1]}" if steps else "there is none yet"
     reason = " ".join(str(error).split())[:300]
     return UserError(
       f"cannot write a checkpoint in {self._directory} ({last}): {reason}; make room "
@@ -151,8 +150,12 @@ class Checkpoints:
 
   def found(self) -> bool:
     """Whether there may be a checkpoint to restore."""
-    names = self._directory.iterdir() if self._directory.is_dir() else []
-    return agree(any(path.name.isdigit() for path in names))
+    return agree(bool(self._steps()))
+
+  def _steps(self) -> list[int]:
+    """Steps of the checkpoints on the disk, before any is opened."""
+    paths = self._directory.iterdir() if self._directory.is_dir() else []
+    return sorted(int(path.name) for path in paths if path.name.isdigit())
 
   def restore(self, like: Any) -> Any | None:
     """Returns the newest whole state, or None; `like` may be shapes and shardings."""

@@ -30,7 +30,6 @@ from train.data.own import is_own_data
 from train.models import ACTIVATIONS, DTYPES, MODELS
 
 CRITICAL = "critical"
-PARAMETERS = ("replicated", "sharded")
 REFERENCES = ("orthogonal", "delta_orthogonal", "conv_orthogonal")
 DENSE_STARTS = (*REFERENCES, "fan_in_uniform")
 STARTS = ("eoi", "eoi_in_mask", "eoi_structured", "base", "ai", "sao", *DENSE_STARTS)
@@ -163,7 +162,7 @@ FIELDS = {
   "keep_checkpoints": Field(2, _integer(1), "newest checkpoints to keep"),
   "keep_best": Field(1, _integer(0), "best checkpoints by held-out accuracy to keep"),
   "placement": Field(
-    "replicated", _one_of(*PARAMETERS), "parameters on several devices"
+    "replicated", _one_of("replicated", "sharded"), "parameters on several devices"
   ),
   "tensorboard": Field(False, _BOOLEAN, "also write event files; needs tensorboardX"),
   "wandb": Field(

@@ -69,7 +69,8 @@ def check_archives(folder: str | os.PathLike, sizes: Sizes | None = OFFICIAL) ->
     UserError: if a count is not that of `sizes`, or a name unknown.
   """
   counts = _count_train(Path(folder) / TRAIN)
-  validation = _names(Path(folder) / VALIDATION)
+  with _open(Path(folder) / VALIDATION) as archive:
+    validation = archive.getnames()
   found = Sizes(len(counts), sum(counts.values()), len(validation))
   for wnid, count in counts.items():
     if not count:
@@ -103,11 +104,6 @@ def _count_train(path: Path) -> dict[str, int]:
           raise UserError(f"{name} must hold images of its class, has {image}.")
       counts[wnid] = len(names)
   return counts
-
-
-def _names(path: Path) -> list[str]:
-  with _open(path) as archive:
-    return archive.getnames()
 
 
 def _open(path: Path) -> tarfile.TarFile:

@@ -52,30 +52,21 @@ def init_time(
   repeats: int = 7,
 ) -> dict[str, Any]:
   """Seconds to sample a square matrix, compiled before: the fastest of some runs."""
-  curves = {
-    f"EOI, density {d:g}": [
-      _seconds(functools.partial(_sample, density=d, size=size), repeats)
-      for size in sizes
-    ]
+  samplers: dict[str, Any] = {
+    f"EOI, density {d:g}": functools.partial(eoi_jax.sparse_orthogonal, density=d)
     for d in densities
   }
-  curves["dense, QR"] = [
-    _seconds(functools.partial(_dense, size=size), repeats) for size in sizes
-  ]
+  samplers["dense, QR"] = jax.nn.initializers.orthogonal()
+  curves = {
+    name: [_seconds(sample, size, repeats) for size in sizes]
+    for name, sample in samplers.items()
+  }
   device = jax.devices()[0].device_kind
   return {"sizes": list(sizes), "curves": curves, "device": device}
 
 
-def _sample(key, *, density, size):
-  return eoi_jax.sparse_orthogonal(key, (size, size), density)
-
-
-def _dense(key, *, size):
-  return jax.nn.initializers.orthogonal()(key, (size, size))
-
-
-def _seconds(function, repeats: int) -> float:
-  function = jax.jit(function)
+def _seconds(sample, size: int, repeats: int) -> float:
+  function = jax.jit(lambda key: sample(key, (size, size)))
   keys = jax.random.split(jax.random.key(0), repeats + 1)
   jax.block_until_ready(function(keys[-1]))
   times = []
