@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict, FieldReference
 
 from train.core.console import UserError
@@ -442,16 +442,11 @@ LOCAL |= {"dry_run", "eval_only", "profile"}
 
 def default_config() -> ConfigDict:
   """Returns a config that holds the default of every field."""
-  config: Any = ConfigDict()
-  for name, field in FIELDS.items():
-    section, _, leaf = name.rpartition(".")
-    if section and section not in config:
-      config[section] = ConfigDict()
-    # A scale may be a number or a word, and flags go by the type of the default.
-    either = FieldReference(field.default, field_type=object)
-    value = either if field.rule is _SCALE else field.default
-    (config[section] if section else config)[leaf] = value
-  return config
+  values = {name: field.default for name, field in FIELDS.items()}
+  # A scale may be a number or a word, and flags go by the type of the default.
+  name = "sparsity.scale"
+  values[name] = FieldReference(values[name], field_type=object)
+  return ConfigDict(unflatten_dict(values, sep="."))
 
 
 def help_text() -> str:

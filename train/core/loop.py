@@ -6,6 +6,7 @@ The host logs, evaluates and saves between them; nothing that it does changes a 
 of the training.
 """
 
+import contextlib
 import json
 import math
 import sys
@@ -306,38 +307,28 @@ def _due(every: int, step: int, recipe: Recipe) -> bool:
   return step == recipe.num_steps or (rest == 0 and epoch % every == 0)
 
 
-class _Trace:
+class _Trace(contextlib.ExitStack):
   """Profiles the chunks that hold some steps; where chunks end does not change.
 
   Use as a context manager around the training.
   """
 
   def __init__(self, steps: tuple[int, ...], directory: Path):
+    super().__init__()
     self._first, self._last = steps or (math.inf, 0)
-    self._directory, self._running = directory, False
-
-  def __enter__(self) -> "_Trace":
-    return self
-
-  def __exit__(self, *args) -> None:
-    self._stop()
-
-  def _stop(self) -> None:
-    if self._running:
-      self._running = False
-      jax.profiler.stop_trace()
-      logger.info("wrote a trace to %s", self._directory)
+    self._directory, self._begun = directory, False
 
   def before(self, step: int, count: int) -> None:
     """Begins the trace if a step in `(step, step + count]` is to be profiled."""
-    if not self._running and step < self._last and step + count >= self._first:
-      jax.profiler.start_trace(self._directory)
-      self._running = True
+    if not self._begun and step < self._last and step + count >= self._first:
+      self._begun = True
+      self.callback(logger.info, "wrote a trace to %s", self._directory)
+      self.enter_context(jax.profiler.trace(self._directory))
 
   def after(self, step: int) -> None:
     """Ends it if `step` was the last, or one after it."""
     if step >= self._last:
-      self._stop()
+      self.close()
 
 
 def _count(run: _Run, step: int) -> int:
@@ -478,8 +469,7 @@ def check_finite(
 def check_weights(state: TrainState) -> int:
   """Makes sure that every dead weight is exactly zero.
 
-  Returns:
-    The number of live weights of masks and blocks, of all seeds together.
+  Returns the number of live weights of masks and blocks, of all seeds together.
 
   Raises:
     RuntimeError: naming the leaves; it is a defect of the program.
