@@ -83,8 +83,7 @@ def program(main: Callable[[Any], None]) -> Callable[[Any], None]:
 def log_to_stderr(*, quiet: bool = False) -> None:
   """Shows the log of the trainer line by line, and only warnings of other packages.
 
-  Args:
-    quiet: whether to show only warnings of the trainer, too, and no progress.
+  If `quiet`, only warnings of the trainer, too, and no progress.
   """
   warnings_only()
   handler = logging.StreamHandler(sys.stderr)

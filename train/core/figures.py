@@ -52,10 +52,8 @@ def save(figure: Any, path: Path, dpi: int = 200) -> None:
 def draw_runs(runs: dict[str, Curves], title: str = "") -> Any:
   """Draws accuracy and loss of one or more runs, and one kernel of the first.
 
-  Args:
-    runs: name to curves; the order gives colours. Of runs of several seeds the mean
-      is drawn, and the range is shaded.
-    title: a line above all.
+  The order of the runs gives colours. Of several seeds the mean is drawn, and the range
+  is shaded.
   """
   many = len(runs) > len(COLORS)  # too many for a legend inside the axes
   size = (11, 5 if many else 3.6)

@@ -178,11 +178,8 @@ def join(
 ) -> None:
   """Connects this process with the others; call it before JAX finds its devices.
 
-  Args:
-    coordinator: "HOST:PORT" of process 0, None to be alone or to detect.
-    num_processes: how many there are.
-    process_id: number of this one, from 0.
-    detect: whether the environment tells all of it, as on TPU pods and under Slurm.
+  The coordinator is "HOST:PORT" of process 0. With `detect` the environment tells all
+  of it, as on TPU pods and under Slurm; without anything the process is alone.
 
   Raises:
     UserError: if the arguments contradict each other or the others are not found.

@@ -37,14 +37,9 @@ def append_record(path: Path, record: dict[str, Any]) -> None:
 def with_spread(values: dict[str, Any], *, several: bool) -> dict[str, Any]:
   """Returns numbers of one seed as they are, those of several with their spread.
 
-  Args:
-    values: name to a number, or to an array of one number for each seed.
-    several: whether the run names its seeds.
-
-  Returns:
-    Name to the mean over seeds. If `several`, also `NAME_std`, the standard deviation
-    over seeds (of n - 1 degrees of freedom, 0 for a single one), and `seeds`: name to
-    the list of all.
+  `values` are numbers, or arrays of one number for each seed. Of `several` seeds the
+  record has the mean of each, `NAME_std`, the standard deviation (of n - 1 degrees of
+  freedom, 0 for a single one), and `seeds`: name to the list of all.
   """
   arrays = {k: np.atleast_1d(np.asarray(v, np.float64)) for k, v in values.items()}
   record: dict[str, Any] = {k: float(array.mean()) for k, array in arrays.items()}

@@ -342,17 +342,17 @@ def create_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
   """Builds the optimizer under which dead weights stay exactly zero.
 
+  Weight decay acts on all parameters: decoupled where the optimizer has an argument for
+  it (adamw, lion, lamb, muon), else through the gradient (sgd, adam). The gradient of
+  all live weights together is clipped to `clip_norm`, before that.
+
   Args:
-    settings: name, learning rate, ...; `momentum` is what optax calls momentum, b1 or
-      beta. Weight decay acts on all parameters: decoupled where the optimizer has an
-      argument for it (adamw, lion, lamb, muon), else through the gradient (sgd, adam).
-      The gradient of all live weights together is clipped to `clip_norm`, before that.
+    settings: name, learning rate, ...
     num_steps: length of the training, for the schedule.
     masks: tree like the parameters; bool leaves, True = trained, None = dense.
-    key: a PRNG key for noise and for masks that change at random; the state keeps it.
+    key: for noise and for masks that change at random; the state keeps it.
     dynamic: whether and how masks change.
-    model: the network whose kernels these are: masks that change need it, and muon
-      reads off it what is a matrix.
+    model: the network, whose layouts changing masks, muon and lamb need.
 
   Returns:
     An optax transformation with the masks in its state. `update` takes the loss as

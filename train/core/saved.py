@@ -48,12 +48,10 @@ def saved_config(workdir: Path, config: Any = None) -> Any:
 
 
 def restore_saved(plan: Plan, workdir: Path, which: str | None) -> TrainState:
-  """Returns the state of a checkpoint; another process may go on with the run.
+  """Returns the state of a checkpoint, named as in `Checkpoints.restore_one`.
 
-  Args:
-    plan: of `saved_config`; without data it will do unless scores choose the masks.
-    workdir: the directory of the run.
-    which: as in `Checkpoints.restore_one`.
+  Another process may go on with the run. The plan, of `saved_config`, needs data only
+  if scores choose the masks.
   """
   like = mesh.place_like(like_start(plan), plan.recipe.placement)
   with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:

@@ -97,13 +97,8 @@ def create_model(
   """Builds the network of `config.model`, which knows its `layouts`.
 
   Models compare equal when their settings do, so that two runs which differ in their
-  start only share one compiled program.
-
-  Args:
-    config: a validated config.
-    spec: of the data set.
-    bias_std: deviation of the initial biases.
-    blocks: which layers have blocks (`train.core.start.create_network` chooses).
+  start only share one compiled program. `bias_std` is the deviation of the initial
+  biases; `train.core.start.create_network` chooses the blocks.
 
   Raises:
     ValueError: if the network does not exist in that depth, drops no branch, or takes

@@ -34,16 +34,10 @@ def named_layouts(layouts: Any) -> dict[str, BlockLayout]:
 
 
 def dense_view(params: Any, masks: Any, layouts: Any) -> tuple[Any, Any]:
-  """Parameters and masks of the same network without blocks.
+  """Returns parameters and masks of the same network without blocks.
 
-  Args:
-    params: the parameters, with `layer/blocks` in place of some `layer/kernel`.
-    masks: tree like `params`: bool leaves, True = trained; None = dense leaf.
-    layouts: `layer/layout` of each of these layers; {} without any.
-
-  Returns:
-    Parameters and masks with kernels alone; a weight outside of the blocks is 0, and
-    its mask is False.
+  `params` has `layer/blocks` in place of some `layer/kernel`, `layouts` `layer/layout`
+  of each of these. A weight outside of the blocks is 0, and its mask is False.
   """
   leaves: Any = flatten_dict(params)
   flags: Any = flatten_dict(masks)

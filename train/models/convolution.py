@@ -12,14 +12,10 @@ from train.models._cpu_convolution import cpu_convolution
 def convolution(
   features: int, window: int, strides: int = 1, *, padding: Any = None, **options
 ) -> nn.Conv:
-  """Returns a square convolution.
+  """Returns a square convolution, `window` pixels wide and high; options are Flax's.
 
-  Args:
-    features: output channels.
-    window: height and width of the kernel.
-    strides: in both directions.
-    padding: pixels on every side, half the window by default, or "CIRCULAR".
-    **options: further fields of `nn.Conv`.
+  `padding` is a number of pixels on every side, half the window by default, or
+  "CIRCULAR".
   """
   if padding != "CIRCULAR":
     pixels = window // 2 if padding is None else padding

@@ -31,9 +31,8 @@ class Network(nn.Module, kw_only=True):
   def dense(self, path: str, **options: Any) -> Callable[..., nn.Module]:
     """Returns what makes the dense layer `path`: `nn.Dense`, or one with blocks.
 
-    Args:
-      path: names of its modules from the network on, joined by "/".
-      **options: of `nn.Dense`, its features and name left out.
+    The path names its modules from the network on, joined by "/"; options are those of
+    `nn.Dense`, its features and name left out.
     """
     density = dict(self.blocks.densities).get(path)
     if density is None:

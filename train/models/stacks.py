@@ -21,13 +21,9 @@ def keep_products(primitive: Any, *_: Any, **__: Any) -> bool:
 def stack(block: Any, length: int, *, remat: bool = False, policy: Any = None) -> Any:
   """Returns a module class that runs `length` blocks in a row under `nn.scan`.
 
-  Args:
-    block: a module class with `__call__(x, None) -> (x, None)`, which keeps shape and
-      dtype of `x`.
-    length: number of blocks; their variables get a leading axis of this size.
-    remat: whether the backward pass computes the inside of each block again, instead
-      of keeping it.
-    policy: with `remat`, what of it is kept all the same (`jax.checkpoint`).
+  A block maps `(x, None)` to `(x, None)` and keeps shape and dtype of `x`; variables
+  get a leading axis. With `remat` the backward pass computes the inside of each block
+  again, but for what `policy` keeps (`jax.checkpoint`).
   """
   return nn.scan(
     nn.remat(block, prevent_cse=False, policy=policy) if remat else block,
@@ -40,14 +36,10 @@ def stack(block: Any, length: int, *, remat: bool = False, policy: Any = None) -
 def run_in_segments(block: nn.Module, variables: Any, x: jax.Array) -> jax.Array:
   """Runs a stack and keeps few activations for the backward pass.
 
-  The stack is cut in about `sqrt(length)` segments. The backward pass keeps their
-  inputs and computes each segment again when it comes to it: memory falls from `length`
-  to `2 sqrt(length)` activations, for one more forward pass.
-
-  Args:
-    block: one block, without parent.
-    variables: its variables with a leading axis of layers, which do not change.
-    x: input of the first block.
+  The stack, `block` without parent and variables with a leading axis of layers, is cut
+  in about `sqrt(length)` segments. The backward pass keeps their inputs and computes
+  each segment again when it comes to it: memory falls from `length` to `2 sqrt(length)`
+  activations, for one more forward pass. Variables must not change.
   """
   length = jax.tree.leaves(variables)[0].shape[0]
   size = math.isqrt(length)

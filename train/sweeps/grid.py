@@ -41,12 +41,8 @@ def load_sweep(value: str, base: Any = None, *, one_by_one: bool = False) -> Swe
 
   The file is a config, by `get_config(variant)`, and has `get_axes(variant)` besides: a
   dict from a field to its values, or from the name of an axis to `{label: {field:
-  value}}`. A later axis wins where two change the same field.
-
-  Args:
-    value: the path, with a variant if there is any.
-    base: the config to change, if not the file's own.
-    one_by_one: a run for each of `config.seeds`, instead of all seeds in one program.
+  value}}`. A later axis wins where two change the same field. `base` takes the place of
+  the file's own config; `one_by_one` makes a run for each of `config.seeds`.
 
   Raises:
     UserError: if the file, an axis or the config of a cell is wrong.
