@@ -1,7 +1,6 @@
 """A plain convolutional network of any depth, without normalization or shortcuts."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -13,18 +12,7 @@ from eoi_jax.initializers import delta_orthogonal
 from train.models.activations import ACTIVATIONS
 from train.models.convolution import convolution
 from train.models.network import Classifier
-from train.models.stacks import run_in_segments, stack
-
-
-class _Layer(nn.Module):
-  """One circular convolution, in the form that `nn.scan` wants; activation first."""
-
-  conv: Callable[..., nn.Module]
-  activation: Callable[[jax.Array], jax.Array]
-
-  @nn.compact
-  def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
-    return self.conv(name="conv")(self.activation(x)), None
+from train.models.stacks import run_hidden
 
 
 class CNN(Classifier, kw_only=True):
@@ -59,12 +47,8 @@ class CNN(Classifier, kw_only=True):
       x = activation(x) if number else x
       x = conv(strides=stride, name=f"input{number}")(x)
     if self.depth > 4:
-      fields = (conv, activation)
-      if self.remat and not self.is_initializing():
-        variables = {"params": self.get_variable("params", "hidden")}
-        x = run_in_segments(_Layer(*fields, parent=None), variables, x)
-      else:
-        x, _ = stack(_Layer, self.depth - 4)(*fields, name="hidden")(x, None)
+      make = functools.partial(conv, name="conv")
+      x = run_hidden(self, self.depth - 4, make, activation, x)
     x = activation(x)
     x = nn.pool(x, 0.0, jax.lax.add, (2, 2), (2, 2), "VALID") / 4.0
     return self.logits(x.reshape((x.shape[0], -1)))

@@ -1,7 +1,6 @@
 """A multilayer perceptron of any depth that compiles as fast as a shallow one."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -11,22 +10,7 @@ from jax.nn.initializers import Initializer
 
 from train.models.activations import ACTIVATIONS
 from train.models.network import Classifier
-from train.models.stacks import run_in_segments, stack
-
-
-class _Layer(nn.Module):
-  """One hidden layer, in the form that `nn.scan` wants: `(carry, None)` twice.
-
-  The activation comes first: what it returns is what the kernel's gradient needs, and
-  the backward pass keeps one array for each layer.
-  """
-
-  dense: Callable[..., nn.Module]
-  activation: Callable[[jax.Array], jax.Array]
-
-  @nn.compact
-  def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
-    return self.dense(name="dense")(self.activation(x)), None
+from train.models.stacks import run_hidden
 
 
 class MLP(Classifier, kw_only=True):
@@ -54,13 +38,6 @@ class MLP(Classifier, kw_only=True):
     x = x.reshape((x.shape[0], -1))
     x = dense("input")(self.width, name="input")(x)
     if self.depth > 2:
-      fields = (functools.partial(dense("hidden/dense"), self.width), activation)
-      if self.remat and not self.is_initializing():
-        collections = [
-          name for name in self.variables if "hidden" in self.variables[name]
-        ]
-        variables = {name: self.variables[name]["hidden"] for name in collections}
-        x = run_in_segments(_Layer(*fields, parent=None), variables, x)
-      else:
-        x, _ = stack(_Layer, self.depth - 2)(*fields, name="hidden")(x, None)
+      make = functools.partial(dense("hidden/dense"), self.width, name="dense")
+      x = run_hidden(self, self.depth - 2, make, activation, x)
     return self.logits(activation(x))

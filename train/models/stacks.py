@@ -1,6 +1,7 @@
 """Equal layers as one stack of parameters, run by a loop that compiles once."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -31,6 +32,35 @@ def stack(block: Any, length: int, *, remat: bool = False, policy: Any = None) -
     split_rngs={"params": True, "dropout": True},
     length=length,
   )
+
+
+class _Hidden(nn.Module):
+  """An activation and a layer, in the form that `nn.scan` wants: `(carry, None)` twice.
+
+  The activation comes first: what it returns is what the kernel's gradient needs, and
+  the backward pass keeps one array for each layer.
+  """
+
+  make: Callable[[], nn.Module]
+  activation: Callable[[jax.Array], jax.Array]
+
+  @nn.compact
+  def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+    return self.make()(self.activation(x)), None
+
+
+def run_hidden(
+  network: Any, length: int, make: Callable, activation: Callable, x: jax.Array
+) -> jax.Array:
+  """Runs the equal layers of a network, `hidden`, each after an activation.
+
+  If `network.remat`, they save memory by a second forward pass (`run_in_segments`).
+  """
+  if not network.remat or network.is_initializing():
+    return stack(_Hidden, length)(make, activation, name="hidden")(x, None)[0]
+  trees = network.variables.items()
+  variables = {name: tree["hidden"] for name, tree in trees if "hidden" in tree}
+  return run_in_segments(_Hidden(make, activation, parent=None), variables, x)
 
 
 def run_in_segments(block: nn.Module, variables: Any, x: jax.Array) -> jax.Array:
