@@ -17,7 +17,6 @@ from absl import app, flags
 from train.analysis.figure import plot_batch, plot_inspection
 from train.analysis.preflight import Inspection, as_json, as_text, measure
 from train.core.command import CONFIG, WORKDIR, default_workdir, parse
-from train.core.config import validate
 from train.core.console import program, warnings_only
 from train.core.plan import make_plan
 from train.core.summaries import title
@@ -36,9 +35,8 @@ def preflight(config: Any, workdir: Path, *, num_samples: int = 16) -> Inspectio
   Raises:
     UserError: if a field is wrong or a kernel cannot have its density.
   """
-  validate(config)
-  workdir.mkdir(parents=True, exist_ok=True)
   plan = make_plan(config)
+  workdir.mkdir(parents=True, exist_ok=True)
   plot_batch(workdir / "batch.png", plan)
   inspection = measure(plan, num_samples=num_samples)
   replace_text(workdir / "preflight.json", as_json(inspection))

@@ -71,24 +71,23 @@ def spectrum(
   _check_names("distributions", distributions, DISTRIBUTIONS)
   _check_names("starts", starts, STARTS)
   panels = [(a, d) for a in activations for d in distributions]
-  nets = {
-    Net(d, a if d in _OF_DATA else "", density, seed)
-    for a, d in panels
-    for density in densities
-    for seed in range(num_seeds)
-  }
-  masks = {net: _masks(net) for net in sorted(nets)}
+
+  def nets(activation, distribution, density):
+    name = activation if distribution in _OF_DATA else ""
+    return [Net(distribution, name, density, seed) for seed in range(num_seeds)]
+
+  found = {net for panel in panels for d in densities for net in nets(*panel, d)}
+  masks = {net: _masks(net) for net in sorted(found)}
   inputs = jax.random.normal(jax.random.key(0), (NUM_SAMPLES, *_SHAPE))
   curves = {}
   for start in starts:
     options = {"method": ai_method, "num_steps": ai_steps} if start == "ai" else {}
     params = _start(start, masks, options)
     for activation, distribution in panels:
-      name = activation if distribution in _OF_DATA else ""
       points = []
       for density in densities:
-        rows = [Net(distribution, name, density, seed) for seed in range(num_seeds)]
-        points.append(_summary(activation, [params[net] for net in rows], inputs))
+        rows = [params[net] for net in nets(activation, distribution, density)]
+        points.append(_summary(activation, rows, inputs))
       curves[activation, distribution, start] = {
         "activation": activation,
         "distribution": distribution,
