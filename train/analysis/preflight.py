@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import eoi_jax
+from eoi_jax.layouts import fill_tree, named_leaves
 from train.core.console import table
 from train.core.plan import Plan, start_state
 from train.core.start import gains
@@ -47,35 +48,38 @@ def trace_calls(model: Any, variables: Any, input_shape: tuple[int, ...]) -> dic
   """
   calls: dict[str, Call] = {}
 
-  def record(next_function, args, kwargs, context):
-    outputs = next_function(*args, **kwargs)
-    module = context.module
-    if _has_kernel(context):
-      name = "/".join((*module.path, "kernel"))
-      options: Any = {}
-      if isinstance(module, nn.Conv):
-        strides = module.strides
-        strides = (strides,) if isinstance(strides, int) else tuple(strides or ())
-        options = {"strides": strides, "groups": module.feature_group_count}
-      inputs = next(iter((*args, *kwargs.values())))
-      before, after = (math.prod(x.shape[1:-1]) for x in (inputs, outputs))
-      if isinstance(module, nn.DenseGeneral):  # of several axes in or out
-        features = np.prod(module.features, dtype=int)
-        before = after = outputs[0].size // int(features)
-      calls.setdefault(name, Call(before, after, **options))
+  def record(module, inputs, outputs):
+    options: Any = {}
+    if isinstance(module, nn.Conv):
+      strides = module.strides
+      strides = (strides,) if isinstance(strides, int) else tuple(strides or ())
+      options = {"strides": strides, "groups": module.feature_group_count}
+    before, after = (math.prod(x.shape[1:-1]) for x in (inputs, outputs))
+    if isinstance(module, nn.DenseGeneral):  # of several axes in or out
+      features = np.prod(module.features, dtype=int)
+      before = after = outputs[0].size // int(features)
+    calls.setdefault("/".join((*module.path, "kernel")), Call(before, after, **options))
     return outputs
 
   def forward(variables):
-    with nn.intercept_methods(record):
+    with _at_layers(record):
       return model.apply(variables, jnp.zeros((1, *input_shape), jnp.float32))
 
   jax.eval_shape(forward, variables)
   return calls
 
 
-def _has_kernel(context: Any) -> bool:
-  layer = isinstance(context.module, nn.Conv | nn.Dense | nn.DenseGeneral)
-  return layer and context.method_name == "__call__"
+def _at_layers(act: Callable[[nn.Module, Any, Any], Any]) -> Any:
+  """Has `act(module, inputs, outputs)` decide what layers with a kernel return."""
+
+  def intercept(next_function, args, kwargs, context):
+    outputs = next_function(*args, **kwargs)
+    layer = isinstance(context.module, nn.Conv | nn.Dense | nn.DenseGeneral)
+    if not layer or context.method_name != "__call__":
+      return outputs
+    return act(context.module, next(iter((*args, *kwargs.values()))), outputs)
+
+  return nn.intercept_methods(intercept)
 
 
 def metered(
@@ -88,31 +92,23 @@ def metered(
     of the kernels; those of a layer that is scanned are `[layers, ...]`.
   """
 
-  def measure_layer(next_function, args, kwargs, context):
-    outputs = next_function(*args, **kwargs)
-    if not _has_kernel(context):
-      return outputs
-    meter = context.module.perturb("kernel", eoi_jax.signal.signal_meter(), _METERS)
-    inputs = next(iter((*args, *kwargs.values())))
+  def measure_layer(module, inputs, outputs):
+    meter = module.perturb("kernel", eoi_jax.signal.signal_meter(), _METERS)
     return eoi_jax.signal.record_signal(meter, inputs, outputs)
 
   def forward(variables, inputs, **options):
-    with nn.intercept_methods(measure_layer):
+    with _at_layers(measure_layer):
       return model.apply(variables, inputs, **options)
 
   inputs = jnp.zeros((1, *input_shape), jnp.float32)
   shapes = jax.eval_shape(lambda v: forward(v, inputs, mutable=_METERS)[1], variables)
   shapes = shapes.get(_METERS, {})
-  paths = jax.tree_util.tree_leaves_with_path(shapes)
-  names = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in paths]
-  treedef = jax.tree.structure(shapes)
 
   def apply_fn(meters, inputs):
-    tree = jax.tree.unflatten(treedef, [meters[name] for name in names])
-    return forward({**variables, _METERS: tree}, inputs)
+    return forward({**variables, _METERS: fill_tree(shapes, meters)}, inputs)
 
-  meters = [jnp.zeros(leaf.shape, leaf.dtype) for _, leaf in paths]
-  return apply_fn, dict(zip(names, meters, strict=True))
+  leaves = named_leaves(shapes).items()
+  return apply_fn, {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in leaves}
 
 
 # Above this error a kernel is no isometry: rounding stays well below.

@@ -81,28 +81,19 @@ class ViT(Classifier, kw_only=True):
 
   `width=384, num_heads=6` is ViT-S, `768, 12` is ViT-B. Positions are learned for
   patches alone, not for the class token.
-
-  Attributes:
-    width: channels of a token.
-    num_heads: attention heads; they divide `width`.
-    depth: number of blocks, one stack of parameters.
-    patch_size: height and width of a patch in pixels.
-    activation: a name in `ACTIVATIONS`, inside of the MLP blocks.
-    kernel_init: initializer of the MLP blocks' kernels; others are Gaussian, 0.02.
-    drop_path: chance that a block's branch is left out of an example in training, the
-      same in all blocks; what stays is divided by `1 - drop_path`. It takes the key
-      "dropout" (Huang et al., 2016, arXiv:1603.09382).
-    remat: whether the backward pass computes the inside of each block again.
   """
 
-  width: int
-  num_heads: int
-  depth: int = 12
-  patch_size: int = 16
-  activation: str = "gelu"
-  kernel_init: Initializer = _SMALL
+  width: int  # channels of a token
+  num_heads: int  # attention heads; they divide `width`
+  depth: int = 12  # number of blocks, one stack of parameters
+  patch_size: int = 16  # height and width of a patch in pixels
+  activation: str = "gelu"  # inside of the MLP blocks
+  kernel_init: Initializer = _SMALL  # of the MLP blocks; others are Gaussian, 0.02
+  # Chance that a block's branch is left out of an example in training, the same in all
+  # blocks; what stays is divided by `1 - drop_path`. It takes the key "dropout" (Huang
+  # et al., 2016, arXiv:1603.09382).
   drop_path: float = 0.0
-  remat: bool = False
+  remat: bool = False  # whether the backward pass computes the inside of blocks again
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
