@@ -139,7 +139,8 @@ def _over_epochs(runs: list[Run], splits: tuple[str, ...], value: str) -> dict:
       columns.append({epoch: values[number] for epoch, values in seeds.items()})
   epochs = sorted(set.intersection(*(set(column) for column in columns)))
   table = np.array([[column[epoch] for epoch in epochs] for column in columns])
-  return {"epoch": epochs, **_mean_and_deviation(table)}
+  std = table.std(axis=0, ddof=1) if len(table) > 1 else 0 * table[0]
+  return {"epoch": epochs, "mean": table.mean(axis=0).tolist(), "std": std.tolist()}
 
 
 def accuracy_over_density(directories: list[str]) -> dict[str, Any]:
@@ -151,11 +152,10 @@ def accuracy_over_density(directories: list[str]) -> dict[str, Any]:
       by_density.setdefault(_wanted(run), []).append(run)
     entries = [Entry(count_once(runs), "done") for runs in by_density.values()]
     entries.sort(key=lambda entry: entry.density)
-    points = [_mean_and_deviation(np.array(entry.accuracies)) for entry in entries]
     result[name] = {
       "density": [entry.density for entry in entries],
-      "mean": [point["mean"] for point in points],
-      "std": [point["std"] for point in points],
+      "mean": [entry.mean for entry in entries],
+      "std": [entry.std for entry in entries],
       "runs": [len(entry.accuracies) for entry in entries],
     }
   return result
@@ -172,11 +172,6 @@ def _wanted(run: Run) -> tuple[Any, Any]:
   )
 
 
-def _mean_and_deviation(table: np.ndarray) -> dict[str, Any]:
-  deviation = table.std(axis=0, ddof=1) if len(table) > 1 else 0 * table[0]
-  return {"mean": table.mean(axis=0).tolist(), "std": np.asarray(deviation).tolist()}
-
-
 MORE_WEIGHTS = 1.05  # a row that has so many times the fewest weights is not compared
 
 
@@ -191,6 +186,16 @@ class Entry(NamedTuple):
   def accuracies(self) -> list[float]:
     """Test accuracy of every seed."""
     return [accuracy for run in self.runs for accuracy in run.accuracies]
+
+  @property
+  def mean(self) -> float:
+    """Mean of the accuracies."""
+    return float(np.mean(self.accuracies))
+
+  @property
+  def std(self) -> float:
+    """Their standard deviation; 0 of a single one."""
+    return float(np.std(self.accuracies, ddof=1)) if len(self.accuracies) > 1 else 0.0
 
   @property
   def density(self) -> float:
@@ -290,7 +295,7 @@ def _best(table: Table, column: tuple[str, ...]) -> _Best:
     return _Best([], 1.0)
   least = min(entry.density for entry in found.values())
   means = {
-    row: round(float(np.mean(entry.accuracies)), 4)  # as precise as what is shown
+    row: round(entry.mean, 4)  # as precise as what is shown
     for row, entry in found.items()
     if entry.density <= MORE_WEIGHTS * least
   }
@@ -303,9 +308,9 @@ def _text(entry: Entry, least: float, common: int | None) -> str:
   """Shows one place of the table."""
   if not entry.runs:
     return entry.word
-  text = f"{100 * np.mean(entry.accuracies):.2f}"
+  text = f"{100 * entry.mean:.2f}"
   if len(entry.accuracies) > 1:
-    text += f" ± {100 * np.std(entry.accuracies, ddof=1):.2f}"
+    text += f" ± {100 * entry.std:.2f}"
   notes = [] if common else [f"n = {len(entry.accuracies)}"]
   if entry.density > MORE_WEIGHTS * least:
     notes.append(f"density {entry.density:.2g}")
@@ -353,8 +358,8 @@ def _numbers(entry: Entry) -> list[Any]:
     return [0, "", "", "", "", "", entry.note, ""]
   return [
     len(values),
-    f"{np.mean(values):.6f}",
-    f"{np.std(values, ddof=1):.6f}" if len(values) > 1 else "",
+    f"{entry.mean:.6f}",
+    f"{entry.std:.6f}" if len(values) > 1 else "",
     " ".join(f"{value:.6f}" for value in values),
     f"{entry.density:.6f}",
     entry.runs[0].config["num_epochs"],
