@@ -340,8 +340,13 @@ def test_explicit_meshes_and_shard_map(tanh_case):
     assert scores["a"]["kernel"].sharding.spec == spec(None, "m")
     found = eoi_jax.global_masks(scores, 0.25)
     assert found["a"]["kernel"].sharding == scores["a"]["kernel"].sharding
+    traced = jax.jit(lambda s: eoi_jax.global_masks(s, 0.25))(scores)
+    assert traced["a"]["kernel"].sharding == scores["a"]["kernel"].sharding
+    pruned = eoi_jax.synflow_masks(apply_fn, sharded, (1, 6), 0.25, num_rounds=3)
   chex.assert_trees_all_close(scores, expected, rtol=1e-5)
-  chex.assert_trees_all_equal(found, masks)
+  chex.assert_trees_all_equal((found, traced), (masks, masks))
+  alone = eoi_jax.synflow_masks(_tanh_net, params, (1, 6), 0.25, num_rounds=3)
+  chex.assert_trees_all_equal(pruned, alone)
   mapped = jax.shard_map(
     lambda s: eoi_jax.global_masks(s, 0.25),
     mesh=jax.make_mesh((1,), ("m",), axis_types=(jax.sharding.AxisType.Auto,)),

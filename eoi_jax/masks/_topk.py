@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 
 def top_mask(scores: jax.Array, count) -> jax.Array:
@@ -50,10 +52,18 @@ def top_masks(scores: dict[str, jax.Array], count) -> dict[str, jax.Array]:
   """Marks the `count` highest scores of several arrays: `top_mask` of all in a row."""
   with jax.numpy_dtype_promotion("standard"):
     dtype = jnp.result_type(*scores.values())
-  flat = [jnp.ravel(s).astype(dtype) for s in scores.values()]
+  own = {name: jax.typeof(score).sharding for name, score in scores.items()}
+  whole = [NamedSharding(sharding.mesh, P()) for sharding in own.values()]
+  flat = [
+    jnp.ravel(score, out_sharding=sharding).astype(dtype)
+    for score, sharding in zip(scores.values(), whole, strict=True)
+  ]
   ends = np.cumsum([piece.size for piece in flat])[:-1]
   pieces = jnp.split(top_mask(jnp.concatenate(flat), count), ends)
-  return {n: p.reshape(scores[n].shape) for n, p in zip(scores, pieces, strict=True)}
+  return {
+    name: piece.reshape(scores[name].shape, out_sharding=own[name])
+    for name, piece in zip(scores, pieces, strict=True)
+  }
 
 
 def mark_highest(scores: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
