@@ -12,6 +12,7 @@ from jax.sharding import AxisType, PartitionSpec
 from eoi_jax import (
   Rotations,
   blocks,
+  eoi_init,
   initializers,
   orthogonality_error,
   sample_rotations,
@@ -163,17 +164,29 @@ def test_float8_is_refused(value_error):
     sample(jax.random.key(0), dtype=jnp.float8_e4m3fn)
 
 
+PATTERN = np.random.default_rng(0).random(SHAPE) < 0.5
+KERNEL = (3, 3, 4, 6)
+PER_DEVICE = {
+  "iid": sample,
+  "pattern": functools.partial(sample, pattern=PATTERN | np.eye(*SHAPE, dtype=bool)),
+  "rotations": lambda key: rotated_identity(SHAPE, sample_rotations(key, 40, 50)),
+  "all": lambda key: eoi_init(0.3, taps="all")(key, KERNEL),
+  "polyphase": lambda key: eoi_init(0.3, taps="polyphase", strides=2)(key, KERNEL),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-def test_a_key_for_each_device_of_a_shard_map(axis_type):
-  mesh = jax.make_mesh((1,), ("x",), axis_types=(axis_type,))
+@pytest.mark.parametrize(
+  ("axis_type", "draw"),
+  [(AxisType.Auto, draw) for draw in PER_DEVICE] + [(AxisType.Explicit, "iid")],
+)
+def test_a_key_for_each_device_of_a_shard_map(axis_type, draw):
+  mesh, draw = jax.make_mesh((1,), ("x",), axis_types=(axis_type,)), PER_DEVICE[draw]
   spec = PartitionSpec("x")
-  draw = jax.shard_map(
-    lambda keys: sample(keys[0])[None], mesh=mesh, in_specs=spec, out_specs=spec
+  mapped = jax.shard_map(
+    lambda keys: draw(keys[0])[None], mesh=mesh, in_specs=spec, out_specs=spec
   )
   keys = jax.random.split(jax.random.key(8), 1)
   with jax.set_mesh(mesh):
-    got = draw(jax.device_put(keys, jax.NamedSharding(mesh, spec)))
-  chex.assert_trees_all_close(
-    np.asarray(got[0]), np.asarray(sample(keys[0])), atol=1e-6
-  )
+    got = jax.jit(mapped)(jax.device_put(keys, jax.NamedSharding(mesh, spec)))
+  chex.assert_trees_all_close(np.asarray(got[0]), np.asarray(draw(keys[0])), atol=1e-6)

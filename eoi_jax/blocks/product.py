@@ -30,6 +30,7 @@ from jax.extend import core as jex_core
 from jax.interpreters import ad, batching, mlir
 
 from eoi_jax import _checks as checks
+from eoi_jax._sharding import vary_alike, varying
 from eoi_jax.blocks import layout as layout_lib
 from eoi_jax.blocks.layout import BlockLayout
 
@@ -110,25 +111,9 @@ def _matmul(x, blocks, layout: BlockLayout, precision, method: str) -> jax.Array
     for array in (blocks, layout.inputs, layout.outputs)
   ]
   options = {"target": "y", "precision": precision, "method": method}
-  y = product_p.bind(*_vary_alike(*operands), **options)
+  y = product_p.bind(*vary_alike(operands), **options)
   y = y.reshape(*stack, *rest, y.shape[-1])
   return layout_lib.trim_groups(y, layout.shape[1], groups)
-
-
-def _vary_alike(*arrays: jax.Array) -> list[jax.Array]:
-  """Arrays that vary over the same axes of a `shard_map`: gradients sum over them."""
-  axes = [_varying(jax.typeof(array)) for array in arrays]
-  union = frozenset().union(*axes)
-  return [
-    lax.pcast(array, tuple(sorted(union - mine)), to="varying")
-    for array, mine in zip(arrays, axes, strict=True)
-  ]
-
-
-def _varying(aval) -> frozenset[str]:
-  """Mesh axes of a `shard_map` over which an array varies."""
-  mark = getattr(aval, "manual_axis_type", None)  # `vma` in jax 0.10 and before
-  return mark.varying if mark is not None else getattr(aval, "vma", frozenset())
 
 
 def _operands(target: str) -> tuple[str, str]:
@@ -161,7 +146,7 @@ def _product_loop(first, second, inputs, outputs, *, target: str, precision):
     return lax.dynamic_slice(array, start, sizes)[0]
 
   def zeros(shape, dtype):
-    return _vary_alike(jnp.zeros(shape, dtype), first)[0]
+    return vary_alike(jnp.zeros(shape, dtype), first)
 
   if target == "blocks":
     x, y = arrays["x"].swapaxes(1, 2), arrays["y"]
@@ -254,7 +239,7 @@ def _result_type(*operands, target: str, precision, method: str) -> ShapedArray:
   """Abstract value of the result."""
   del method
   first, second, inputs, _ = operands
-  if _varying(first):  # in a `shard_map`, JAX itself knows what the result varies over
+  if varying(first):  # in a `shard_map`, JAX itself knows what the result varies over
     function = functools.partial(_product_batched, target=target, precision=precision)
     return jax.make_jaxpr(function)(*operands).out_avals[0]
   depth, groups, matchings = inputs.shape

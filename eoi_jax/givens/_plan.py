@@ -31,6 +31,7 @@ import numpy as np
 
 from eoi_jax import _checks as checks
 from eoi_jax import _keys as keys_lib
+from eoi_jax._sharding import vary_alike
 
 Angle = float | Callable[[jax.Array, tuple[int, ...]], jax.Array] | None
 
@@ -460,4 +461,5 @@ def rotate(columns: jax.Array, levels: Levels) -> jax.Array:
     )
     return cos[:, None] * columns + sin[:, None] * _take(columns, partner)
 
+  columns = vary_alike(columns, levels.cos)
   return jax.lax.fori_loop(0, levels.depth, level, columns)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from eoi_jax._sharding import vary_alike
 from eoi_jax.givens import _plan as plan_lib
 
 # Numbers of an array that a CPU core keeps in its cache beside a copy.
@@ -143,6 +144,7 @@ def _rotate(columns: jax.Array, tables: _Steps | plan_lib.Levels) -> jax.Array:
     new = cos[:, None] * mine + sin[:, None] * other
     return columns.at[own].set(new, mode="promise_in_bounds", unique_indices=True)
 
+  columns = vary_alike(columns, tables.cos)
   columns = jnp.pad(columns, ((0, 1), (0, 0)))  # to write to where there is none
   return jax.lax.fori_loop(0, tables.number, step, columns)[:-1]
 
@@ -185,8 +187,7 @@ def rotated_identity(
     start = jnp.minimum(index * width, rows - width)
     return jax.lax.dynamic_update_slice_in_dim(whole, block(start), start, axis)
 
-  empty = jnp.zeros(settings.shape, settings.dtype)
-  empty += plan.cos[0].astype(settings.dtype) * 0  # varies as the plan does
+  empty = vary_alike(jnp.zeros(settings.shape, settings.dtype), plan.cos)
   return jax.lax.fori_loop(0, (lo + width - 1) // width, write, empty)
 
 
@@ -195,8 +196,7 @@ def _rows(
 ) -> jax.Array:
   """Rows of a rotated identity, `[N, rows]`."""
   column = jnp.arange(num_columns, dtype=jnp.int32)[:, None]
-  cos = tables.cos
-  return _rotate((column == row[None, :]).astype(cos.dtype) + cos[0, 0] * 0, tables)
+  return _rotate((column == row[None, :]).astype(tables.cos.dtype), tables)
 
 
 def _may_be_sharded() -> bool:

@@ -20,6 +20,7 @@ import numpy as np
 
 from eoi_jax import _checks as checks
 from eoi_jax import _keys as keys_lib
+from eoi_jax._sharding import vary_alike
 from eoi_jax.givens._plan import Angle, check_angle, draw_angles
 
 _NUM_PHASES = 4  # columns, rows, columns, rows
@@ -175,7 +176,8 @@ def _sample(key, pattern, match, columns, rows, budget, *, dtype, angle):
   lo, hi = pattern.shape
   matrix = jnp.zeros((lo, hi), compute_dtype)
   matrix = matrix.at[jnp.arange(lo, dtype=jnp.int32), match].set(1)
-  support, left = matrix != 0, budget - lo
+  matrix, left = vary_alike((matrix, budget - lo), key)
+  support = matrix != 0
   num_rounds = math.ceil(8 * math.log2(max(hi, 2))) // 2
   for phase, phase_key in enumerate(jax.random.split(key, _NUM_PHASES)):
     # Lines are rotated in the layout `[line, entry]`: columns are transposed.

@@ -12,6 +12,7 @@ import numpy as np
 
 from eoi_jax import _checks as checks
 from eoi_jax import _keys as keys_lib
+from eoi_jax._sharding import vary_alike
 from eoi_jax.givens._plan import Angle, Rotations, check_angle, draw_rotations
 from eoi_jax.givens.orthogonal import check_dtype, check_shape
 
@@ -100,7 +101,7 @@ def _rotate_one_by_one(matrix: jax.Array, rotations: Rotations) -> jax.Array:
     rotated = jnp.stack([c * x + s * y, c * y - s * x])
     return columns.at[pair].set(rotated, mode="promise_in_bounds"), None
 
-  columns = jnp.swapaxes(matrix, 0, 1)
+  columns = vary_alike(jnp.swapaxes(matrix, 0, 1), pairs, cos)
   columns, _ = jax.lax.scan(rotate, columns, (pairs, cos, sin))
   return jnp.swapaxes(columns, 0, 1)
 

@@ -26,6 +26,7 @@ import numpy as np
 
 from eoi_jax import _checks as checks
 from eoi_jax import _keys as keys_lib
+from eoi_jax._sharding import vary_alike
 from eoi_jax.givens import _plan as plan_lib
 from eoi_jax.givens import _tuning as tuning
 from eoi_jax.givens import orthogonal
@@ -342,7 +343,7 @@ def _row_nonzeros(plan: plan_lib.Plan, settings: plan_lib.Settings) -> jax.Array
   def merge(level, bits):
     return bits | bits.at[partner[level]].get(mode="promise_in_bounds")
 
-  bits = plan_lib.identity_bits(settings, settings.rows)
+  bits = vary_alike(plan_lib.identity_bits(settings, settings.rows), partner)
   bits = jax.lax.fori_loop(0, plan.depth, merge, bits)
   return jax.lax.population_count(bits).sum(-1, dtype=jnp.uint32).astype(jnp.int32)
 
