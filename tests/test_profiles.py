@@ -1,6 +1,10 @@
 """Meters do not change the outputs, and read the signal and the gradient."""
 
 import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import chex
 import jax
@@ -181,6 +185,21 @@ def test_gradient_norms_on_an_explicit_mesh():
     for leaf in (kernel, jax.device_put(kernel, sharding))
   ]
   chex.assert_trees_all_close(*found, rtol=RTOL)
+
+
+@pytest.mark.slow
+def test_each_device_of_a_shard_map_reads_its_own():
+  program = Path(__file__).parent / "programs" / "sharded_signal.py"
+  result = subprocess.run(
+    [sys.executable, str(program)],
+    cwd=program.parents[2],
+    env={**os.environ, "PYTHONPATH": str(program.parents[2])},
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+  assert "equal on 2 devices" in result.stdout, result.stdout + result.stderr
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from jax.flatten_util import ravel_pytree
 
 from eoi_jax import _checks as checks
 from eoi_jax import _keys as keys_lib
+from eoi_jax._sharding import vary_alike
 from eoi_jax.signal._networks import (
   ApplyFn,
   check_inputs,
@@ -118,16 +119,17 @@ def jacobian_singular_values(
 @functools.partial(jax.jit, static_argnames=("apply_fn", "batch_size"))
 def _singular_values(apply_fn, params, inputs, batch_size):
   def of_sample(sample):
-    function, flat = _flatten(apply_fn, params, sample)
-    return jnp.linalg.svd(_jacobian(function, flat), compute_uv=False)
+    function, flat, outputs = _flatten(apply_fn, params, sample)
+    jacobian = _jacobian(function, flat, outputs.size)
+    return jnp.linalg.svd(jacobian, compute_uv=False)
 
   batch_size = min(batch_size, len(jax.tree.leaves(inputs)[0]))
   with jax.default_matmul_precision("highest"):
     return jax.lax.map(of_sample, inputs, batch_size=batch_size)
 
 
-def _jacobian(function, flat):
-  if jax.eval_shape(function, flat).size > flat.size:
+def _jacobian(function, flat, num_outputs):
+  if num_outputs > flat.size:
     # A TypeError is that of a `custom_vjp`, which has no forward mode.
     with contextlib.suppress(TypeError):
       return jax.jacfwd(function)(flat)
@@ -137,8 +139,8 @@ def _jacobian(function, flat):
 def _flatten(apply_fn, params, sample):
   """The network on one sample as a function of its joined floating-point inputs.
 
-  Returns the function and its argument, a vector of float32 at least; the flattened
-  outputs have the same dtype. Inside, inputs have their own dtypes.
+  Returns the function, its argument (a vector of float32 at least) and the type of its
+  result, the flattened outputs in the same dtype. Inside, inputs have their own dtypes.
   """
   leaves, treedef = jax.tree.flatten(sample)
   floats = [leaf for leaf in leaves if is_float(leaf.dtype)]
@@ -154,7 +156,8 @@ def _flatten(apply_fn, params, sample):
     inputs = treedef.unflatten([leaf[None] for leaf in inputs])
     return outputs_of(apply_fn, params, inputs).ravel().astype(dtype)
 
-  return function, flat
+  outputs = jax.eval_shape(function, flat)
+  return function, vary_alike(flat, outputs), outputs
 
 
 def jacobian_extremes(
@@ -220,7 +223,8 @@ def _extremes(key, apply_fn, params, inputs, sizes):
 
   def of_sample(argument):
     key, sample = argument
-    function, flat = _flatten(apply_fn, params, sample)
+    function, flat, _ = _flatten(apply_fn, params, sample)
+    flat = vary_alike(flat, key)
     output, transpose = jax.vjp(function, flat)
 
     def pull(u):
@@ -244,7 +248,7 @@ def _extremes(key, apply_fn, params, inputs, sizes):
       return values[0], values[-1], mean_square, jnp.zeros_like(mean_square)
 
     def probe(key):
-      signs = jax.random.rademacher(key, small.shape, small.dtype)
+      signs = vary_alike(jax.random.rademacher(key, small.shape, small.dtype), small)
       return jnp.sum(jnp.square(to_large(signs))) / small.size
 
     probe_keys = jax.random.split(jax.random.fold_in(key, 1), num_probes)
@@ -272,6 +276,8 @@ def _bidiagonalize(key, to_large, to_small, small, count):
   keys = jax.random.split(key, 2 * count + 1)
   u_basis = jnp.zeros((count, small.size), small.dtype)
   v_basis = jnp.zeros((count, large.size), large.dtype)
+  zero = jnp.zeros((), small.dtype)
+  u_basis, v_basis, zero = vary_alike((u_basis, v_basis, zero), small)
   first, _ = _direction(keys[0], jnp.zeros_like(small), u_basis, 0.0)
 
   def step(carry, index):
@@ -287,7 +293,6 @@ def _bidiagonalize(key, to_large, to_small, small, count):
     scale = jnp.maximum(scale, next_beta)
     return (u_basis, v_basis, u, next_beta, scale), (alpha, next_beta)
 
-  zero = jnp.zeros((), small.dtype)
   start = (u_basis, v_basis, first, zero, zero)
   _, (alphas, betas) = jax.lax.scan(step, start, jnp.arange(count))
   return jnp.diag(alphas) + jnp.diag(betas[:-1], -1)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from eoi_jax import _keys
+from eoi_jax._sharding import vary_alike
 from eoi_jax.layouts.trees import Layouts, fill_tree, find_kernels
 from eoi_jax.signal._networks import ApplyFn, outputs_of, replicate
 
@@ -56,7 +57,6 @@ def signal_meter(*, num_layers: int | None = None) -> jax.Array:
   return jnp.zeros((_READINGS,) if num_layers is None else (num_layers, _READINGS))
 
 
-@jax.custom_vjp
 def record_signal(meter: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
   """Puts a meter at a layer: returns `y`, the output, unchanged.
 
@@ -74,6 +74,13 @@ def record_signal(meter: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
     >>> bool(record_signal(signal_meter(), jnp.ones(2), jnp.ones(3)).sum() == 3)
     True
   """
+  # Per device inside `jax.shard_map`, or the sum over those that share the meter.
+  meter, y = vary_alike((meter, y), x)
+  return _record(meter, x, y)
+
+
+@jax.custom_vjp
+def _record(meter, x, y):
   del meter, x
   return y
 
@@ -85,10 +92,11 @@ def _record_forward(meter, x, y):
 def _record_backward(kept, gradient):
   meter, x, y, size = kept
   readings = jnp.stack([x, y, _square(gradient), size])
+  readings = vary_alike(readings, meter)
   return readings.astype(meter.dtype), None, gradient
 
 
-record_signal.defvjp(_record_forward, _record_backward)
+_record.defvjp(_record_forward, _record_backward)
 
 
 def _square(x: jax.Array) -> jax.Array:
@@ -165,12 +173,15 @@ def signal_profile(
   def apply_fn(meters, inputs):
     return jax.lax.scan(layer, inputs, (layer_params, meters))[0]
 
-  num_layers = len(jax.tree.leaves(layer_params)[0])
-  return _profiles(key, apply_fn, signal_meter(num_layers=num_layers), inputs)
+  meters = signal_meter(num_layers=len(jax.tree.leaves(layer_params)[0]))
+  inputs = vary_alike(inputs, layer_params)
+  return _profiles(key, apply_fn, meters, inputs)
 
 
 def _profiles(key, apply_fn, meters, inputs):
   key = _keys.as_key(key)
+  outputs = jax.eval_shape(functools.partial(outputs_of, apply_fn), meters, inputs)
+  meters, inputs = vary_alike((meters, inputs), key, outputs)
 
   def combination(meters):
     outputs = outputs_of(apply_fn, meters, inputs)
@@ -237,6 +248,9 @@ def gradient_norms(
 
 @functools.partial(jax.jit, static_argnames="apply_fn")
 def _gradients(key, apply_fn, params, leaves, inputs):
+  outputs = jax.eval_shape(functools.partial(outputs_of, apply_fn), params, inputs)
+  leaves = vary_alike(leaves, key, outputs)
+
   def combination(leaves):
     tree = fill_tree(params, leaves, keep=True)
     outputs = outputs_of(apply_fn, tree, inputs)
