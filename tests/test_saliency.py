@@ -266,6 +266,21 @@ def test_grasp_takes_a_list_of_labels():
   chex.assert_trees_all_equal(one, other)
 
 
+@pytest.mark.parametrize("function", [eoi_jax.snip_scores, eoi_jax.grasp_scores])
+@pytest.mark.parametrize("kind", [list, np.asarray, jnp.asarray])
+def test_labels_that_a_traced_function_closes_over(function, kind, value_error):
+  params, inputs = {"kernel": jnp.array([[1.0, -2.0], [0.5, 0.1]])}, jnp.eye(2)
+
+  def score(params, labels):
+    return function(lambda p, x: x @ p["kernel"], params, (inputs, labels))
+
+  labels, wrong = kind([0, 1]), kind([0, 2])
+  found = jax.jit(lambda params: score(params, labels))(params)
+  chex.assert_trees_all_close(found, score(params, labels), rtol=1e-5)
+  with value_error("`labels` must be in [0, 2), got 2"):
+    jax.jit(lambda params: score(params, wrong))(params)
+
+
 def test_grasp_through_a_custom_backward_pass(tanh_case):
   params, batch, _ = tanh_case
 

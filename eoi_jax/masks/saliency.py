@@ -326,7 +326,7 @@ def _loss(apply_fn, params, batches, loss, temperature=1.0):
   if loss is None:
     for inputs, labels in batches:
       logits = _first(jax.eval_shape(apply_fn, params, inputs))
-      _check_labels(logits, jnp.asarray(labels))
+      _check_labels(logits, (jnp if _is_traced(labels) else np).asarray(labels))
 
   def loss_fn(weights, params, batch):
     inputs, labels = batch
@@ -345,7 +345,7 @@ def _loss(apply_fn, params, batches, loss, temperature=1.0):
   return loss_fn
 
 
-def _check_labels(logits: Any, labels: jax.Array) -> None:
+def _check_labels(logits: Any, labels: jax.Array | np.ndarray) -> None:
   """Raises ValueError unless labels are classes, or probabilities, of the logits."""
   if not isinstance(logits, jax.ShapeDtypeStruct):
     raise ValueError(
@@ -362,8 +362,8 @@ def _check_labels(logits: Any, labels: jax.Array) -> None:
       f"{logits.shape}, got {labels.dtype} of shape {labels.shape}; pass a `loss` for "
       "others."
     )
-  if integers and labels.size and not _is_traced(labels):
-    low, high = int(jnp.min(labels)), int(jnp.max(labels))
+  if integers and labels.size and isinstance(labels, np.ndarray):
+    low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:
       raise ValueError(
         f"`labels` must be in [0, {classes}), got {low if low < 0 else high}; pass a "
