@@ -1,14 +1,16 @@
-"""Arrays inside `jax.shard_map`: each varies over some of the mesh's manual axes."""
+"""Arrays whose types say how they lie on a mesh: explicit shardings, manual axes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
 
 def varying(aval: Any) -> frozenset[str]:
-  """Manual axes over which an array of this type varies."""
+  """Axes of a `jax.shard_map` over which an array of this type varies."""
   mark = getattr(aval, "manual_axis_type", None)  # `vma` in jax 0.10 and before
   return mark.varying if mark is not None else getattr(aval, "vma", frozenset())
 
@@ -28,3 +30,25 @@ def vary_alike(tree: Any, *others: Any) -> Any:
     else leaf
     for leaf, mine in zip(leaves, own, strict=True)
   )
+
+
+def partitioned(function: Callable, spec: PartitionSpec, *operands: Any) -> Any:
+  """Calls a function of explicitly sharded arrays; the partitioner sees to the rest.
+
+  Args:
+    function: of the operands.
+    spec: sharding of its result.
+    operands: trees of arrays.
+
+  Returns:
+    The result, explicitly sharded if an operand is, or the mesh of the context.
+  """
+  meshes = [jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(operands)]
+  meshes.append(jax.sharding.get_abstract_mesh())
+  mesh = next((mesh for mesh in meshes if mesh.explicit_axes), None)
+  if mesh is None:
+    return function(*operands)
+  run = jax.sharding.auto_axes(
+    function, axes=mesh.explicit_axes, out_sharding=NamedSharding(mesh, spec)
+  )
+  return run(*operands)

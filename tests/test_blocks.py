@@ -170,3 +170,28 @@ def test_errors(value_error):
     blocks_lib.dense_to_blocks(jnp.zeros((32, 16)), layout)
   with value_error("scale"):
     blocks_lib.block_orthogonal(jax.random.key(0), layout, scale=np.nan)
+
+
+def test_shardings_that_are_part_of_types():
+  layout = blocks_lib.block_layout(jax.random.key(0), (16, 32), 0.5, block_size=4)
+  key, x = jax.random.key(1), jnp.ones((3, 16))
+
+  def functions(layout, put):
+    blocks = put(blocks_lib.block_orthogonal(key, layout))
+    dense = blocks_lib.blocks_to_dense(blocks, layout)
+    return {
+      "blocks": blocks,
+      "dense": dense,
+      "back": blocks_lib.dense_to_blocks(put(dense), layout),
+      "product": blocks_lib.block_matmul(put(x), blocks, layout),
+      "error": blocks_lib.block_gram_error(blocks, layout),
+    }
+
+  for types in ("Explicit",), ("Explicit", "Auto"):
+    kinds = tuple(jax.sharding.AxisType[name] for name in types)
+    mesh = jax.make_mesh((1,) * len(types), ("x", "y")[: len(types)], axis_types=kinds)
+    split = jax.NamedSharding(mesh, jax.P("x"))
+    put = functools.partial(jax.device_put, device=split)
+    found = functions(put(layout), put)
+    assert found["back"].sharding.is_equivalent_to(split, 4)
+    chex.assert_trees_all_close(found, functions(layout, lambda a: a), atol=1e-6)

@@ -24,6 +24,7 @@ import numpy as np
 
 from eoi_jax import _checks as checks
 from eoi_jax import _keys as keys_lib
+from eoi_jax._sharding import partitioned
 
 AUTO_SIZES = (128, 64, 32, 16)
 
@@ -242,7 +243,7 @@ def blocks_to_dense(blocks: jax.Array, layout: BlockLayout) -> jax.Array:
     `[*stack, in, out]`, zero where there is no block.
   """
   check_blocks(blocks, layout)
-  return _to_dense(blocks, layout)
+  return partitioned(_to_dense, jax.P(), blocks, layout)
 
 
 def dense_to_blocks(matrix: jax.Array, layout: BlockLayout) -> jax.Array:
@@ -269,7 +270,8 @@ def dense_to_blocks(matrix: jax.Array, layout: BlockLayout) -> jax.Array:
   if matrix.shape != expected:
     raise ValueError(f"`matrix` must have shape {expected}, got {matrix.shape}.")
 
-  return _from_dense(matrix, layout)
+  spec = jax.typeof(layout.inputs).sharding.spec
+  return partitioned(_from_dense, spec, matrix, layout)
 
 
 def block_mask(layout: BlockLayout) -> jax.Array:

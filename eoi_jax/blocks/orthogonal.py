@@ -24,6 +24,7 @@ import numpy as np
 
 from eoi_jax import _checks as checks
 from eoi_jax import _keys as keys_lib
+from eoi_jax._sharding import partitioned
 from eoi_jax.blocks import layout as layout_lib
 from eoi_jax.blocks.layout import BlockLayout
 from eoi_jax.givens import orthogonal
@@ -60,7 +61,9 @@ def block_orthogonal(
   key = keys_lib.as_key(key)
   dtype = orthogonal.check_dtype(dtype)
   scale = checks.number("scale", scale)
-  return _sample_stack(key, layout, scale, dtype)
+  draw = functools.partial(_sample_stack, dtype=dtype)
+  spec = jax.typeof(layout.inputs).sharding.spec
+  return partitioned(draw, spec, key, layout, scale)
 
 
 def block_gram_error(blocks: jax.Array, layout: BlockLayout, *, scale: float = 1.0):
@@ -75,7 +78,8 @@ def block_gram_error(blocks: jax.Array, layout: BlockLayout, *, scale: float = 1
     Float array of shape `stack`.
   """
   layout_lib.check_blocks(blocks, layout)
-  return _gram_error(blocks, layout, checks.number("scale", scale))
+  scale = checks.number("scale", scale)
+  return partitioned(_gram_error, jax.P(), blocks, layout, scale)
 
 
 @jax.jit

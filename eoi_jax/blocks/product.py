@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +29,7 @@ from jax.extend import core as jex_core
 from jax.interpreters import ad, batching, mlir
 
 from eoi_jax import _checks as checks
-from eoi_jax._sharding import vary_alike, varying
+from eoi_jax._sharding import partitioned, vary_alike, varying
 from eoi_jax.blocks import layout as layout_lib
 from eoi_jax.blocks.layout import BlockLayout
 
@@ -93,12 +92,9 @@ def block_matmul(
     return jnp.zeros((*x.shape[:-1], layout.shape[1]), dtype)
   if precision is not None:
     precision = lax.Precision(precision)
-  options = {"precision": precision, "method": method}
-  run: Any = functools.partial(_matmul, **options)
-  if jax.sharding.get_abstract_mesh().explicit_axes:  # the partitioner sees to the rest
-    spec = jax.sharding.PartitionSpec(*jax.typeof(x).sharding.spec[:-1], None)
-    run = jax.sharding.auto_axes(run, out_sharding=spec)
-  return run(x.astype(dtype), blocks.astype(dtype), layout)
+  run = functools.partial(_matmul, precision=precision, method=method)
+  spec = jax.P(*jax.typeof(x).sharding.spec[:-1], None)
+  return partitioned(run, spec, x.astype(dtype), blocks.astype(dtype), layout)
 
 
 @functools.partial(jax.jit, static_argnames=("precision", "method"))
