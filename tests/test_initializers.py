@@ -165,6 +165,19 @@ def test_out_sharding_of_one_device():
   chex.assert_trees_all_equal(kernel, eoi_init(DENSITY)(jax.random.key(0), (32, 64)))
 
 
+@pytest.mark.parametrize("wrap", [jax.jit, lambda function: function])
+def test_out_sharding_on_axes_of_both_types(wrap):
+  kinds = (jax.sharding.AxisType.Explicit, jax.sharding.AxisType.Auto)
+  mesh = jax.make_mesh((1, 1), ("x", "y"), axis_types=kinds)
+  sharding = jax.NamedSharding(mesh, jax.P("x", "y"))
+  draw = wrap(lambda key: eoi_init(DENSITY)(key, (32, 64), out_sharding=sharding))
+  with jax.set_mesh(mesh):
+    kernel = draw(jax.random.key(0))
+  assert kernel.sharding.is_equivalent_to(sharding, 2)
+  expected = eoi_init(DENSITY)(jax.random.key(0), (32, 64))
+  chex.assert_trees_all_close(kernel, expected, atol=1e-6)
+
+
 def check_kernel(kernel):
   kernel = np.asarray(kernel)
   middle = kernel[center(kernel.shape[:-2])]

@@ -276,6 +276,19 @@ def place(kernel: jax.Array, out_sharding) -> jax.Array:
   if out_sharding is None:
     return kernel
   mesh = getattr(out_sharding, "mesh", None)
-  if mesh is not None and not mesh.are_all_axes_explicit:
+  if mesh is None or not mesh.auto_axes:
+    return jax.sharding.reshard(kernel, out_sharding)
+  if not mesh.explicit_axes:
     return jax.lax.with_sharding_constraint(kernel, out_sharding)
-  return jax.sharding.reshard(kernel, out_sharding)
+  if not isinstance(kernel, jax.core.Tracer):
+    return jax.device_put(kernel, out_sharding)
+
+  def only(axes):
+    split = [names if isinstance(names, tuple) else (names,) for names in spec]
+    kept = (tuple(name for name in names if name in axes) for names in split)
+    return jax.NamedSharding(mesh, jax.P(*(names or None for names in kept)))
+
+  # Explicit axes are a part of the type; the others are asked of the partitioner.
+  spec = out_sharding.spec
+  kernel = jax.sharding.reshard(kernel, only(mesh.explicit_axes))
+  return jax.lax.with_sharding_constraint(kernel, only(mesh.auto_axes))
