@@ -34,6 +34,13 @@ def circular(inputs, kernel):
   )
 
 
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.complex64, "x"])
+@pytest.mark.parametrize("init", [dense_orthogonal, delta_orthogonal, conv_orthogonal])
+def test_kernels_are_floating_point(value_error, init, dtype):
+  with value_error("`dtype`", str(getattr(dtype, "__name__", dtype))):
+    init()(jax.random.key(0), (3, 3, 4, 4), dtype)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("init", INITS)
 @pytest.mark.parametrize("shape", [(16, 16), (8, 12), (12, 8), (1, 5)])

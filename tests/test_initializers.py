@@ -10,6 +10,7 @@ from flax import linen, nnx
 
 from eoi_jax import (
   eoi_init,
+  initializers,
   kernel_layouts,
   kernel_masks,
   orthogonality_error,
@@ -309,6 +310,16 @@ def test_unknown_center_rule_lists_the_known_ones(value_error):
 def test_windows_of_rank_four_or_of_no_tap(value_error, shape):
   with value_error("shape", str(shape)):
     eoi_init(DENSITY)(jax.random.key(0), shape)
+
+
+@pytest.mark.parametrize("shape", [None, 4, "44", (3.5, 4), (True, "4")])
+@pytest.mark.parametrize(
+  "init",
+  [eoi_init(DENSITY), eoi_init(DENSITY, axes="io"), initializers.dense_orthogonal()],
+)
+def test_shapes_that_are_none(value_error, init, shape):
+  with value_error("`shape`", repr(shape)):
+    init(jax.random.key(0), shape)
 
 
 @pytest.mark.parametrize("shape", [(), (8,)])

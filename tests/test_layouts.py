@@ -180,6 +180,10 @@ def test_tables_and_conventions(value_error):
   assert "b/weight  (10, 16)" in repr(changed) and "dense" in repr(changed)
   with value_error("`table`", "'c/*'"):
     layouts.replace({"c/*": None})
+  with value_error("`table`", "'io'"):
+    kernel_layouts(params, table="io")
+  with value_error("`params`", "'abc'", "kernel"):
+    kernel_layouts({"kernel": "abc"})
   with value_error("'ioo'", "b/weight", "(10, 16)"):
     layouts.replace({"b/*": "ioo"})
   with value_error("`convention`", "nchw"):

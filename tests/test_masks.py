@@ -256,7 +256,9 @@ def test_apply_masks_keeps_the_dtype(dtype):
   assert got.dtype == dtype
 
 
-@pytest.mark.parametrize("density", [0, 0.0, -0.5, 1.5, float("nan"), float("inf")])
+@pytest.mark.parametrize(
+  "density", [0, 0.0, -0.5, 1.5, float("nan"), float("inf"), "0.5", True]
+)
 def test_malformed_density(value_error, params, density):
   with value_error("density", str(density)):
     kernel_masks(jax.random.key(1), params, density)

@@ -406,6 +406,9 @@ def test_global_masks_keep_the_highest_and_break_ties_by_index():
     {"a": jnp.asarray(scores["a"], jnp.bfloat16), "b": None, "c": scores["c"]}
   )
   assert jnp.array_equal(traced["c"], eoi_jax.global_masks(scores, 0.5)["c"])
+  bools = {"a": scores["a"] > 2, "c": scores["c"] > 0}
+  traced = jax.jit(lambda s: eoi_jax.global_masks(s, 0.5))(bools)
+  chex.assert_trees_all_equal(traced, eoi_jax.global_masks(bools, 0.5))
 
 
 @pytest.mark.slow

@@ -469,6 +469,8 @@ def test_masks_under_jit(value_error):
     ({"start": "base", "options": {"reference": "x"}}, ("`reference`", "delta")),
     ({"start": "eoi_in_mask", "options": {"fallback": "x"}}, ("`fallback`", "'x'")),
     ({"scale": float("inf")}, ("`scale`", "inf")),
+    ({"scale": "1"}, ("`scale`", "'1'")),
+    ({"scale": True}, ("`scale`", "True")),
   ],
 )
 def test_errors_list_what_is_known(options, words, value_error):
@@ -481,8 +483,9 @@ def test_errors_name_the_leaf(value_error):
     sparsify(KEY, MLP, 0.01)
   with value_error("conv/kernel", "0.125", "eoi_structured", "start 'eoi', whose"):
     sparsify(KEY, CNN, 0.05, start="eoi_structured")
-  with value_error("density", "(0, 1]"):
-    sparsify(KEY, MLP, 0.0)
+  for density in (0.0, True, "0.3"):
+    with value_error("density", "(0, 1]", repr(density)):
+      sparsify(KEY, MLP, density)
   masks = random_masks(KEY, MLP, 0.3)
   masks["first"]["bias"] = jnp.ones(24, bool)
   with value_error("masks", "first/bias"):

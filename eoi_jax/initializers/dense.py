@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from eoi_jax import _checks, _keys
-from eoi_jax.initializers.eoi import Initializer, delta_kernel, place
+from eoi_jax.givens.orthogonal import check_dtype
+from eoi_jax.initializers.eoi import Initializer, check_shape, delta_kernel, place
 
 
 def dense_orthogonal(scale: float = 1.0) -> Initializer:
@@ -43,7 +44,7 @@ def dense_orthogonal(scale: float = 1.0) -> Initializer:
   scale = _checks.number("scale", scale)
 
   def init(key, shape, dtype=jnp.float32, out_sharding=None):
-    shape, key = _check_shape(shape), _keys.as_key(key)
+    shape, dtype, key = check_shape(shape), check_dtype(dtype), _keys.as_key(key)
     return place(_flat(key, shape, dtype, scale), out_sharding)
 
   return init
@@ -69,7 +70,8 @@ def delta_orthogonal(scale: float = 1.0) -> Initializer:
   scale = _checks.number("scale", scale)
 
   def init(key, shape, dtype=jnp.float32, out_sharding=None):
-    *window, rows, cols = _check_shape(shape)
+    *window, rows, cols = check_shape(shape)
+    dtype = check_dtype(dtype)
     matrix = _flat(_keys.as_key(key), (rows, cols), dtype, scale)
     return place(delta_kernel(matrix, tuple(window)), out_sharding)
 
@@ -101,8 +103,8 @@ def conv_orthogonal(scale: float = 1.0) -> Initializer:
   scale = _checks.number("scale", scale)
 
   def init(key, shape, dtype=jnp.float32, out_sharding=None):
-    *window, rows, cols = _check_shape(shape)
-    compute_dtype = _checks.compute_dtype(dtype)
+    *window, rows, cols = check_shape(shape)
+    compute_dtype = _checks.compute_dtype(dtype := check_dtype(dtype))
     key_matrix, key_blocks = jax.random.split(_keys.as_key(key))
     kernel = _flat(key_matrix, (rows, cols), compute_dtype, scale)
     if rows > cols:
@@ -117,17 +119,6 @@ def conv_orthogonal(scale: float = 1.0) -> Initializer:
     return place(kernel.astype(dtype), out_sharding)
 
   return init
-
-
-def _check_shape(shape) -> tuple[int, ...]:
-  """Returns the shape of a kernel as a tuple or raises ValueError."""
-  shape = tuple(shape)
-  if not 2 <= len(shape) <= 5 or min(shape) < 1:
-    raise ValueError(
-      "`shape` must be (in, out) or (*window, in, out) with a window of rank 1 to 3, "
-      f"got {shape}."
-    )
-  return shape
 
 
 def _axes(window) -> list[int]:

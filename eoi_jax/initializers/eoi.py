@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -111,7 +112,8 @@ def eoi_init(
     Layout(axes)  # checks the letters
 
   def init(key, shape, dtype=jnp.float32, out_sharding=None):
-    dtype, shape, key = check_dtype(dtype), tuple(shape), _keys.as_key(key)
+    dtype, key = check_dtype(dtype), _keys.as_key(key)
+    shape = check_shape(shape, any_rank=axes is not None)
     kernel, block = None, shape
     if axes is not None or groups is not None:
       layout = Layout(axes or "w" * (len(shape) - 2) + "io", groups or 1)
@@ -143,14 +145,23 @@ def eoi_init(
   return init
 
 
+def check_shape(shape: Any, *, any_rank: bool = False) -> tuple[int, ...]:
+  """Returns the shape of a kernel as a tuple of ints or raises ValueError."""
+  try:
+    sizes = tuple(operator.index(size) for size in shape)
+  except TypeError:
+    sizes = ()
+  if len(sizes) < 2 or min(sizes) < 1 or not (any_rank or len(sizes) <= 5):
+    raise ValueError(
+      "`shape` must be (in, out) or (*window, in, out) with a window of rank 1 to 3, "
+      f"got {shape!r}."
+    )
+  return sizes
+
+
 def _check_without_doubt(shape: tuple[int, ...]) -> None:
   """Raises ValueError unless a shape is a matrix or a convolution of one group."""
   rank, window = len(shape), shape[:-2]
-  if not 2 <= rank <= 5 or min(shape) < 1:
-    raise ValueError(
-      "`shape` must be (in, out) or (*window, in, out) with a window of rank 1 to 3, "
-      f"got {shape}."
-    )
   if max(window, default=1) > 11 or (rank == 3 and window[0] % 2 == 0):
     raise ValueError(
       f"`axes` must say what the axes of `shape` {shape} are, since it is no kernel "

@@ -118,8 +118,8 @@ def sparsify(
       raise ValueError(
         f"`options` of start {start!r} must be among {known}, got {name!r}."
       )
-  if not math.isfinite(scale := float(scale)):
-    raise ValueError(f"`scale` must be a finite number, got {scale}.")
+  if isinstance(scale, str | bool) or not math.isfinite(scale := float(scale)):
+    raise ValueError(f"`scale` must be a finite number, got {scale!r}.")
   given = _given_masks(params, densities_or_masks, layouts)
   if given is None:
     counts = kernel_counts(params, densities_or_masks, layouts)
@@ -174,7 +174,7 @@ def sparsify(
 def _given_masks(params: Any, tree: Any, layouts) -> dict[str, Any] | None:
   """Kernels and their masks by name, or None if the tree holds densities."""
   leaves = jax.tree.leaves(tree)
-  if not leaves or not all(jnp.result_type(x) == jnp.bool_ for x in leaves):
+  if not leaves or not all(getattr(x, "dtype", None) == jnp.bool_ for x in leaves):
     return None
   check_masks(params, tree)
   return given_kernels(params, tree, layouts, "masks")

@@ -287,7 +287,10 @@ def by_shape(
     leaves: of the whole tree, by name.
     convention: as in `kernel_layouts`.
   """
-  shape, dtype = tuple(jnp.shape(leaf)), jnp.result_type(leaf)
+  try:
+    shape, dtype = tuple(jnp.shape(leaf)), jnp.result_type(leaf)
+  except TypeError:
+    raise ValueError(f"`params` must hold arrays, got {leaf!r} in {name!r}.") from None
   *modules, last = [w for w in name.split("/") if w and not w.isdigit()] or ["kernel"]
   words = [module.lower() for module in modules]
   named, parent = last.lower() in _KERNELS, name.rpartition("/")[0]

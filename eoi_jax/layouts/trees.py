@@ -284,6 +284,8 @@ def apply_table(
 ) -> dict[str, Layout | None]:
   """Layouts of the names that the patterns of a table fit."""
   given: dict[str, Layout | None] = {}
+  if not isinstance(table, Mapping):
+    raise ValueError(f"`table` must be a dict from names to layouts, got {table!r}.")
   for pattern, value in table.items():
     layout = Layout(value) if isinstance(value, str) else value
     if layout is not None and not isinstance(layout, Layout):

@@ -51,7 +51,7 @@ def top_mask(scores: jax.Array, count) -> jax.Array:
 def top_masks(scores: dict[str, jax.Array], count) -> dict[str, jax.Array]:
   """Marks the `count` highest scores of several arrays: `top_mask` of all in a row."""
   with jax.numpy_dtype_promotion("standard"):
-    dtype = jnp.result_type(*scores.values())
+    dtype = jnp.result_type(jnp.uint8, *scores.values())  # bools are 0 and 1
   own = {name: jax.typeof(score).sharding for name, score in scores.items()}
   whole = [NamedSharding(sharding.mesh, P()) for sharding in own.values()]
   flat = [

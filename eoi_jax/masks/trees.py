@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import numbers
 from typing import Any, NamedTuple
 
@@ -114,7 +115,7 @@ def given_kernels(
   Raises:
     ValueError: if structures differ, or a value is given to what is no kernel.
   """
-  if isinstance(values, numbers.Number) or (
+  if isinstance(values, numbers.Number | str) or (
     hasattr(values, "dtype") and not values.ndim
   ):
     return {n: (kernel, values) for n, kernel in find_kernels(params, layouts).items()}
@@ -164,17 +165,17 @@ def kernel_counts(
         f"`{argument}` must be known outside of `jax.jit`, got a traced value for "
         f"{name!r}."
       )
-    try:
-      values = np.asarray(value, np.float64)
-    except (TypeError, ValueError):
-      values = np.full((), np.nan)
+    values = np.full((), np.nan)
+    with contextlib.suppress(TypeError, ValueError):
+      if np.asarray(value).dtype.kind not in "USb":  # text and bools are no numbers
+        values = np.asarray(value, np.float64)
     if values.shape not in ((), (kernel.num_layers,), kernel.stack_shape):
       raise ValueError(
         f"`{argument}` of {name!r} must be a number or have shape "
         f"({kernel.num_layers},), got shape {values.shape}."
       )
     if not np.all((values > 0) & (values <= 1)):
-      raise ValueError(f"`{argument}` must be in (0, 1], got {value} for {name!r}.")
+      raise ValueError(f"`{argument}` must be in (0, 1], got {value!r} for {name!r}.")
     values = np.broadcast_to(values.ravel(), kernel.num_layers)
     rounded = [round(d * kernel.layer_size) for d in values.tolist()]
     counts[name] = (kernel, np.array(rounded, np.int64))
