@@ -223,11 +223,7 @@ def _angle_from_bits(bits: jax.Array) -> jax.Array:
 
 
 def draw_angles(words: jax.Array, shape: tuple[int, ...], angle: Angle) -> jax.Array:
-  """Angles in radians of the given `shape`, by the rule of `sample_rotations`.
-
-  Raises:
-    ValueError: if `angle` is a function that returns another shape.
-  """
+  """Angles in radians of the given `shape`, by the rule of `sample_rotations`."""
   if angle is None:
     counters = jnp.arange(math.prod(shape), dtype=jnp.uint32).reshape(shape)
     return _angle_from_bits(keys_lib.random_bits(words, counters))
@@ -250,13 +246,9 @@ def check_angle(angle: Any) -> Angle:
 
 
 def candidates(words: jax.Array, matrix: Matrix, settings: Settings) -> Rotations:
-  """Draws the sequence of candidate rotations.
+  """The candidates, `hi - lo` more in front to cover; `i == j` where there is none.
 
   A matrix gets the same sequence however much larger the sizes in `settings` are.
-
-  Returns:
-    `Rotations` of length `settings.num_rotations`, plus `hi - lo` first ones if
-    `settings.cover`; `i == j` where there is none.
   """
   if settings.schedule == "iid":
     place = jnp.arange(settings.num_rotations, dtype=jnp.int32)
@@ -315,7 +307,7 @@ def plan(
   stop_early: bool,
   supports: jax.Array | None = None,
 ) -> Plan:
-  """Plans the rotations of one matrix.
+  """Plans the longest prefix of the candidates that keeps within the budget.
 
   Args:
     words: threefry key data, uint32 `[2]`.
@@ -326,9 +318,6 @@ def plan(
       levels that is known when the program is compiled.
     supports: packed supports of the columns that are rotated, uint32 `[N, words]`;
       those of a partial identity if None.
-
-  Returns:
-    `Plan` of the longest prefix of the candidates that keeps within the budget.
   """
   rotations = candidates(words, matrix, settings)
   num, depth = rotations.i.shape[0], settings.depth
@@ -445,14 +434,9 @@ def _take(values: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def rotate(columns: jax.Array, levels: Levels) -> jax.Array:
-  """Applies levels of rotations, each as one gather: a pass over all columns.
+  """Applies levels of rotations, each as one gather, to columns `[N, rows]`.
 
-  Args:
-    columns: float array `[N, rows]`, one column of the matrix a row.
-    levels: the rotations; an int `depth` runs as `lax.scan`.
-
-  Returns:
-    The rotated columns, same shape and dtype.
+  One column of the matrix is a row here; an int `depth` runs as `lax.scan`.
   """
 
   def level(place, columns):

@@ -35,14 +35,8 @@ def batched(
 ) -> jax.Array:
   """Calls `sample(words, budget, alone=...)` for one matrix, or for all of a `vmap`.
 
-  Args:
-    sample: draws one matrix; `alone` says whether it may be partitioned.
-    words: threefry key data, uint32 `[2]`.
-    budget: int32 scalar.
-    size: number of entries of a matrix.
-
-  Returns:
-    The matrix.
+  `sample` draws one matrix, of `size` entries, from threefry key data and a budget;
+  `alone` says whether it may be partitioned.
   """
 
   @jax.custom_batching.custom_vmap
@@ -116,22 +110,17 @@ def _steps(plan: plan_lib.Plan, settings: plan_lib.Settings) -> _Steps:
   )
 
 
-def rotate(
-  columns: jax.Array, plan: plan_lib.Plan, settings: plan_lib.Settings
-) -> jax.Array:
-  """Rotates the columns of a matrix, `[N, rows]`, one column a row."""
-  return _rotate(columns, _laid_out(plan, settings))
-
-
-def _laid_out(
+def laid_out(
   plan: plan_lib.Plan, settings: plan_lib.Settings
 ) -> _Steps | plan_lib.Levels:
+  """Tables of the rotations of a plan, for `rotate`."""
   if settings.schedule == "iid" and in_cache():
     return _steps(plan, settings)
   return plan_lib.levels(plan, settings)
 
 
-def _rotate(columns: jax.Array, tables: _Steps | plan_lib.Levels) -> jax.Array:
+def rotate(columns: jax.Array, tables: _Steps | plan_lib.Levels) -> jax.Array:
+  """Rotates the columns of a matrix, `[N, rows]`, one column a row."""
   if isinstance(tables, plan_lib.Levels):
     return plan_lib.rotate(columns, tables)
 
@@ -152,19 +141,12 @@ def _rotate(columns: jax.Array, tables: _Steps | plan_lib.Levels) -> jax.Array:
 def rotated_identity(
   plan: plan_lib.Plan, settings: plan_lib.Settings, lo: int | jax.Array, alone: bool
 ) -> jax.Array:
-  """Rotates the columns of a partial identity.
+  """A partial identity with its columns rotated, of `settings.shape`.
 
-  Args:
-    plan: the rotations of the columns.
-    settings: the largest sizes, and the dtype and orientation of the result.
-    lo: number of rows that are wanted.
-    alone: whether no other matrix is computed beside this one.
-
-  Returns:
-    Array of `settings.shape`; rows from `lo` on have no meaning.
+  Rows from `lo` on have no meaning. `alone`: no other matrix is computed beside it.
   """
   rows, columns, tall = settings.rows, settings.columns, settings.tall
-  tables = _laid_out(plan, settings)
+  tables = laid_out(plan, settings)
   if alone and _may_be_sharded():
     lines = (jnp.arange(size, dtype=jnp.int32) for size in (rows, columns))
     matrix = _partitioned(*tables[:3], *lines)
@@ -196,7 +178,7 @@ def _rows(
 ) -> jax.Array:
   """Rows of a rotated identity, `[N, rows]`."""
   column = jnp.arange(num_columns, dtype=jnp.int32)[:, None]
-  return _rotate((column == row[None, :]).astype(tables.cos.dtype), tables)
+  return rotate((column == row[None, :]).astype(tables.cos.dtype), tables)
 
 
 def _may_be_sharded() -> bool:

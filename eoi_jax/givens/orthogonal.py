@@ -109,21 +109,10 @@ def sample_to_budget(
   schedule: str = "iid",
   cover: bool = False,
 ) -> jax.Array:
-  """Samples a sparse orthogonal matrix of at most `budget` nonzeros.
+  """`sparse_orthogonal` of at most `budget` nonzeros, at least `min(shape)`.
 
-  Args:
-    key: a PRNG key; it is consumed.
-    shape: `(rows, cols)`, static.
-    budget: largest number of nonzeros, at least `min(shape)`; an int, or a traced
-      int32 scalar if `max_budget` is given.
-    dtype: floating dtype of the result.
-    max_budget: largest value of `budget`, static; it sizes the compiled program.
-    angle: as in `sparse_orthogonal`.
-    schedule: as in `sparse_orthogonal`.
-    cover: as in `sparse_orthogonal`.
-
-  Returns:
-    Array of `shape`.
+  The budget is an int; or a traced int32 scalar, if its largest value, `max_budget`, is
+  given, which sizes the compiled program.
   """
   lo, hi = min(shape), max(shape)
   largest = budget if max_budget is None else max_budget
@@ -176,22 +165,12 @@ def sample_many(
   """Samples matrices of many shapes by a few compiled programs, on all cores.
 
   Matrices whose larger sides are of one class share a program, in which sizes and
-  budgets are values; classes end at 8, 32, 128, 512, 1024, 2048... Not for use under a
-  transformation of JAX.
+  budgets are values; classes end at 8, 32, 128, 512, 1024, 2048... With `cover` each
+  shape compiles its own program. Not for use under a transformation of JAX.
 
-  Args:
-    keys: one PRNG key for each matrix, or their threefry key data, uint32 `[n, 2]`.
-    shapes: `(rows, cols)` of each matrix.
-    budgets: largest number of nonzeros of each, at least `min(shape)`.
-    dtype: floating dtype of the results.
-    angle: as in `sparse_orthogonal`.
-    schedule: as in `sparse_orthogonal`.
-    cover: as in `sparse_orthogonal`; each shape then compiles its own program.
-
-  Returns:
-    NumPy arrays in the order of the keys, waiting for each; all are begun at once.
-    Each depends on its own key, shape and budget alone; with schedule "iid" it is the
-    matrix of `sample_to_budget`.
+  Keys may be threefry key data, uint32 `[n, 2]`. Yields NumPy arrays in the order of
+  the keys, waiting for each; all are begun at once. Each depends on its own key, shape
+  and budget alone; with schedule "iid" it is the matrix of `sample_to_budget`.
   """
   options = {"angle": check_angle(angle), "schedule": schedule, "cover": cover}
   dtype, draws = check_dtype(dtype), []

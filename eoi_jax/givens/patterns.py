@@ -43,17 +43,7 @@ class _Neighbours(NamedTuple):
 def sample_in_pattern(
   key: jax.Array, pattern: np.ndarray, budget: int, dtype, *, angle: Angle = None
 ) -> jax.Array:
-  """Samples a sparse orthogonal matrix inside a pattern.
-
-  Args:
-    key: a PRNG key; it is consumed.
-    pattern: bool `[rows, cols]`, True = may be nonzero; not traced.
-    budget: largest number of nonzeros.
-    dtype: floating dtype of the result.
-    angle: as in `sparse_orthogonal`.
-
-  Returns:
-    Array `[rows, cols]`: orthonormal on its smaller side, zero off the pattern.
+  """`sparse_orthogonal` inside a pattern `[rows, cols]`, of at most `budget` nonzeros.
 
   Raises:
     ValueError: if the pattern has no perfect matching; rows (columns) that are left
@@ -121,12 +111,8 @@ def pattern_fill(matrix: jax.Array, pattern: jax.Array) -> jax.Array:
 def match_lines(pattern: np.ndarray) -> np.ndarray:
   """Matches as many lines as possible with a partner of their own in the pattern.
 
-  Args:
-    pattern: bool `[rows, cols]`, True = may be matched.
-
-  Returns:
-    int32 `[min(rows, cols)]`: for each line of the smaller side (rows of a square) the
-    number of the line on the other side, or -1.
+  Gives int32 `[min(rows, cols)]`: for each line of the smaller side (rows of a square)
+  the number of the line on the other side, or -1.
   """
   from scipy.sparse import csgraph, csr_matrix
 

@@ -34,7 +34,7 @@ from eoi_jax.givens._plan import Angle
 
 
 class _Settings(NamedTuple):
-  """What a compiled program depends on, beside `_sample`'s arrays."""
+  """What a compiled program depends on, beside `sample`'s arrays."""
 
   window: tuple[int, ...]
   lo: int  # min(in, out)
@@ -93,32 +93,10 @@ def all_taps(
   `hi` middle channels, so a window with more than `hi` taps is split into groups of
   axes, each with a delay of its own; an axis longer than `hi` keeps empty taps.
 
-  Args:
-    key: a PRNG key; it is consumed.
-    shape: `(*window, in, out)`, static.
-    budget: largest number of nonzeros, at least `min(in, out)`; an int, or a traced
-      int32 scalar if `max_budget` is given.
-    dtype: floating dtype of the result. Arithmetic is in float32 at least.
-    max_budget: largest value of `budget`, static; it sizes the compiled program.
-    angle: as in `sparse_orthogonal`.
-    schedule: as in `sparse_orthogonal`. "iid" needs denser factors for the same
-      kernel, since their nonzeros scatter more.
-    cover: as in `sparse_orthogonal`, for the first matrix: no middle channel is dead.
-
-  Returns:
-    Array of `shape` with at most `budget` nonzeros, and fewer by less than one
-    rotation adds: about `2 budget / max(in, out)`.
-
-  Raises:
-    ValueError: if `budget` is known and out of range.
-
-  Example:
-    >>> kernel = all_taps(jax.random.key(0), (3, 3, 32, 32), 900)
-    >>> gram = jnp.einsum("xyio,xyjo->ij", kernel, kernel)
-    >>> bool(jnp.allclose(gram, jnp.eye(32), atol=1e-5))
-    True
-    >>> bool((kernel != 0).any((2, 3)).all()), 800 < int((kernel != 0).sum()) <= 900
-    (True, True)
+  The shape is `(*window, in, out)`; other arguments are those of `sample_to_budget`.
+  `cover` is for the first matrix: no middle channel is dead. "iid" needs denser factors
+  for the same kernel, since their nonzeros scatter more. The result has at most
+  `budget` nonzeros, and fewer by less than one rotation adds, `2 budget / hi`.
   """
   *window, rows, cols = shape
   lo, hi = min(rows, cols), max(rows, cols)
@@ -133,7 +111,8 @@ def all_taps(
     schedule=plan_lib.check_schedule(schedule),
     cover=bool(cover),
   )
-  kernel = sample(key, budget, _sample_one, settings)
+  budget = jnp.asarray(budget, jnp.int32)
+  kernel = sample(keys_lib.as_key(key), budget, _sample_one, settings)
   kernel = orthogonal.cast(kernel, dtype)
   return jnp.swapaxes(kernel, -1, -2) if rows > cols else kernel
 
@@ -147,13 +126,10 @@ def check_budget(lowest: int, size: int, budget, max_budget, of: str) -> int:
   return int(largest)
 
 
+@functools.partial(jax.jit, static_argnames=("draw", "settings"))
 def sample(key, budget, draw, settings) -> jax.Array:
   """Samples one kernel by `draw(words, budget, settings)`, or under `vmap` many."""
-  return _sample(keys_lib.as_key(key), jnp.asarray(budget, jnp.int32), draw, settings)
 
-
-@functools.partial(jax.jit, static_argnames=("draw", "settings"))
-def _sample(key, budget, draw, settings) -> jax.Array:
   def one(words, budget, *, alone):
     del alone
     return draw(words, budget, settings)
@@ -246,15 +222,13 @@ def delay_and_rotate(
   """Delays the columns of a kernel and rotates them up to a budget of nonzeros.
 
   Args:
-    words: threefry key data, uint32 `[2]`; it is consumed.
-    left: float array `[rows, hi]`: a kernel on earlier taps, all taps together.
-    taps: number of offsets that columns are delayed by.
-    mean: float scalar, nonzeros to expect of a row of the product of the rotations.
-    budget: int32 scalar, nonzeros that the result may have, at least those of `left`.
+    words: threefry key data, uint32 `[2]`.
+    left: `[rows, hi]`: a kernel on earlier taps, all taps together.
+    taps: number of offsets that columns are delayed by; the result is
+      `[taps, rows, hi]`.
+    mean: nonzeros to expect of a row of the product of the rotations.
+    budget: nonzeros that the result may have, at least those of `left`.
     settings: of the rotations, which make a matrix `[hi, hi]`.
-
-  Returns:
-    Float array `[taps, rows, hi]`.
   """
   hi = left.shape[1]
   place = jnp.arange(3 * hi + taps, dtype=jnp.uint32)
@@ -290,7 +264,8 @@ def delay_and_rotate(
     supports = jnp.zeros_like(bits).at[right_order].set(bits)
     plan = draw(budget, supports=supports)
     # Backwards, for the product itself rather than its transpose.
-    right = tuning.rotate(right, plan_lib.reversed_plan(plan, settings), settings)
+    back = tuning.laid_out(plan_lib.reversed_plan(plan, settings), settings)
+    right = tuning.rotate(right, back)
 
   def pick(order):  # hi where a tap has no channel in a turn
     return order.at[channel].get(mode="fill", fill_value=hi)
@@ -307,15 +282,8 @@ def _mean_to_expect(nonzeros: jax.Array, mean: jax.Array, schedule: str) -> jax.
   In random order columns of `c_m` nonzeros and rows of `r_m` have `sum(c_m r_m) = mean
   sum(c_m)` paths between them. In opposite orders they have fewer, so that it takes
   more nonzeros to as many paths: rows follow a geometric law by "iid"; by "matching"
-  they are sums of `2^k` rows of one or two nonzeros, about normal.
-
-  Args:
-    nonzeros: int32 `[n]`, `c_m`, descending.
-    mean: float scalar.
-    schedule: law of planes.
-
-  Returns:
-    Float scalar between `mean` and `4 mean`, at most `n`.
+  they are sums of `2^k` rows of one or two nonzeros, about normal. `nonzeros` are
+  `c_m`, `[n]`, descending; the result is between `mean` and `4 mean`, at most `n`.
   """
   number = nonzeros.shape[0]
   means = mean * (1 + jnp.arange(49, dtype=jnp.float32) / 16)[:, None]
@@ -366,14 +334,8 @@ def _deal(order: jax.Array, weights: jax.Array, taps: int) -> jax.Array:
 
   Neighbours in the order never meet in a turn, nor in one after the other: two columns
   and two rows of equal supports, whose nonzeros would be the same, get a tap each.
-
-  Args:
-    order: int32 `[n]`, channels by descending weight.
-    weights: int32 `[n]`, weight of each channel.
-    taps: number of taps.
-
-  Returns:
-    int32 `[taps, turns]`, the channels of each tap; `n` where there is none.
+  `order` `[n]` lists the channels by descending weight; the result `[taps, turns]`
+  holds those of each tap, `n` where there is none.
   """
   number = order.shape[0]
   turns, rest = divmod(number, taps)

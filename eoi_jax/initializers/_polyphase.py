@@ -84,31 +84,8 @@ def strided_taps(
   `prod(strides)` phases. (Strides beyond the window drop pixels: then there are as
   many phases as taps.)
 
-  Args:
-    key: a PRNG key; it is consumed.
-    shape: `(*window, in, out)`, static.
-    budget: largest number of nonzeros, at least `min(out, in * phases)`; an int, or a
-      traced int32 scalar if `max_budget` is given.
-    dtype: floating dtype of the result. Arithmetic is in float32 at least.
-    strides: one for each axis of the window.
-    max_budget: largest value of `budget`, static; it sizes the compiled program.
-    angle: as in `sparse_orthogonal`.
-    schedule: as in `sparse_orthogonal`.
-    cover: as in `sparse_orthogonal`, for the first matrix.
-
-  Returns:
-    Array of `shape` with at most `budget` nonzeros.
-
-  Raises:
-    ValueError: if `budget` is known and out of range.
-
-  Example:
-    >>> kernel = strided_taps(jax.random.key(0), (3, 3, 16, 32), 900, strides=(2, 2))
-    >>> even = kernel[::2, ::2].sum((0, 1))  # phase 0 at the frequency 0
-    >>> rest = [kernel[1::2, ::2], kernel[::2, 1::2], kernel[1::2, 1::2]]
-    >>> phases = jnp.concatenate([even, *(x.sum((0, 1)) for x in rest)])
-    >>> bool(jnp.allclose(phases.T @ phases, jnp.eye(32), atol=1e-5))
-    True
+  The shape is `(*window, in, out)`, with one stride for each axis of the window; other
+  arguments are those of `all_taps`. The budget is at least `min(out, in * phases)`.
   """
   *window, inputs, outputs = shape
   lowest, of = block_floor(shape, strides), f"shape {shape} and strides {strides}"
@@ -125,7 +102,8 @@ def strided_taps(
     schedule=plan_lib.check_schedule(schedule),
     cover=bool(cover),
   )
-  kernel = paraunitary.sample(key, budget, _sample_one, settings)
+  budget = jnp.asarray(budget, jnp.int32)
+  kernel = paraunitary.sample(keys_lib.as_key(key), budget, _sample_one, settings)
   return orthogonal.cast(kernel, dtype)
 
 

@@ -192,18 +192,10 @@ def kernel_budget(
   center: str = "plain",
   strides: tuple[int, ...] = (),
 ) -> int:
-  """Nonzeros that `eoi_init` may place in a kernel.
+  """Nonzeros that `eoi_init` may place in a kernel of some density.
 
-  Args:
-    shape: `(in, out)` or `(*window, in, out)`.
-    density: fraction of trainable weights of the whole kernel.
-    taps: as in `eoi_init`.
-    center: as in `eoi_init`.
-    strides: strides of the convolution, for taps "polyphase"; () for 1.
-
-  Returns:
-    Largest number of nonzeros: of the matrix at the centre tap for taps "center", else
-    of the whole kernel.
+  For taps "center" they are those of the matrix at the centre tap, else of the whole
+  kernel `(in, out)` or `(*window, in, out)`; strides () are 1.
 
   Raises:
     ValueError: if the density is below the floor of the shape.
@@ -242,20 +234,8 @@ def sample_kernel(
 ) -> jax.Array:
   """A sparse orthogonal matrix, or a convolution isometric on all its taps.
 
-  Args:
-    key: a PRNG key; it is consumed.
-    shape: `(in, out)`, or `(*window, in, out)` for all taps.
-    budget: largest number of nonzeros; an int, or traced if `max_budget` is given.
-    dtype: floating dtype of the result.
-    max_budget: largest value of `budget`, static.
-    angle: as in `sparse_orthogonal`.
-    schedule: as in `eoi_init`.
-    cover: as in `sparse_orthogonal`.
-    strides: strides at which it is isometric; () for 1.
-    transposed: whether the convolution is a transposed one.
-
-  Returns:
-    Array of `shape`.
+  Of shape `(in, out)`, or `(*window, in, out)`, which is isometric at its strides, ()
+  for 1. Budgets are as in `sample_to_budget`, other options as in `eoi_init`.
   """
   schedule = schedule or ("iid" if len(shape) == 2 else "matching")
   options = {"angle": angle, "schedule": schedule, "cover": cover}
