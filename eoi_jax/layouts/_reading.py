@@ -40,14 +40,7 @@ class Reading:
     self.origins.setdefault(name, origin)
 
   def add(self, path: Sequence[Any], shape, layout, change: str = "") -> None:
-    """Notes how a layer reads its kernel.
-
-    Args:
-      path: of the kernel.
-      shape: of it.
-      layout: of it.
-      change: what may put another matrix in its place, "" if nothing.
-    """
+    """Notes how a layer reads its kernel, and what may change it, "" if nothing."""
     name = "/".join(map(str, path))
     before = self.layouts.setdefault(name, layout)
     if layout is None:
@@ -61,10 +54,7 @@ class Reading:
   def assemble(self, params: Any, table, line: str) -> Layouts:
     """Layouts of a tree; what modules do not tell is read by table and by shape.
 
-    Args:
-      params: the tree.
-      table: as in `kernel_layouts`.
-      line: what the caller is to write, with {} for the table.
+    `line` is what the caller is to write, with {} for the table.
     """
     leaves = {name: x for name, x in named_leaves(params).items() if not is_leaf(x)}
     shapes = {name: tuple(jnp.shape(leaf)) for name, leaf in leaves.items()}
@@ -163,16 +153,8 @@ def _check_normalized(normalized, layouts, shapes, given) -> None:
   """Refuses kernels that weight normalization would change.
 
   It divides by norms, which an isometry has equal to one along its outputs, if these
-  are at most as many as its inputs.
-
-  Args:
-    normalized: the axes whose entries have a norm each, by name of the leaf.
-    layouts: as in `Reading`.
-    shapes: likewise.
-    given: what the table says, by name.
-
-  Raises:
-    ValueError: naming the first such kernel.
+  are at most as many as its inputs. `given` is what the table says, by name, and the
+  others are as in `Reading`.
   """
   for name, axes in normalized.items():
     layout, shape = layouts.get(name), shapes.get(name, ())

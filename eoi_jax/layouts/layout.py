@@ -281,11 +281,7 @@ def by_shape(
 ) -> tuple[Layout | None, str | None]:
   """The layout of a leaf, and what to write in the table if that is in doubt.
 
-  Args:
-    name: of the leaf.
-    leaf: array or shape-dtype struct.
-    leaves: of the whole tree, by name.
-    convention: as in `kernel_layouts`.
+  `leaves` are those of the whole tree, by name.
   """
   try:
     shape, dtype = tuple(jnp.shape(leaf)), jnp.result_type(leaf)

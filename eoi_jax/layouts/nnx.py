@@ -52,14 +52,7 @@ def nnx_layouts(
 def read_nnx(
   reading: Reading, module: Any, prefix: Sequence[str] = (), origin: Any = None
 ) -> None:
-  """Notes what the layers of an NNX module say.
-
-  Args:
-    reading: where to note it.
-    module: the module, of arrays or shapes.
-    prefix: path of the module.
-    origin: see `Reading`.
-  """
+  """Notes what the layers of an NNX module say: of arrays or shapes, at a path."""
   from flax import nnx
 
   graph = list(nnx.iter_graph(module))
@@ -91,10 +84,7 @@ def read_nnx(
 def _read_layer(nnx, part, gates: Mapping[int, int]) -> dict[str, tuple[tuple, Any]]:
   """Shapes of one layer's kernels of an NNX module, and their layouts.
 
-  Args:
-    nnx: the package.
-    part: a node of the module's graph.
-    gates: number of gates in the kernels of layers, by id.
+  `gates` are the numbers of gates in the kernels of layers, by id.
   """
   from eoi_jax.blocks.nnx import BlockDense
 
@@ -126,16 +116,7 @@ def _read_layer(nnx, part, gates: Mapping[int, int]) -> dict[str, tuple[tuple, A
 
 
 def _check_bridged(part, prefix: str, table) -> None:
-  """Refuses kernels of a Linen module inside of NNX whose shape does not tell.
-
-  Args:
-    part: a `flax.nnx.bridge.ToNNX`.
-    prefix: its path.
-    table: what the caller says.
-
-  Raises:
-    ValueError: naming the first kernel of rank 3 or more.
-  """
+  """Refuses kernels of a Linen module inside of NNX whose shape does not tell."""
   from flax import nnx
 
   module = ".".join(["module", *filter(None, prefix.split("/")), "to_nnx__module"])

@@ -96,29 +96,15 @@ def fill_tree(params: Any, values: dict[str, Any], *, keep: bool = False) -> Any
 def match_leaves(params: Any, other: Any, argument: str) -> dict[str, Any]:
   """Leaves of `other` by name, checked to have the names of `params`.
 
-  Args:
-    params: the tree that gives the structure.
-    other: tree with the same names, None where a leaf has no counterpart. Its
-      containers may be others: a dict of the names of an NNX state, say.
-    argument: name of `other` for the error.
-
-  Returns:
-    Dict from the names of `params` to leaves of `other`.
-
-  Raises:
-    ValueError: if the names differ; the first odd leaf is named.
+  Its containers may be others: a dict of the names of an NNX state, say. The error
+  calls it `argument` and names the first odd leaf.
   """
   expected, found = named_leaves(params), named_leaves(other)
-  for name in expected:
-    if name not in found:
+  for name in expected | found:
+    if name not in found or name not in expected:
+      problem = "is missing" if name in expected else "is not in `params`"
       raise ValueError(
-        f"`{argument}` must have the structure of `params`: leaf {name!r} is missing."
-      )
-  for name in found:
-    if name not in expected:
-      raise ValueError(
-        f"`{argument}` must have the structure of `params`: leaf {name!r} is not in "
-        "`params`."
+        f"`{argument}` must have the structure of `params`: leaf {name!r} {problem}."
       )
   return found
 
@@ -250,18 +236,11 @@ def complete(
   reasons: Mapping[str, str] | None = None,
   line: str = LINE,
 ) -> Layouts:
-  """Layouts of all leaves: those that are given, the rest by shape.
+  """Layouts of all leaves by name: those that are given, the rest by shape.
 
-  Args:
-    given: layouts that are known, by name.
-    leaves: arrays or shape-dtype structs by name.
-    convention: as in `kernel_layouts`.
-    doubts: leaves that are in doubt, with what to write in the table.
-    reasons: why, where it is not the shape.
-    line: what the caller is to write, with {} for the table.
-
-  Returns:
-    `Layouts` in the order of `leaves`; groups are None of a window over one channel.
+  `doubts` are leaves that are in doubt, with what to write in the table, and `reasons`
+  why, where it is not the shape; `line` is what the caller is to write, with {} for the
+  table. Groups are None of a window over one channel.
 
   Raises:
     ValueError: if leaves are in doubt.

@@ -145,17 +145,10 @@ def positive_network(
 ) -> Callable[[Any], tuple[jax.Array, jax.Array]]:
   """Builds the positive linear view of `apply_fn` on an all-ones input.
 
-  The network is traced here, in the caller's settings; evaluate it where `dtype` is
-  enabled. Floating arrays that `apply_fn` closes over (batch statistics) are replaced
-  by absolute values.
-
-  Args:
-    apply_fn: `(params, inputs) -> logits`; of a tuple the first entry is taken.
-    params: tree of arrays or shape-dtype structs.
-    input_shape: shape of the inputs, with a batch of one; or what `apply_fn` takes, a
-      tree of shapes, arrays or shape-dtype structs. Integers are tokens.
-    dtype: float32 or float64, dtype of the arithmetic.
-    reach: whether to ask for reachability alone.
+  The network is traced here, in the caller's settings; evaluate it where `dtype`,
+  float32 or float64, is enabled. Floating arrays that `apply_fn` closes over (batch
+  statistics) are replaced by absolute values. `apply_fn` and `input_shape` are those of
+  `synflow_scores`; `reach` asks for reachability alone.
 
   Returns:
     `params -> (total, exponent)`: the sum of the logits is `total * 2**exponent`. It is

@@ -13,15 +13,8 @@ def top_mask(scores: jax.Array, count) -> jax.Array:
   """Marks the `count` highest scores; ties go to the lowest index.
 
   Counts the scores above a threshold once per bit instead of sorting them: for
-  millions of scores that is several times faster, and `count` may be traced.
-
-  Args:
-    scores: real array of any shape without nan; float16 to float64, int or uint.
-    count: number of entries to mark, an int or a traced integer in
-      `[0, scores.size]`.
-
-  Returns:
-    Bool array of the shape of `scores` with exactly `count` True entries.
+  millions of scores that is several times faster, and `count` may be traced. Scores are
+  real, of any shape, without nan.
 
   Example:
     >>> top_mask(jnp.array([3.0, 1.0, 3.0, 3.0]), 2).tolist()

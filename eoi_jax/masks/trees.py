@@ -100,20 +100,10 @@ def _exact_masks(key, params, density, layouts, *, use_support: bool) -> Any:
 def given_kernels(
   params: Any, values: Any, layouts: Layouts | None, argument: str
 ) -> dict[str, tuple[Kernel, Any]]:
-  """Kernels that a tree of values names, each with its value.
+  """`(kernel, value)` of each kernel, by name, that a tree of values gives one.
 
-  Args:
-    params: tree of arrays.
-    values: one number for all kernels; or a tree like `params`, None = dense leaf: such
-      leaves need no layout.
-    layouts: how leaves are read.
-    argument: name of `values` for the errors.
-
-  Returns:
-    Dict from name to `(kernel, value)`.
-
-  Raises:
-    ValueError: if structures differ, or a value is given to what is no kernel.
+  Values are one number for all kernels; or a tree like `params`, None = dense leaf:
+  such leaves need no layout. Errors call them `argument`.
   """
   if isinstance(values, numbers.Number | str) or (
     hasattr(values, "dtype") and not values.ndim
@@ -142,19 +132,9 @@ def given_kernels(
 def kernel_counts(
   params: Any, density: Any, layouts: Layouts | None, argument: str = "density"
 ) -> dict[str, tuple[Kernel, np.ndarray]]:
-  """Trained weights of every layer of every kernel that is given a density.
+  """`(kernel, round(density * size))` by name, counts int64 `[num_layers]`.
 
-  Args:
-    params: tree of arrays or shape-dtype structs.
-    density: as in `kernel_masks`.
-    layouts: how leaves are read.
-    argument: name of `density` for the errors.
-
-  Returns:
-    Dict from name to `(kernel, round(density * size))`, int64 `[num_layers]`.
-
-  Raises:
-    ValueError: if structures differ, or a density is not a number in `(0, 1]`.
+  Densities are those of `kernel_masks`, checked; errors call them `argument`.
   """
   counts = {}
   for name, (kernel, value) in given_kernels(
@@ -256,18 +236,11 @@ def _check_support(name: str, layers: Any, counts: np.ndarray) -> None:
 
 
 def fill(keys: Any, support: Any, counts: np.ndarray) -> Any:
-  """Adds random True entries to each mask up to its count.
+  """Adds random True entries to each of the masks `support` `[n, ...]` up to its count.
 
   Runs on the host, where it takes time for the entries added, not for all, and no
-  compilation; under tracing by way of a callback, with the same result.
-
-  Args:
-    keys: key data, uint32 `[n, 2]`.
-    support: bool array `[n, ...]`, entries that the masks cover for certain.
-    counts: integers `[n]`, True entries that each mask shall have.
-
-  Returns:
-    Bool array like `support`; a NumPy array unless an argument is traced.
+  compilation; under tracing by way of a callback, with the same result. Keys are key
+  data, uint32 `[n, 2]`. Gives a NumPy array unless an argument is traced.
   """
   if any(isinstance(x, jax.core.Tracer) for x in (keys, support)):
     shape = jax.ShapeDtypeStruct(support.shape, jnp.bool_)
@@ -352,14 +325,9 @@ def apply_masks(params: Any, masks: Any) -> Any:
 
 
 def check_masks(params: Any, masks: Any) -> dict[str, Any]:
-  """Masks by name, checked to fit `params`.
+  """Masks, or None, by the names of `params`, checked to fit them.
 
-  Args:
-    params: tree of arrays; leaves left out (None, masked nodes) need no mask.
-    masks: tree like `params`: bool leaves, or None = dense leaf.
-
-  Returns:
-    Dict from the names of `params` to masks or None.
+  Leaves of `params` that are left out (None, masked nodes) need no mask.
 
   Raises:
     ValueError: if structures, shapes or dtypes do not fit; the leaf is named.

@@ -96,11 +96,7 @@ def _map(function, live: Any, *trees: Any) -> Any:
 
 
 def find_live(masks: Any) -> Any:
-  """Tree like `masks` of `LiveWeights`, None = dense leaf.
-
-  Raises:
-    ValueError: if a mask is traced.
-  """
+  """Tree like `masks` of `LiveWeights`, None = dense leaf."""
 
   def find(mask):
     if isinstance(mask, jax.core.Tracer | jax.ShapeDtypeStruct):
@@ -164,9 +160,6 @@ def check_elementwise(inner: Any, params: Any, live: Any) -> None:
   The states of leaves and of vectors must have one structure, with shapes that differ
   as those of the parameters do; and steps on a small tree of leaves of the same ranks
   must move live weights alike, until two of them have moved some.
-
-  Raises:
-    ValueError: if not.
   """
   abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype), params)
   vectors = gather(live, abstract)

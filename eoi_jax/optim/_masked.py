@@ -23,11 +23,7 @@ is_none = functools.partial(operator.is_, None)  # built in: costs no Python cal
 
 
 def as_transformation(inner: Any) -> optax.GradientTransformationExtraArgs:
-  """Whatever has `init` and `update`, as a transformation that takes extra arguments.
-
-  Raises:
-    ValueError: if `inner` lacks one of them.
-  """
+  """What has `init` and `update`, as a transformation that takes extra arguments."""
   if not all(callable(getattr(inner, name, None)) for name in ("init", "update")):
     raise ValueError(
       f"`inner` must be an optax transformation (init, update), got {inner!r}."
@@ -45,18 +41,10 @@ def as_transformation(inner: Any) -> optax.GradientTransformationExtraArgs:
 
 
 def fit_masks(params: Any, masks: Any, *, copy: bool = True) -> Any:
-  """Masks in the tree of `params`, checked.
+  """Masks, or a function of `params` that gives them, in the tree of `params`.
 
-  Args:
-    params: tree of arrays or shape-dtype structs; masked nodes in it hide the masks at
-      and below their place.
-    masks: tree with the names of `params`: bool leaves or None; or a function of
-      `params`.
-    copy: whether the masks are copied, with the sharding of their leaf and varying over
-      the same manual axes.
-
-  Returns:
-    Tree like `params`, with bool leaves; None = dense leaf.
+  Masked nodes in `params` hide the masks at and below their place. Masks are copied, if
+  at all, with the sharding of their leaf and varying over the same manual axes.
 
   Raises:
     ValueError: if names, shapes or dtypes do not fit, or a weight off the masks is
@@ -129,18 +117,9 @@ def masked_update(
   masks: Any,
   **extra_args: Any,
 ) -> tuple[Any, Any]:
-  """One update of `inner` that sees live weights only and moves no others.
+  """One update of `inner`, which sees live weights only, and its new state.
 
-  Args:
-    inner: a transformation that takes extra arguments.
-    updates: tree like `params`.
-    inner_state: state of `inner`.
-    params: tree of arrays, or None.
-    masks: tree like `params`: bool leaves, True = trained; None = dense leaf.
-    **extra_args: passed on to `inner`.
-
-  Returns:
-    Updates, which take dead weights to zero, and the new state of `inner`.
+  Dead weights of `params`, if these are given, are taken to zero.
   """
   live = None if params is None else keep_live(masks, params)
   updates, inner_state = inner.update(
@@ -156,15 +135,8 @@ def check_trees(
 ) -> None:
   """Checks that updates, and parameters if given, fit masks in structure and shape.
 
-  Args:
-    masks: tree like the parameters: leaves with a shape, or None.
-    updates: tree like it.
-    params: tree like it, or None.
-    is_leaf: what is a leaf of `masks`.
-    front: whether updates may have axes in front: of examples, for `inner` to sum.
-
-  Raises:
-    ValueError: naming the leaf.
+  `is_leaf` tells the leaves of `masks`, which have a shape or are None. With `front`
+  updates may have axes in front: of examples, for `inner` to sum.
   """
   leaves, treedef = jax.tree.flatten(masks, is_leaf=is_leaf)
   for argument, tree in (("updates", updates), ("params", params)):

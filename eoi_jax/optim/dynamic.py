@@ -415,19 +415,18 @@ def _moving_masks(
 
 def _averaged(mean: Any, updates: Any, decay: float) -> tuple[Any, Any]:
   """Returns the running mean, and the updates with the mean where there is one."""
-  mean = jax.tree.map(
-    lambda m, g: m if m is None else _mix(m, g, decay),
-    *(mean, updates),
-    is_leaf=is_none,
-  )
-  pick = lambda m, g: g if m is None else m  # noqa: E731
+
+  def mix(mean, update):  # in the dtype of the mean; nan and inf leave it as it is
+    if mean is None:
+      return None
+    new = decay * mean + (1 - decay) * update.astype(mean.dtype)
+    return jnp.where(jnp.isfinite(new), new, mean)
+
+  def pick(mean, update):
+    return update if mean is None else mean
+
+  mean = jax.tree.map(mix, mean, updates, is_leaf=is_none)
   return mean, jax.tree.map(pick, mean, updates, is_leaf=is_none)
-
-
-def _mix(mean: jax.Array, update: jax.Array, decay: float) -> jax.Array:
-  """The mean after an update, in its own dtype; nan and inf leave it as it is."""
-  new = decay * mean + (1 - decay) * update.astype(mean.dtype)
-  return jnp.where(jnp.isfinite(new), new, mean)
 
 
 def _lead_to(weights: Any, params: Any, moves: Any, kept: Any) -> Any:
@@ -467,16 +466,14 @@ def _map_like(function: Any, like: Any, tree: Any, *others: Any) -> Any:
 
   An optimizer keeps what belongs to the parameters in trees of their structure (optax:
   moments, histories, copies), with masked nodes where a leaf, or all below a node, is
-  left out. All else is shared or of no parameter.
+  left out. All else is shared or of no parameter, and left as it is, as is a leaf whose
+  place in `like` has None.
 
   Args:
     function: `(leaf of like, leaf of tree, *leaves of others) -> leaf`.
-    like: tree like the parameters; None where a leaf is to be left as it is.
+    like: tree like the parameters.
     tree: an optimizer's state.
     *others: trees of its structure.
-
-  Returns:
-    Tree of the structure of `tree`.
   """
   owners, whole = jax.tree.flatten(like, is_leaf=is_none)
   states = jax.tree.leaves(tree, is_leaf=_is_masked_node)
@@ -515,11 +512,7 @@ def _map_like(function: Any, like: Any, tree: Any, *others: Any) -> Any:
 
 
 def _check_state(inner_state: Any, params: Any) -> None:
-  """Refuses states whose moments cannot be told apart by parameter.
-
-  Raises:
-    ValueError: if the state holds one vector of all weights.
-  """
+  """Refuses states that hold one vector of all weights."""
   total = sum(leaf.size for leaf in jax.tree.leaves(params))
   rest = _map_like(lambda owner, leaf: None, params, inner_state)
   if any(leaf.shape == (total,) and total > 2 for leaf in jax.tree.leaves(rest)):

@@ -79,11 +79,7 @@ def make_rules(
   *,
   has_key: bool,
 ) -> Rules:
-  """Checks the options of a change of masks.
-
-  Raises:
-    ValueError: if a name is not known, or a rule draws and there is no key.
-  """
+  """Checks the options of a change of masks."""
   if scope not in SCOPES:
     raise ValueError(f"`scope` must be one of {SCOPES}, got {scope!r}.")
   if not isinstance(regrow, bool):
@@ -167,19 +163,10 @@ def masked_kernels(rules: Rules, masks: Any) -> dict[str, Kernel]:
 def change_masks(
   rules: Rules, key: Any, params: Any, updates: Any, masks: Any, fraction: jax.Array
 ) -> tuple[Any, Any]:
-  """One change of masks that are known to fit.
+  """New masks, of masks that fit, and how many weights were grown, int32 `[layers]`.
 
-  Args:
-    rules: how.
-    key: a threefry key, or None.
-    params: tree of arrays.
-    updates: tree like `params`: dense gradients.
-    masks: tree like `params`; None = dense leaf.
-    fraction: fraction of the live weights to drop; of pruning, the part of the way
-      from its first to its last density that is done.
-
-  Returns:
-    New masks, and tree like them: int32 `[layers]`, weights grown.
+  The key is a threefry key, or None. The fraction is that of the live weights to drop;
+  of pruning, the part of the way from its first to its last density that is done.
   """
   paths, treedef = jax.tree_util.tree_flatten_with_path(masks, is_leaf=is_none)
   arrays = map(treedef.flatten_up_to, (params, updates))
@@ -263,11 +250,7 @@ def _rows(rules: Rules, key, name, kernel, mask, weights, slopes, fraction) -> t
 
 
 def check_densities(rules: Rules, masks: Any, kernels: dict[str, Kernel]) -> None:
-  """Checks that densities by name are those of all masked leaves and their layers.
-
-  Raises:
-    ValueError: naming the leaf.
-  """
+  """Checks that densities by name are those of all masked leaves and their layers."""
   masked = {n: m for n, m in named_leaves(masks).items() if m is not None}
   for argument, place in (("initial_density", 0), ("density", 1)):
     densities = rules.densities and rules.densities[place]
