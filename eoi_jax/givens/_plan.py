@@ -65,7 +65,7 @@ class Rotations(NamedTuple):
 
 
 class Matrix(NamedTuple):
-  """Sizes of one matrix; int32 scalars may take the place of the ints.
+  """Sizes of one matrix; with "iid", int32 scalars may take the place of the ints.
 
   Attributes:
     lo: the smaller side.
@@ -255,7 +255,7 @@ def candidates(words: jax.Array, matrix: Matrix, settings: Settings) -> Rotation
     i, j, angles = draw_rotations(words, place, matrix.hi, settings.angle)
     rotations = Rotations(i, jnp.where(place < matrix.num_rotations, j, i), angles)
   else:
-    rotations = _matchings(words, matrix.hi, settings)
+    rotations = _matchings(words, settings)
   if not settings.cover:
     return rotations
   # Each column that is empty at the start, with a live one; live ones double by round.
@@ -263,7 +263,7 @@ def candidates(words: jax.Array, matrix: Matrix, settings: Settings) -> Rotation
   cover_words = keys_lib.fold_in(words, 1)
   while live < settings.columns:
     new = min(live, settings.columns - live)
-    order = _orders(keys_lib.fold_in(cover_words, live), 1, live, live)
+    order = _orders(keys_lib.fold_in(cover_words, live), 1, live)
     first.append(order[0, :new])
     live += new
   i = jnp.concatenate(first)
@@ -273,24 +273,21 @@ def candidates(words: jax.Array, matrix: Matrix, settings: Settings) -> Rotation
   return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, rotations)
 
 
-def _matchings(words, hi: int | jax.Array, settings: Settings) -> Rotations:
+def _matchings(words, settings: Settings) -> Rotations:
   """Rounds of uniformly random perfect matchings (one column rests if N is odd)."""
-  most, pairs = settings.columns // 2, hi // 2
-  order = _orders(words, settings.num_rotations // most, settings.columns, hi)
-  i, j = order[:, :most], jax.lax.dynamic_slice_in_dim(order, pairs, most, axis=1)
-  j = jnp.where(jnp.arange(most, dtype=jnp.int32)[None, :] < pairs, j, i)
-  i, j = i.reshape(-1), j.reshape(-1)
+  pairs = settings.columns // 2
+  order = _orders(words, settings.num_rotations // pairs, settings.columns)
+  i, j = order[:, :pairs].reshape(-1), order[:, pairs : 2 * pairs].reshape(-1)
   angles = draw_angles(keys_lib.fold_in(words, 2), i.shape, settings.angle)
   return Rotations(jnp.minimum(i, j), jnp.maximum(i, j), angles)
 
 
-def _orders(words, number: int, most: int, size: int | jax.Array) -> jax.Array:
-  """Uniformly random orders of `0 ... size - 1`, int32 `[number, most]`."""
-  index = jnp.arange(most, dtype=jnp.uint32)[None, :]
+def _orders(words, number: int, size: int) -> jax.Array:
+  """Uniformly random orders of `0 ... size - 1`, int32 `[number, size]`."""
+  index = jnp.arange(size, dtype=jnp.uint32)[None, :]
   rounds = jnp.arange(number, dtype=jnp.uint32)[:, None]
   bits = keys_lib.random_bits(words, rounds * jnp.uint32(size) + index)
-  bits = jnp.where(index < jnp.uint32(size), bits, jnp.uint32(2**32 - 1))
-  if most > 2**12:
+  if size > 2**12:
     index = jnp.broadcast_to(index, bits.shape)
     return jax.lax.sort((bits, index), num_keys=2)[1].astype(jnp.int32)
   # 20 random bits with the index below them: one operand sorts twice as fast.

@@ -159,7 +159,6 @@ def sample_many(
   dtype=jnp.float32,
   *,
   angle: Angle = None,
-  schedule: str = "iid",
   cover: bool = False,
 ) -> Iterator[np.ndarray]:
   """Samples matrices of many shapes by a few compiled programs, on all cores.
@@ -169,12 +168,11 @@ def sample_many(
   shape compiles its own program. Not for use under a transformation of JAX.
 
   Keys may be threefry key data, uint32 `[n, 2]`. Yields NumPy arrays in the order of
-  the keys, waiting for each; all are begun at once. Each depends on its own key, shape
-  and budget alone; with schedule "iid" it is the matrix of `sample_to_budget`.
+  the keys, waiting for each; all are begun at once. Each is the matrix of
+  `sample_to_budget`: it depends on its own key, shape and budget alone.
   """
-  options = {"angle": check_angle(angle), "schedule": schedule, "cover": cover}
+  options = {"angle": check_angle(angle), "cover": cover}
   dtype, draws = check_dtype(dtype), []
-  plan_lib.check_schedule(schedule)
   for key, shape, budget in zip(keys, shapes, budgets, strict=True):
     draws.append(_drawing(key, shape, int(budget), dtype, options))
   # Threads only run compiled programs: the configuration of JAX is that of a thread.
@@ -196,27 +194,23 @@ def _drawing(
   key, shape: tuple[int, int], budget: int, dtype, options
 ) -> Callable[[], np.ndarray]:
   """What draws one matrix of `sample_many`, in any thread; it compiles here."""
-  lo, hi, schedule = min(shape), max(shape), options["schedule"]
-  num = plan_lib.num_candidates(lo, hi, budget, schedule)
+  lo, hi = min(shape), max(shape)
+  num = plan_lib.num_candidates(lo, hi, budget, "iid")
   if num == 0:
     return lambda: np.eye(*shape, dtype=dtype)
   if options["cover"] and lo < hi:
     matrix = np.asarray(sample_to_budget(key, shape, budget, dtype, **options))
     return lambda: matrix
   size = _size_class(hi)
-  per_column = num // (hi // 2) if schedule == "matching" else num / hi
-  quarter = 2 if schedule == "matching" else 1
-  per_column = 4 ** math.ceil(math.log(max(per_column / quarter, 1), 4)) * quarter
-  depth = plan_lib.max_depth(lo, hi, num, schedule)
+  depth = plan_lib.max_depth(lo, hi, num, "iid")
   settings = plan_lib.Settings(
     rows=size,
     columns=size,
-    num_rotations=per_column * (size // 2 if schedule == "matching" else size),
-    depth=64 * 4 ** math.ceil(math.log(max(depth / 64, 1), 4)),
+    num_rotations=size * _power_of_4(num / hi),
+    depth=64 * _power_of_4(depth / 64),
     dtype=dtype,
     tall=True,
     angle=options["angle"],
-    schedule=schedule,
   )
   device = getattr(jax.config, "jax_default_device", None)
   context = (jnp.result_type(float), device, jax.sharding.get_abstract_mesh())
@@ -234,7 +228,12 @@ def _size_class(columns: int) -> int:
   """The largest number of columns of a program: a large matrix pays for the rest."""
   if columns > 512:
     return 2 ** math.ceil(math.log2(columns))
-  return 2 * 4 ** max(1, math.ceil(math.log(columns / 2, 4)))
+  return 2 * max(4, _power_of_4(columns / 2))
+
+
+def _power_of_4(number: float) -> int:
+  """The next power of four, from 1 on."""
+  return 4 ** math.ceil(math.log(max(number, 1), 4))
 
 
 def _transposed(matrix: np.ndarray, width: int = 64) -> np.ndarray:

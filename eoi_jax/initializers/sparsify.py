@@ -548,11 +548,11 @@ def _sample(
     if _is_shared(stack, shape, options):
       blocks = zip(stack.keys, [shape] * len(counts), counts.tolist(), strict=True)
       few.setdefault(dtype, []).extend(blocks)
-  iid = options | {"schedule": "iid"}
+  law = {"angle": options["angle"], "cover": options["cover"]}
   drawn = {}
   for dtype, blocks in few.items():
     keys, sizes, counts = map(list, zip(*blocks, strict=True))
-    drawn[dtype] = sample_many(keys, sizes, counts, dtype, **iid)
+    drawn[dtype] = sample_many(keys, sizes, counts, dtype, **law)
   for stack, shape, counts, dtype in zip(stacks, shapes, budgets, dtypes, strict=True):
     if _is_shared(stack, shape, options):
       kernels = np.empty((len(counts), *shape), stack.dtype)
