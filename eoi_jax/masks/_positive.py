@@ -40,28 +40,16 @@ import jax.extend.core as jex_core
 import jax.numpy as jnp
 import numpy as np
 
-# Activations by the name of their call in a jaxpr, and the slope that stands for them.
-_ACTIVATIONS = {
-  "celu": 1.0,
-  "elu": 1.0,
-  "gelu": 1.0,
-  "hard_sigmoid": 1.0,
-  "hard_silu": 1.0,
-  "hard_swish": 1.0,
-  "hard_tanh": 1.0,
-  "mish": 1.0,
-  "relu6": 1.0,
-  "selu": 1.0507009873554805,
-  "silu": 1.0,
-  "soft_sign": 1.0,
-  "softplus": 1.0,
-  "squareplus": 1.0,
-  "swish": 1.0,
-}
+# fmt: off
+# Activations by the name of their call in a jaxpr; a slope of 1 stands for them.
+_ACTIVATIONS = frozenset((
+  "celu", "elu", "gelu", "hard_sigmoid", "hard_silu", "hard_swish", "hard_tanh", "mish",
+  "relu6", "selu", "silu", "soft_sign", "softplus", "squareplus", "swish",
+))
+_SELU_SLOPE = 1.0507009873554805
 # Saturating primitives, and their limit where they gate their own argument.
 _SATURATING = {"tanh": 1.0, "logistic": 1.0, "erf": 1.0, "erfc": 2.0, "atan": 1.0}
 # First operand active, the others not: done to the mantissa, at the same exponent.
-# fmt: off
 _MOVES = frozenset((
   "abs", "broadcast_in_dim", "copy", "copy_p", "cummax", "dynamic_slice", "expand_dims",
   "gather", "neg", "optimization_barrier", "real", "reduce_max", "reduce_min",
@@ -74,22 +62,15 @@ _ALIGNED = frozenset((
   "add", "add_any", "concatenate", "dynamic_update_slice", "max", "pad", "scatter",
   "scatter-add", "select_n", "sub",
 ))
-# fmt: on
-_COMPARISONS = frozenset(["eq", "ge", "gt", "le", "lt", "ne"])
+_COMPARISONS = frozenset(("eq", "ge", "gt", "le", "lt", "ne"))
 # Reductions to a statistic, and what makes a new array of one.
-_STATISTICS = frozenset(["reduce_max", "reduce_min", "reduce_sum"])
-_MIXING = frozenset(
-  (
-    "conv_general_dilated",
-    "cummax",
-    "cumsum",
-    "dot_general",
-    "reduce_window_max",
-    "reduce_window_min",
-    "reduce_window_sum",
-  )
-)
-_PRODUCTS = frozenset(["conv_general_dilated", "div", "dot_general", "mul"])
+_STATISTICS = frozenset(("reduce_max", "reduce_min", "reduce_sum"))
+_MIXING = frozenset((
+  "conv_general_dilated", "cummax", "cumsum", "dot_general", "reduce_window_max",
+  "reduce_window_min", "reduce_window_sum",
+))
+# fmt: on
+_PRODUCTS = frozenset(("conv_general_dilated", "div", "dot_general", "mul"))
 # The exponent of an array of zeros: below any other.
 _NOTHING = -1e6
 # Products between two searches for the largest element, each of which takes time to
@@ -239,6 +220,10 @@ def _depth(value) -> int:
   return value.depth if isinstance(value, _Active) else 0
 
 
+def _mantissa(value):
+  return value.mantissa if isinstance(value, _Active) else value
+
+
 def _no_size(value) -> bool:
   """Whether a constant is known to be all zeros or infinities, equal at any scale."""
   known = not isinstance(value, jax.Array)
@@ -293,12 +278,11 @@ class _Evaluator:
         v.mantissa if isinstance(v, _Active) else jnp.zeros_like(self.cast(v))
         for v in values
       ]
-      return mantissas, self.zero, max(_depth(v) for v in values)
+      return mantissas, self.zero, max(map(_depth, values))
     common = {id(v.exponent) for v in values if isinstance(v, _Active)}
     if len(common) == 1 and all(isinstance(v, _Active) or _no_size(v) for v in values):
       exponent = next(v.exponent for v in values if isinstance(v, _Active))
-      mantissas = [v.mantissa if isinstance(v, _Active) else v for v in values]
-      return mantissas, exponent, max(_depth(v) for v in values)
+      return list(map(_mantissa, values)), exponent, max(map(_depth, values))
     settled = [
       self.settle(v.mantissa, v.exponent) if _depth(v) else self.cast(v) for v in values
     ]
@@ -306,7 +290,6 @@ class _Evaluator:
 
   def _rescale(self, values):
     """Mantissas at the largest exponent, and that exponent."""
-    mantissas = [v.mantissa if isinstance(v, _Active) else v for v in values]
     exponents = [v.exponent if isinstance(v, _Active) else self.zero for v in values]
     tops = [v.exponent if isinstance(v, _Active) else self._top(v) for v in values]
     highest = functools.reduce(jnp.maximum, tops)
@@ -316,7 +299,8 @@ class _Evaluator:
       f if isinstance(v, _Active) else jnp.where(top > _NOTHING, f, jnp.ones_like(f))
       for f, v, top in zip(factors, values, tops, strict=True)
     ]
-    return [m * f for m, f in zip(mantissas, factors, strict=True)], highest
+    scaled = [_mantissa(v) * f for v, f in zip(values, factors, strict=True)]
+    return scaled, highest
 
   def _top(self, mantissa):
     """Exponent of the largest element, a constant; `_NOTHING` of zeros."""
@@ -388,7 +372,7 @@ class _Evaluator:
     """An array whose rows are their mean: a lookup by tokens gives any of them."""
     if not isinstance(x, _Active) and not _is_floating(x):
       return x
-    rows = x.mantissa if isinstance(x, _Active) else self.cast(x)
+    rows = self.cast(_mantissa(x))
     mean = jnp.broadcast_to(jnp.mean(rows, axis=axes, keepdims=True), rows.shape)
     if isinstance(x, _Active):
       return self.settle(mean, x.exponent)
@@ -751,7 +735,7 @@ def _slope(eqn):
     inner = [_called(other) for other in real]
     called = _called(eqn)
     if called and any(other and str(other[0]) == str(called[0]) for other in inner):
-      return _ACTIVATIONS[name]
+      return _SELU_SLOPE if name == "selu" else 1.0
   return None
 
 
