@@ -7,6 +7,7 @@ it returns, `round(density * size)` is the number of trained weights of each lay
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Collection
 from typing import Any
@@ -164,7 +165,8 @@ def allocate(
   densities: dict[str, Any] = {}
   others, any_left = params, True
   if dense:  # the rule is for the others
-    kernels = _kernels_of(params, rule, layouts)
+    values = 1.0 if isinstance(rule, str) else rule
+    kernels = given_kernels(params, values, layouts, "rule")
     for name in [dense] if isinstance(dense, str) else dense:
       if isinstance(dense, str) or name not in kernels:
         raise ValueError(f"`dense` must name kernels of {[*kernels]}, got {name!r}.")
@@ -186,14 +188,6 @@ def allocate(
       densities[name] = part if np.ptp(part) else float(part[0])
       first += kernel.num_layers
   return fill_tree(params, densities)
-
-
-def _kernels_of(params, rule, layouts) -> dict[str, Kernel]:
-  """Kernels that a rule is for."""
-  if isinstance(rule, str):
-    return find_kernels(params, layouts)
-  found = given_kernels(params, rule, layouts, "rule")
-  return {name: kernel for name, (kernel, _) in found.items()}
 
 
 def _wanted(params, density: float, rule, layouts):
@@ -272,14 +266,10 @@ def _share(weights, low, high, total) -> np.ndarray:
   def amounts(c):
     return np.clip(c * weights, low, high)
 
-  first, last = 0, len(points) - 1
-  while last - first > 1:
-    middle = (first + last) // 2
-    if amounts(points[middle]).sum() <= total:
-      first = middle
-    else:
-      last = middle
-  between = (points[first] + points[last]) / 2
+  # All but the first and the last, which bound every `c`.
+  inner = points[1:-1].tolist()
+  last = 1 + bisect.bisect_right(inner, total, key=lambda c: amounts(c).sum())
+  between = (points[last - 1] + points[last]) / 2
   free = (between * weights > low) & (between * weights < high)
   if not free.any():
     return amounts(points[last])
