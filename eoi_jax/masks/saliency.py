@@ -418,8 +418,3 @@ def _check_tops(function: str, tops: dict[str, Any]) -> None:
       f"for {', '.join(map(repr, empty[:8]))}{more}: their weights are zero or have no "
       "effect. Change `params` or the inputs, or keep them dense (None in `layouts`)."
     )
-
-
-def _layer_name(kernel: Kernel, layer: int) -> str:
-  """Name of a layer: that of its leaf, with a number if the leaf holds several."""
-  return f"{kernel.name}[{layer}]" if kernel.stack_shape else kernel.name

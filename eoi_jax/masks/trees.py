@@ -257,16 +257,15 @@ def _fill(keys, support, counts) -> np.ndarray:
   masks = filled.reshape(counts.size, -1)
   rows = zip(masks, keys.reshape(-1, 2).tolist(), counts.ravel().tolist(), strict=True)
   for mask, (first, second), count in rows:
+    bits = np.random.Philox(key=(first << 32) | second)
     live = int(np.count_nonzero(mask))
     if live > count:  # traced values, which could not be refused
       mask[np.flatnonzero(mask)[count:]] = False
     elif count - live <= (mask.size - live) // 2:
-      _mark(mask, count, np.random.Philox(key=(first << 32) | second))
+      _mark(mask, count, bits)
     else:  # the few that stay dead are quicker to draw
       dead = mask.copy()
-      _mark(
-        dead, mask.size - count + live, np.random.Philox(key=(first << 32) | second)
-      )
+      _mark(dead, mask.size - count + live, bits)
       mask |= ~dead
   return filled
 

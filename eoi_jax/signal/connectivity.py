@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eoi_jax.layouts.layout import Kernel
 from eoi_jax.layouts.trees import (
   Layouts,
   fill_tree,
@@ -20,8 +19,7 @@ from eoi_jax.layouts.trees import (
   named_leaves,
 )
 from eoi_jax.masks._positive import distinct, positive_network
-from eoi_jax.masks.saliency import _layer_name
-from eoi_jax.masks.trees import check_masks, count_masks
+from eoi_jax.masks.trees import check_masks, count_masks, live_counts
 
 
 def effective_masks(
@@ -181,9 +179,11 @@ def find_collapse(
   empty: list[str] = []
   cut: list[str] = []
   for name, kernel in kernels.items():
-    alive = _any_per_layer(kernel, trained[name])
-    for layer in np.flatnonzero(~_any_per_layer(kernel, effective[name])):
-      (cut if alive[layer] else empty).append(_layer_name(kernel, int(layer)))
+    mask = trained[name]  # None where all weights are trained
+    alive = np.ones(kernel.num_layers) if is_leaf(mask) else live_counts(kernel, mask)
+    for layer in np.flatnonzero(live_counts(kernel, effective[name]) == 0):
+      label = f"{name}[{layer}]" if kernel.stack_shape else name
+      (cut if alive[layer] else empty).append(label)
   disconnected = not bool(connected)
   parts = ["no path from input to output"] if disconnected else []
   for rule, names in (("no weight", empty), ("no weight on a path", cut)):
@@ -191,13 +191,6 @@ def find_collapse(
       more = f" and {len(names) - 8} more" if len(names) > 8 else ""
       parts.append(f"{rule}: {', '.join(names[:8])}{more}")
   return Collapse(tuple(empty), tuple(cut), disconnected, "; ".join(parts))
-
-
-def _any_per_layer(kernel: Kernel, mask: Any) -> np.ndarray:
-  """Whether each layer has a True entry, `[num_layers]`; None = all have."""
-  if is_leaf(mask):
-    return np.ones(kernel.num_layers, bool)
-  return kernel.to_layers(np.asarray(mask)).reshape(kernel.num_layers, -1).any(axis=1)
 
 
 class Components(NamedTuple):
