@@ -343,13 +343,11 @@ def _moving_masks(
   def init_fn(params):
     used = fit_masks(params, masks)
     key_data = None if words is None else jnp.array(words, copy=True)
-    count, is_empty = jnp.zeros((), jnp.int32), not named_leaves(params)
-    live = params if is_empty else keep_live(used, params)
-    inner_state = inner.init(live)
+    count, kernels = jnp.zeros((), jnp.int32), masked_kernels(rules, used)
+    is_empty = not named_leaves(params)  # the placeholder of `optax.tree_map_params`
+    inner_state = inner.init(params if is_empty else keep_live(used, params))
     if not is_empty:
       _check_state(inner_state, params)
-    kernels = masked_kernels(rules, used)
-    if not is_empty:
       check_densities(rules, used, kernels)
     num_grown = {
       name: _zeros(kernels[name].num_layers if name in kernels else 1, mask)
