@@ -181,11 +181,7 @@ def _given_masks(params: Any, tree: Any, layouts) -> dict[str, Any] | None:
 
 
 def _block_counts(kernel: Kernel, counts: np.ndarray | None) -> np.ndarray | None:
-  """Shares the trained weights of each layer out to its groups, evenly.
-
-  Returns:
-    Integers `[num_blocks]`; groups of a layer differ by at most one.
-  """
+  """Shares the trained weights of each layer out to its groups, evenly."""
   if counts is None:
     return None
   groups = kernel.groups
@@ -401,9 +397,11 @@ def _eoi_in_mask(
   if _is_traced(masks):
     stack._replace(budgets=None).known_budgets()
   dtype = np.promote_types(stack.dtype, jnp.float32)
-  matrices, failed = [], []
+  matrices = np.zeros((len(masks), *stack.matrix_shape), dtype)
+  failed = []
   for n, pattern in enumerate(np.asarray(masks)[(slice(None), *stack.center)]):
-    problem = patterns.matching_error(patterns.match_lines(pattern), pattern.shape)
+    match = patterns.match_lines(pattern)
+    problem = patterns.matching_error(match, pattern.shape)
     if problem and fallback is None:
       raise ValueError(
         f"kernel {stack.names[n]!r}: no exact isometry on this mask: {problem} Option "
@@ -411,27 +409,20 @@ def _eoi_in_mask(
       )
     if problem:
       failed.append(n)
-    key = jax.random.wrap_key_data(jnp.asarray(stack.keys[n]), impl="threefry2x32")
-    matrices.append(_isometry_in(key, pattern, dtype, angle))
-  values = _delta(stack, (scale * np.stack(matrices)).astype(stack.dtype))
+    # An isometry of the lines of the smaller side that have a partner.
+    tall = pattern.shape[0] > pattern.shape[1]
+    lines = np.flatnonzero(match >= 0)
+    if lines.size:
+      place = (slice(None), lines) if tall else lines
+      matrices[n][place] = patterns.sample_in_pattern(
+        stack.keys[n], pattern[place], pattern.size, dtype, angle=angle
+      )
+  values = _delta(stack, (scale * matrices).astype(stack.dtype))
   if failed and fallback != "partial":
     part = stack.rows(np.array(failed))
     start = functools.partial(_ai, method="adam") if fallback == "ai" else _base
     values[failed] = _on_host(start(part, scale, **options)[0])
   return values, masks
-
-
-def _isometry_in(key, pattern: np.ndarray, dtype, angle: Angle) -> np.ndarray:
-  """An isometry of the lines that can be matched inside the pattern; others zero."""
-  tall = pattern.shape[0] > pattern.shape[1]
-  wide = pattern.T if tall else pattern
-  lines = np.flatnonzero(patterns.match_lines(pattern) >= 0)
-  matrix = np.zeros(wide.shape, dtype)
-  if lines.size:
-    matrix[lines] = patterns.sample_in_pattern(
-      key, wide[lines], wide.size, dtype, angle=angle
-    )
-  return matrix.T if tall else matrix
 
 
 def _eoi_structured(
