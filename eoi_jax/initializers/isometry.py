@@ -106,7 +106,7 @@ def approximate_isometry(
 def _run(kernels, masks, scale, step_size, num_steps: int, method: str, curve: bool):
   dtype = checks.compute_dtype(kernels.dtype)
   scale, step_size = jnp.asarray(scale, dtype), jnp.asarray(step_size, dtype)
-  weights, live = _matrices(kernels.astype(dtype)), _matrices(masks)
+  weights, live = to_matrices(kernels.astype(dtype)), to_matrices(masks)
   weights = jnp.where(live, weights, jnp.zeros((), dtype))
 
   def run_one(pair):
@@ -121,10 +121,8 @@ def _run(kernels, masks, scale, step_size, num_steps: int, method: str, curve: b
     weights, errors = jax.lax.map(run_one, (weights, live))
   else:
     weights, errors = jax.lax.map(run_one, (weights, live), batch_size=group)
-  shape = kernels.shape
-  if not _is_wide(shape):
-    weights = jnp.swapaxes(weights, 1, 2)
-  return IsometryResult(weights.reshape(shape).astype(kernels.dtype), errors.T)
+  weights = from_matrices(weights, kernels.shape).astype(kernels.dtype)
+  return IsometryResult(weights, errors.T)
 
 
 def _descend(weights, live, scale, step_size, num_steps: int, method: str, curve: bool):
@@ -137,16 +135,16 @@ def _descend(weights, live, scale, step_size, num_steps: int, method: str, curve
 
   def step(carry, _):
     weights, state = carry
-    gradient, norm = _gradient(weights, live, scale)
+    gradient, norm = gram_gradient(weights, live, scale)
     if method == "sgd":  # of ||R||_F, which is 2 R C / ||R||_F, zero where the norm is
       tiny = jnp.finfo(weights.dtype).tiny
       gradient *= jnp.where(norm > 0, 2 / jnp.maximum(norm, tiny), 0)
     updates, state = tx.update(gradient, state)
     return (weights + step_size * size * updates, state), norm if curve else None
 
-  first = _residual(weights, scale)[1]
+  first = gram_residual(weights, scale)[1]
   (moved, _), norms = jax.lax.scan(step, (start, tx.init(start)), length=num_steps)
-  last = _residual(moved, scale)[1]
+  last = gram_residual(moved, scale)[1]
   # Steps on a norm overshoot where the start is exact already.
   weights = jnp.where(last < first, moved, weights)
   ends = jnp.stack([first, jnp.minimum(last, first)])
@@ -161,25 +159,28 @@ def _unit_rows(weights, live, scale) -> tuple[jax.Array, jax.Array]:
   return weights, scale * jnp.sqrt(weights.shape[0] / count)
 
 
-def _is_wide(shape) -> bool:
-  return math.prod(shape[1:-1]) <= shape[-1]
+def to_matrices(kernels: jax.Array) -> jax.Array:
+  """Views a stack `[n, *window, in, out]` as matrices, rows on the smaller side."""
+  matrices = kernels.reshape(len(kernels), -1, kernels.shape[-1])
+  is_wide = matrices.shape[1] <= matrices.shape[2]
+  return matrices if is_wide else jnp.swapaxes(matrices, 1, 2)
 
 
-def _matrices(kernels: jax.Array) -> jax.Array:
-  """Views a stack as matrices with their rows on the smaller side."""
-  matrices = kernels.reshape(kernels.shape[0], -1, kernels.shape[-1])
-  return matrices if _is_wide(kernels.shape) else jnp.swapaxes(matrices, 1, 2)
+def from_matrices(matrices: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """The stack of some shape that `to_matrices` gives these matrices for."""
+  is_wide = math.prod(shape[1:-1]) <= shape[-1]
+  return (matrices if is_wide else jnp.swapaxes(matrices, 1, 2)).reshape(shape)
 
 
-def _residual(weights: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+def gram_residual(weights: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
   """`C C^T - scale^2 I`, `[rows, rows]`, and its Frobenius norm."""
   gram = jnp.matmul(weights, weights.T)
   residual = gram - jnp.square(scale) * jnp.eye(len(gram), dtype=gram.dtype)
   return residual, jnp.sqrt(jnp.sum(jnp.square(residual)))
 
 
-def _gradient(weights, live, scale):
+def gram_gradient(weights, live, scale) -> tuple[jax.Array, jax.Array]:
   """A quarter of the gradient of the squared norm, and the norm."""
-  residual, norm = _residual(weights, scale)
+  residual, norm = gram_residual(weights, scale)
   gradient = jnp.matmul(residual, weights)
   return jnp.where(live, gradient, jnp.zeros((), gradient.dtype)), norm

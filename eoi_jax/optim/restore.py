@@ -10,12 +10,18 @@ of both, from where the weights are.
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from eoi_jax import _checks as checks
+from eoi_jax.initializers.isometry import (
+  from_matrices,
+  gram_gradient,
+  gram_residual,
+  to_matrices,
+)
 from eoi_jax.layouts.trees import Layouts, fill_tree, find_kernels, named_leaves
 from eoi_jax.masks.trees import check_masks
 from eoi_jax.optim._masked import gathered, match_type
@@ -79,60 +85,35 @@ def restore_isometry(
 def _restore(kernels, masks, scale: float | None, num_steps: int) -> jax.Array:
   """Treats a stack of kernels `[n, *window, in, out]`."""
   dtype = checks.compute_dtype(kernels.dtype)
-  matrices, live = (a.reshape(len(a), -1, a.shape[-1]) for a in (kernels, masks))
-  is_wide = matrices.shape[1] <= matrices.shape[2]
-  if not is_wide:
-    matrices, live = (jnp.swapaxes(a, 1, 2) for a in (matrices, live))
-  matrices = jnp.where(live, matrices.astype(dtype), jnp.zeros((), dtype))
+  matrices, live = to_matrices(kernels.astype(dtype)), to_matrices(masks)
+  matrices = jnp.where(live, matrices, jnp.zeros((), dtype))
   target = None if scale is None else jnp.asarray(scale, dtype)
   descend = functools.partial(_descend, scale=target, num_steps=num_steps)
   result = jax.vmap(descend)(matrices, live)
-  result = result if is_wide else jnp.swapaxes(result, 1, 2)
-  return result.reshape(kernels.shape).astype(kernels.dtype)
-
-
-class _Carry(NamedTuple):
-  weights: jax.Array
-  gradient: jax.Array
-  direction: jax.Array
+  return from_matrices(result, kernels.shape).astype(kernels.dtype)
 
 
 def _descend(weights, live, *, scale, num_steps: int) -> jax.Array:
   """Conjugate gradients (Polak and Ribiere) on one matrix with its rows short."""
   if scale is None:
     scale = jnp.sqrt(jnp.sum(jnp.square(weights)) / weights.shape[0])
-  unit = jnp.where(scale > 0, scale, 1)
+  unit, one = jnp.where(scale > 0, scale, 1), jnp.ones_like(scale)
   start = weights / unit
-  gradient = _gradient(start, live)
+  gradient, error = gram_gradient(start, live, one)
 
   def step(_, carry):
     weights, gradient, direction = carry
     weights = weights + _line_search(weights, direction) * direction
-    new = _gradient(weights, live)
+    new, _ = gram_gradient(weights, live, one)
     before = jnp.vdot(gradient, gradient)
     ratio = jnp.vdot(new, new - gradient) / jnp.where(before > 0, before, 1)
     direction = jnp.maximum(ratio, 0) * direction - new
     uphill = jnp.vdot(direction, new) >= 0
-    return _Carry(weights, new, jnp.where(uphill, -new, direction))
+    return weights, new, jnp.where(uphill, -new, direction)
 
-  first = _Carry(start, gradient, -gradient)
-  last = jax.lax.fori_loop(0, num_steps, step, first).weights
-  return jnp.where(_error(last) < _error(start), unit * last, weights)
-
-
-def _residual(weights: jax.Array) -> jax.Array:
-  gram = jnp.matmul(weights, weights.T)
-  return gram - jnp.eye(len(gram), dtype=gram.dtype)
-
-
-def _error(weights: jax.Array) -> jax.Array:
-  return jnp.sum(jnp.square(_residual(weights)))
-
-
-def _gradient(weights: jax.Array, live: jax.Array) -> jax.Array:
-  """A quarter of the gradient of the squared norm."""
-  gradient = jnp.matmul(_residual(weights), weights)
-  return jnp.where(live, gradient, jnp.zeros((), gradient.dtype))
+  first = (start, gradient, -gradient)
+  last, _, _ = jax.lax.fori_loop(0, num_steps, step, first)
+  return jnp.where(gram_residual(last, one)[1] < error, unit * last, weights)
 
 
 def _line_search(weights: jax.Array, direction: jax.Array) -> jax.Array:
@@ -141,7 +122,8 @@ def _line_search(weights: jax.Array, direction: jax.Array) -> jax.Array:
   The slope is a cubic, below zero at 0 and above zero beyond the bound of its roots.
   """
   cross = jnp.matmul(weights, direction.T)
-  r, p, q = _residual(weights), cross + cross.T, jnp.matmul(direction, direction.T)
+  r, _ = gram_residual(weights, jnp.ones((), weights.dtype))
+  p, q = cross + cross.T, jnp.matmul(direction, direction.T)
   slope = (
     jnp.vdot(r, p),
     jnp.vdot(p, p) + 2 * jnp.vdot(r, q),
