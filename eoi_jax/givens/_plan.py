@@ -65,40 +65,22 @@ class Rotations(NamedTuple):
 
 
 class Matrix(NamedTuple):
-  """Sizes of one matrix; with "iid", int32 scalars may take the place of the ints.
+  """Sizes of one matrix; with "iid", int32 scalars may take the place of the ints."""
 
-  Attributes:
-    lo: the smaller side.
-    hi: the larger side, whose rows or columns are rotated.
-    num_rotations: number `T` of candidates, those that cover not counted.
-  """
-
-  lo: int | jax.Array
-  hi: int | jax.Array
-  num_rotations: int | jax.Array
+  lo: int | jax.Array  # the smaller side
+  hi: int | jax.Array  # the larger side, whose rows or columns are rotated
+  num_rotations: int | jax.Array  # of candidates, those that cover not counted
 
 
 class Settings(NamedTuple):
-  """What a compiled program depends on.
+  """What a compiled program depends on; sizes are those of `Matrix`, or the largest."""
 
-  Attributes:
-    rows: largest `lo`, or `lo` itself.
-    columns: largest `hi`, or `hi` itself.
-    num_rotations: largest `T`, or `T` itself.
-    depth: number of levels to make room for.
-    dtype: dtype of the result.
-    tall: whether the result is `[columns, rows]` rather than `[rows, columns]`.
-    angle: law of the angles.
-    schedule: one of `SCHEDULES`.
-    cover: whether every column is touched first.
-  """
-
-  rows: int
-  columns: int
+  rows: int  # `lo`
+  columns: int  # `hi`
   num_rotations: int
-  depth: int
-  dtype: jnp.dtype
-  tall: bool = False
+  depth: int  # number of levels to make room for
+  dtype: jnp.dtype  # of the result
+  tall: bool = False  # whether the result is `[columns, rows]`, not `[rows, columns]`
   angle: Angle = None
   schedule: str = "iid"
   cover: bool = False
@@ -110,23 +92,14 @@ class Settings(NamedTuple):
 
 
 class Plan(NamedTuple):
-  """Rotations `c_i' = cos c_i + sin c_j`, `c_j' = cos c_j - sin c_i`, by level.
-
-  Attributes:
-    i: first column of each plane, int32 `[T]`.
-    j: second column of each plane, int32 `[T]`.
-    cos: float `[T]`.
-    sin: float `[T]`.
-    level: level of each rotation, int32 `[T]`; `settings.depth` where it is left out.
-    depth: number of leading levels in use; an int, or an int32 scalar.
-  """
+  """Rotations `c_i' = cos c_i + sin c_j`, `c_j' = cos c_j - sin c_i`, `[T]`."""
 
   i: jax.Array
   j: jax.Array
   cos: jax.Array
   sin: jax.Array
-  level: jax.Array
-  depth: int | jax.Array
+  level: jax.Array  # of each rotation, int32; `settings.depth` where it is left out
+  depth: int | jax.Array  # number of leading levels in use
 
 
 def num_candidates(lo: int, hi: int, budget: int, schedule: str) -> int:
@@ -388,19 +361,12 @@ def reversed_plan(plan: Plan, settings: Settings) -> Plan:
 
 
 class Levels(NamedTuple):
-  """A plan as tables of `D` levels of `N` columns.
+  """A plan as tables `[D, N]` of `D` levels of `N` columns."""
 
-  Attributes:
-    partner: int32 `[D, N]`, the column that a column is rotated with, or itself.
-    cos: float `[D, N]`, factor of the column itself.
-    sin: float `[D, N]`, factor of its partner.
-    depth: number of leading levels in use; an int, or an int32 scalar.
-  """
-
-  partner: jax.Array
-  cos: jax.Array
-  sin: jax.Array
-  depth: int | jax.Array
+  partner: jax.Array  # int32, the column that a column is rotated with, or itself
+  cos: jax.Array  # factor of the column itself
+  sin: jax.Array  # factor of its partner
+  depth: int | jax.Array  # number of leading levels in use
 
 
 def levels(plan: Plan, settings: Settings) -> Levels:

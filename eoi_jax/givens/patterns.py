@@ -27,17 +27,11 @@ _NUM_PHASES = 4  # columns, rows, columns, rows
 
 
 class _Neighbours(NamedTuple):
-  """For each line (column or row) the lines that it may ever be rotated with.
+  """For each line (column or row) the lines that it may ever be rotated with."""
 
-  Attributes:
-    start: int32 `[n]`, first place of its list in `indices`.
-    degree: int32 `[n]`, length of its list.
-    indices: int32, all lists, padded.
-  """
-
-  start: jax.Array
-  degree: jax.Array
-  indices: jax.Array
+  start: jax.Array  # int32 `[n]`, first place of its list in `indices`
+  degree: jax.Array  # int32 `[n]`, length of its list
+  indices: jax.Array  # int32, all lists, padded
 
 
 def sample_in_pattern(

@@ -15,22 +15,19 @@ from eoi_jax.layouts.trees import Layouts, apply_table, complete, is_leaf, named
 
 
 class Reading:
-  """What modules say of their parameters, by name of the leaf.
-
-  Attributes:
-    layouts: layout of one layer's kernel, None = no kernel.
-    shapes: shape of one layer's parameter; the tree may have axes of layers more.
-    origins: by name, what the parameters of one transformation have in common.
-    normalized: axes whose entries have a norm each, of kernels under WeightNorm.
-    reasons: why a reading is unsure: a layer may apply another matrix than its kernel,
-      or two layers read one in two ways.
-  """
+  """What modules say of their parameters, by name of the leaf."""
 
   def __init__(self):
+    # Of one layer's kernel, None = no kernel.
     self.layouts: dict[str, Layout | None] = {}
+    # Of one layer's parameter; the tree may have axes of layers more.
     self.shapes: dict[str, tuple[int, ...]] = {}
+    # What the parameters of one transformation have in common.
     self.origins: dict[str, Any] = {}
+    # Axes whose entries have a norm each, of kernels under WeightNorm.
     self.normalized: dict[str, Any] = {}
+    # Why a reading is unsure: a layer may apply another matrix than its kernel, or two
+    # layers read one in two ways.
     self.reasons: dict[str, str] = {}
 
   def add_shape(self, path: Sequence[Any], shape, origin: Any = None) -> None:

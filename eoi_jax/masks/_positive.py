@@ -29,6 +29,7 @@ else is evaluated as it stands.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -80,33 +81,26 @@ _MAX_DEPTH = 4
 _MASKED = -1e4
 
 
+@dataclasses.dataclass(eq=False)
 class _Active:
   """An array that depends on the inputs: `mantissa * 2**exponent`.
 
-  Attributes:
-    mantissa: array.
-    exponent: scalar of the same dtype; at depth 0, within a few units of that of the
-      largest element, `_NOTHING` of an array of zeros.
-    depth: number of products since the mantissa was last brought near 1.
-    root: token shared by elementwise functions of one array.
-    limit: if the array saturates, the value that it tends to; else None.
-    content: token shared by an array and what is made of it and constants alone.
-    merged: elements that a statistic (sum, maximum) merged into one; 0 of others.
-    spread: if the array is a root of a statistic, the plain array that takes its place
-      as a divisor; else None.
-    logits: if the array is an exponential, its argument; else None.
+  The exponent is a scalar of the same dtype; at depth 0, within a few units of that of
+  the largest element, `_NOTHING` of an array of zeros.
   """
 
-  def __init__(self, mantissa, exponent, depth=0, *, root=None, limit=None):
-    self.mantissa = mantissa
-    self.exponent = exponent
-    self.depth = depth
-    self.root = object() if root is None else root
-    self.limit = limit
-    self.content = object()
-    self.merged = 0
-    self.spread: Any = None
-    self.logits: Any = None
+  mantissa: Any
+  exponent: Any
+  depth: int = 0  # products since the mantissa was last brought near 1
+  _: dataclasses.KW_ONLY
+  # Shared by elementwise functions of one array.
+  root: Any = dataclasses.field(default_factory=object)
+  limit: float | None = None  # the value that it tends to, if it saturates
+  # Shared by an array and what is made of it and constants alone.
+  content: Any = dataclasses.field(default_factory=object)
+  merged: int = 0  # elements that a statistic (sum, maximum) merged into one
+  spread: Any = None  # of a root of a statistic: what takes its place as a divisor
+  logits: Any = None  # of an exponential: its argument
 
 
 class _Tokens:

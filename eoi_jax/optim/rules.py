@@ -50,20 +50,14 @@ SCOPES = ("layer", "global", "unit")
 
 
 class Rules(NamedTuple):
-  """How masks change, as plain values.
+  """How masks change: the options of `evolve_masks`, as plain values.
 
-  Attributes:
-    drop: score of live weights, the lowest are dropped.
-    grow: score of candidates, the highest are grown; None grows nothing.
-    scope: "layer", "global" or "unit", who competes with whom.
-    regrow: whether a weight that was just dropped is a candidate.
-    layouts: how leaves are read as layers; None = each leaf is one layer.
-    densities: of pruning without growth, its start and its end: floats, or dicts from
-      names to a float or an array `[layers]`; None = counts are kept.
+  Densities are the start and the end of pruning without growth: floats, or dicts from
+  names to a float or an array `[layers]`; None = counts are kept.
   """
 
   drop: Rule
-  grow: Rule | None
+  grow: Rule | None  # None grows nothing
   scope: str
   regrow: bool
   layouts: Layouts | None
