@@ -220,30 +220,17 @@ _MANY = 16
 
 
 class _Stack(NamedTuple):
-  """Blocks of one shape, of one or several leaves.
+  """Blocks of one shape, of one or several leaves."""
 
-  Attributes:
-    names: name of the leaf of each block.
-    shape: `(in, out)` or `(*window, in, out)`.
-    dtype: dtype of the leaves.
-    keys: key data of the values, uint32 `[n, 2]`.
-    mask_keys: key data of the masks, uint32 `[n, 2]`.
-    budgets: trained weights of each block, int `[n]`; None if masks are traced.
-    masks: bool `[n, *shape]`, True = trained; None if only densities are given.
-    strided: strides at which a convolution is to be isometric, () for 1, and whether
-      it is a transposed one.
-    center: the tap that reads the output's own pixel.
-  """
-
-  names: tuple[str, ...]
-  shape: tuple[int, ...]
-  dtype: Any
-  keys: Any
-  mask_keys: Any
-  budgets: np.ndarray | None
-  masks: Any
-  strided: tuple[tuple[int, ...], bool]
-  center: tuple[int, ...]
+  names: tuple[str, ...]  # of the leaf of each block
+  shape: tuple[int, ...]  # `(in, out)` or `(*window, in, out)`
+  dtype: Any  # of the leaves
+  keys: Any  # key data of the values, uint32 `[n, 2]`
+  mask_keys: Any  # key data of the masks, likewise
+  budgets: np.ndarray | None  # trained weights `[n]`; None if masks are traced
+  masks: Any  # bool `[n, *shape]`; None if only densities are given
+  strided: tuple[tuple[int, ...], bool]  # strides of "polyphase"; is it transposed?
+  center: tuple[int, ...]  # the tap that reads the output's own pixel
 
   @property
   def matrix_shape(self) -> tuple[int, int]:
@@ -319,7 +306,8 @@ def _base(
   """A dense reference times the mask."""
   masks = stack.known_masks()
   values = _on_host(_dense_blocks(stack, scale, kind=reference)[0])
-  return _where(masks, values), masks
+  xp = jnp if _is_traced(masks, values) else np
+  return xp.where(masks, values, xp.zeros((), values.dtype)), masks
 
 
 def _ai(
@@ -360,20 +348,12 @@ def _eoi(
   for stack in stacks:
     whole = taps != "center" and math.prod(stack.shape[:-2]) > 1
     shapes.append(stack.shape if whole else stack.matrix_shape)
-    budget = functools.partial(_budget, stack, taps=taps, center=center)
-    budgets.append(_by_budget(stack, budget))
+    budgets.append(_by_budget(stack, taps, center))
   options = {"angle": angle, "schedule": schedule, "cover": cover}
   drawn = _sample(stacks, shapes, budgets, scale, options)
   for stack, shape, values in zip(stacks, shapes, drawn, strict=True):
     values = _delta(stack, values) if shape == stack.matrix_shape else values
     yield values, fill(stack.mask_keys, values != 0, stack.known_budgets())
-
-
-def _budget(stack: _Stack, density: float, *, taps: str, center: str) -> int:
-  """Nonzeros of a block of some density."""
-  (*window, rows, cols), (strides, transposed) = stack.shape, stack.strided
-  shape = (*window, cols, rows) if transposed else stack.shape
-  return eoi.kernel_budget(shape, density, taps, center, strides)
 
 
 def _eoi_in_mask(
@@ -502,15 +482,17 @@ def _degree(stack: _Stack, index: int, degree: int | None, relu: bool) -> int:
     raise ValueError(f"kernel {stack.names[index]!r}: {error}") from None
 
 
-def _by_budget(stack: _Stack, budget_of: Callable[[float], int]) -> np.ndarray:
-  """Nonzeros of each block, from its density; errors name the leaf."""
+def _by_budget(stack: _Stack, taps: str, center: str) -> np.ndarray:
+  """Nonzeros of each block, from its trained weights; errors name the leaf."""
   budgets, size = stack.known_budgets(), math.prod(stack.shape)
+  (*window, rows, cols), (strides, transposed) = stack.shape, stack.strided
+  shape = (*window, cols, rows) if transposed else stack.shape
   inner: dict[int, int] = {}
   for name, budget in zip(stack.names, budgets.tolist(), strict=True):
     if budget in inner:
       continue
     try:
-      inner[budget] = budget_of(budget / size)
+      inner[budget] = eoi.kernel_budget(shape, budget / size, taps, center, strides)
     except ValueError as error:
       hint = ' `allocate(..., floors="lift")` lifts layers to their floor.'
       if max(stack.strided[0], default=1) > 1:
@@ -638,12 +620,6 @@ def _at_all_taps(stack: _Stack, support: Any) -> Any:
 def _on_host(array: Any) -> Any:
   """A NumPy array; None and a traced array as they are."""
   return array if array is None or _is_traced(array) else np.asarray(array)
-
-
-def _where(masks: Any, values: Any) -> Any:
-  """The values on the masks, zero elsewhere."""
-  xp = jnp if _is_traced(masks, values) else np
-  return xp.where(masks, values, xp.zeros((), values.dtype))
 
 
 def _one_by_one(start: Callable[..., Blocks], **fixed: Any):
