@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from eoi_jax.layouts.layout import Kernel, Layout, by_shape
-from eoi_jax.layouts.trees import Layouts, apply_table, complete, is_leaf, named_leaves
+from eoi_jax.layouts.trees import Layouts, apply_table, complete, present_leaves
 
 
 class Reading:
@@ -53,7 +53,7 @@ class Reading:
 
     `line` is what the caller is to write, with {} for the table.
     """
-    leaves = {name: x for name, x in named_leaves(params).items() if not is_leaf(x)}
+    leaves = present_leaves(params)
     shapes = {name: tuple(jnp.shape(leaf)) for name, leaf in leaves.items()}
     given = apply_table(table or {}, shapes)
     _check_normalized(self.normalized, self.layouts, self.shapes, given)

@@ -71,6 +71,11 @@ def named_leaves(tree: Any) -> dict[str, Any]:
   return named
 
 
+def present_leaves(tree: Any) -> dict[str, Any]:
+  """Leaves of a tree by name, but for those that are left out."""
+  return {name: x for name, x in named_leaves(tree).items() if not is_leaf(x)}
+
+
 def fill_tree(params: Any, values: dict[str, Any], *, keep: bool = False) -> Any:
   """Tree like `params` with `values` at the named leaves.
 
@@ -213,9 +218,7 @@ def kernel_layouts(
     raise ValueError(
       f"`convention` must be None or one of {tuple(CONVENTIONS)}, got {convention!r}."
     )
-  leaves = {
-    name: leaf for name, leaf in named_leaves(params).items() if not is_leaf(leaf)
-  }
+  leaves = present_leaves(params)
   shapes = {name: jnp.shape(leaf) for name, leaf in leaves.items()}
   known = "table | " if table else ""
   rest = f', convention="{convention}"' if convention else ""
@@ -301,20 +304,17 @@ def find_kernels(params: Any, layouts: Layouts | None = None) -> dict[str, Kerne
     ValueError: if there is no kernel, a leaf is in doubt or has no entry in `layouts`,
       or a layout does not fit its leaf.
   """
+  leaves = present_leaves(params)
   if layouts is None:
-    leaves = named_leaves(params)
-    layouts = complete({}, {n: x for n, x in leaves.items() if not is_leaf(x)})
+    layouts = complete({}, leaves)
   elif not isinstance(layouts, Layouts):
     raise ValueError(
       "`layouts` must be None or made by `kernel_layouts`, `linen_layouts` or "
       f"`nnx_layouts`, got {type(layouts).__name__}."
     )
-  leaves = named_leaves(params)
   is_variables = isinstance(params, Mapping) and "params" in params
   kernels = {}
   for name, leaf in leaves.items():
-    if is_leaf(leaf):
-      continue
     known = name
     if is_variables and name not in layouts:
       if not name.startswith("params/"):

@@ -27,8 +27,8 @@ from eoi_jax.layouts.trees import (
   Layouts,
   fill_tree,
   find_kernels,
-  is_leaf,
   named_leaves,
+  present_leaves,
 )
 from eoi_jax.masks._topk import mark_highest, top_masks
 from eoi_jax.masks.trees import place_like
@@ -262,9 +262,7 @@ def global_masks(scores: Any, density: float) -> Any:
     {'a': Array([[ True, False]], dtype=bool), 'b': Array([[ True, False]], dtype=bool)}
   """
   density = _checks.density(density)
-  leaves = {
-    name: leaf for name, leaf in named_leaves(scores).items() if not is_leaf(leaf)
-  }
+  leaves = present_leaves(scores)
   if not leaves:
     raise ValueError("`scores` must have at least one leaf that is not None.")
   count = round(density * sum(np.size(leaf) for leaf in leaves.values()))

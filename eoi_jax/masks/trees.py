@@ -20,6 +20,7 @@ from eoi_jax.layouts.trees import (
   is_leaf,
   match_leaves,
   named_leaves,
+  present_leaves,
 )
 
 
@@ -181,9 +182,7 @@ def _known(argument: str, name: str, leaf: Any) -> np.ndarray:
 def _known_masks(masks: Any) -> dict[str, np.ndarray]:
   """Masks by name, without dense leaves; ValueError if one is no mask or empty."""
   found = {}
-  for name, leaf in named_leaves(masks).items():
-    if is_leaf(leaf):
-      continue
+  for name, leaf in present_leaves(masks).items():
     mask = found[name] = _known("masks", name, leaf)
     if mask.dtype != np.bool_ or not mask.size:
       raise ValueError(
@@ -318,13 +317,12 @@ def apply_masks(params: Any, masks: Any) -> Any:
   masked = {
     name: jnp.where(mask, leaves[name], jnp.zeros((), leaves[name].dtype))
     for name, mask in check_masks(params, masks).items()
-    if mask is not None
   }
   return fill_tree(params, masked, keep=True)
 
 
 def check_masks(params: Any, masks: Any) -> dict[str, Any]:
-  """Masks, or None, by the names of `params`, checked to fit them.
+  """Masks by the names of `params`, without dense leaves, checked to fit them.
 
   Leaves of `params` that are left out (None, masked nodes) need no mask.
 
@@ -333,10 +331,9 @@ def check_masks(params: Any, masks: Any) -> dict[str, Any]:
   """
   found = match_leaves(params, masks, "masks")
   by_name: dict[str, Any] = {}
-  for name, leaf in named_leaves(params).items():
+  for name, leaf in present_leaves(params).items():
     mask = found[name]
-    by_name[name] = None
-    if is_leaf(leaf) or is_leaf(mask):
+    if is_leaf(mask):
       continue
     if jnp.shape(mask) != jnp.shape(leaf):
       raise ValueError(

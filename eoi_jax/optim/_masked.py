@@ -64,7 +64,7 @@ def fit_masks(params: Any, masks: Any, *, copy: bool = True) -> Any:
       for name, mask in given
       if name not in hidden and not name.startswith(below)
     }
-  fitted = {n: m for n, m in check_masks(params, masks).items() if m is not None}
+  fitted = check_masks(params, masks)
   for name, mask in fitted.items():
     _check_dead(name, leaves[name], mask)
     fitted[name] = _placed(mask, leaves[name]) if copy else mask

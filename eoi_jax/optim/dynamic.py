@@ -13,7 +13,13 @@ import optax
 
 from eoi_jax import _checks as checks
 from eoi_jax import _keys
-from eoi_jax.layouts.trees import Layouts, fill_tree, is_leaf, named_leaves
+from eoi_jax.layouts.trees import (
+  Layouts,
+  fill_tree,
+  is_leaf,
+  named_leaves,
+  present_leaves,
+)
 from eoi_jax.optim._compact import LiveWeights
 from eoi_jax.optim._masked import (
   as_transformation,
@@ -316,8 +322,7 @@ def _read_densities(argument: str, given: Any) -> Any:
   """A density as a number, or densities of leaves by name."""
   if jax.tree_util.all_leaves([given]) and np.ndim(given) == 0:
     return np.float64(checks.number(argument, given))
-  leaves = named_leaves(given).items()
-  return {name: np.asarray(d, np.float64) for name, d in leaves if d is not None}
+  return {n: np.asarray(d, np.float64) for n, d in present_leaves(given).items()}
 
 
 def _moving_masks(
@@ -351,8 +356,7 @@ def _moving_masks(
       check_densities(rules, used, kernels)
     num_grown = {
       name: _zeros(kernels[name].num_layers if name in kernels else 1, mask)
-      for name, mask in named_leaves(used).items()
-      if mask is not None
+      for name, mask in present_leaves(used).items()
     }
     mean = None
     if mean_decay:

@@ -69,7 +69,7 @@ def restore_isometry(
   """
   num_steps = checks.integer("num_steps", num_steps, 0)
   scale = None if scale is None else checks.positive("scale", scale)
-  mask_of = {n: m for n, m in check_masks(params, masks).items() if m is not None}
+  mask_of = check_masks(params, masks)
   leaves = named_leaves(params)
   masked = fill_tree(params, {name: leaves[name] for name in mask_of})
   moved = {}

@@ -32,7 +32,7 @@ from eoi_jax.layouts.trees import (
   find_kernels,
   leaf_names,
   match_leaves,
-  named_leaves,
+  present_leaves,
 )
 from eoi_jax.masks._topk import top_mask
 from eoi_jax.masks.trees import check_masks
@@ -245,7 +245,7 @@ def _rows(rules: Rules, key, name, kernel, mask, weights, slopes, fraction) -> t
 
 def check_densities(rules: Rules, masks: Any, kernels: dict[str, Kernel]) -> None:
   """Checks that densities by name are those of all masked leaves and their layers."""
-  masked = {n: m for n, m in named_leaves(masks).items() if m is not None}
+  masked = present_leaves(masks)
   for argument, place in (("initial_density", 0), ("density", 1)):
     densities = rules.densities and rules.densities[place]
     if not isinstance(densities, dict):

@@ -16,7 +16,7 @@ from eoi_jax.layouts.trees import (
   find_kernels,
   is_leaf,
   match_leaves,
-  named_leaves,
+  present_leaves,
 )
 from eoi_jax.masks._positive import distinct, positive_network
 from eoi_jax.masks.trees import check_masks, count_masks, live_counts
@@ -76,12 +76,11 @@ def _reach(apply_fn, params, masks, input_shape, kernels):
   """Effective mask of each kernel, and whether any input reaches any output."""
   ones = {  # but for differences: `1 - gate` is a path
     name: distinct(jnp.shape(leaf), jnp.float32)
-    for name, leaf in named_leaves(params).items()
-    if not is_leaf(leaf) and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+    for name, leaf in present_leaves(params).items()
+    if jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
   }
   for name, mask in check_masks(params, masks).items():
-    if mask is not None:
-      ones[name] *= jnp.asarray(mask).astype(jnp.float32)
+    ones[name] *= jnp.asarray(mask).astype(jnp.float32)
   network = positive_network(
     apply_fn, params, input_shape, dtype=jnp.float32, reach=True
   )
