@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -27,8 +28,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from eoi_jax.layouts._doubt import LETTERS, LINE, in_doubt
-
+LETTERS = "i input, o output, w window, s stack of layers or experts"
+LINE = "layouts=kernel_layouts(params, {})"  # to write, with {} for the table
 # Which taps of a convolution carry nonzeros, and of what it is an isometry.
 TAPS = ("center", "all", "polyphase")
 # Those of Flax that have names.
@@ -273,6 +274,15 @@ _NORM = re.compile(r"norm|(^|_)(ln|rms|bn|gn)(_|\d|$)")
 _NO_KERNEL = re.compile(r"^pos|^cls|token|table|^a_log$|^grn|gamma|beta|scale|bias")
 # Sizes that a window may have where only the shape tells.
 _WINDOWS = (1, 3, 5, 7, 9, 11)
+# What arrays of a rank often are, for the error.
+_OFTEN = {
+  2: '"io", "oi" of PyTorch and Equinox',
+  3: '"sio" layers or experts, "ioo" query, key or value, "iio" output of attention, '
+  '"wio" or "oiw" a convolution',
+  4: '"wwio" or "oiww" a convolution, "iiio" patches, "ssio" layers of experts, "sioo" '
+  'or "siio" layers of attention',
+  5: '"wwwio" or "oiwww" a convolution, "swwio" or "soiww" layers of convolutions',
+}
 CONVENTIONS = {"hwio": lambda w: "w" * w + "io", "oihw": lambda w: "oi" + "w" * w}
 
 
@@ -372,3 +382,31 @@ def _suggest(words: list[str], last: str, shape, convention: str | None) -> str:
   inputs = shape[letters.index("i")] if "w" in letters else 0
   groups = shape[letters.index("o")] if inputs == 1 else 1
   return f'Layout("{letters}", groups={groups})' if groups > 1 else f'"{letters}"'
+
+
+def in_doubt(
+  doubts: Mapping[str, str],
+  leaves: Mapping[str, Any],
+  reasons: Mapping[str, str],
+  line: str,
+) -> str:
+  """The error that names leaves in doubt and shows the line to write."""
+  shown = list(doubts)[:8]
+  shapes = {name: tuple(jnp.shape(leaves[name])) for name in shown}
+  why = {name: f" ({reason})" for name, reason in reasons.items()}
+  named = ", ".join(f"{n!r} {shape}{why.get(n, '')}" for n, shape in shapes.items())
+  entries = ", ".join(f"{json.dumps(n)}: {doubts[n]}" for n in shown)
+  more = f" and {len(doubts) - len(shown)} more" if len(doubts) > len(shown) else ""
+  ranks = sorted({len(shape) for shape in shapes.values()} & _OFTEN.keys())
+  often = "".join(f"; of rank {rank} often {_OFTEN[rank]}" for rank in ranks)
+  argument = "layouts" if "kernel_layouts" in line else "table"
+  read = (
+    ", or read them off a Flax model: `linen_layouts(model, inputs)`, "
+    "`nnx_layouts(module)`"
+  )
+  return (
+    f"`{argument}` must say how each array is read where its shape does not tell: in "
+    f"doubt {'is' if len(doubts) == 1 else 'are'} {named}{more}. One letter an axis "
+    f"({LETTERS}; None = no kernel{often}), for example "
+    f"`{line.format('{' + entries + '}')}`{read if argument == 'layouts' else ''}."
+  )

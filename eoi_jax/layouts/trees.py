@@ -11,8 +11,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from eoi_jax.layouts._doubt import LINE, in_doubt
-from eoi_jax.layouts.layout import CONVENTIONS, Kernel, Layout, by_shape, check_fit
+from eoi_jax.layouts.layout import (
+  CONVENTIONS,
+  LINE,
+  Kernel,
+  Layout,
+  by_shape,
+  check_fit,
+  in_doubt,
+)
 
 # Attributes that wrap an array (of an NNX variable, say): no part of its name.
 _WRAPPERS = ("value", "raw_value")
