@@ -142,9 +142,8 @@ def _sample_one(words, budget, settings: _Settings) -> jax.Array:
   groups = delays(window, hi)
   budgets = _budgets(jnp, budget, groups, settings)
   largest = [int(x) for x in _budgets(np, settings.max_budget, groups, settings)]
-  first = keys_lib.fold_in(words, 0)
   kernel = orthogonal.sample_to_budget(
-    jax.random.wrap_key_data(first, impl="threefry2x32"),
+    keys_lib.fold_in(words, 0),
     (lo, hi),
     budgets[0],
     dtype,
@@ -198,13 +197,8 @@ def _budgets(xp, budget, groups: list[int], settings: _Settings) -> list:
   def paths(j, taps):
     return hi ** (j - 1) / taps
 
-  q = paths(factors, taps)
   density = xp.minimum(budget / (taps * lo * hi), 1.0)
-  if q >= 1:
-    with np.errstate(divide="ignore"):
-      chance = -xp.expm1(xp.log1p(-density) / q)
-  else:
-    chance = xp.minimum(density / q, 1.0)
+  chance = path_chance(xp, density, paths(factors, taps))
   each = xp.clip(chance ** (1 / factors), 1 / hi, 1.0)
   budgets, taps = [], 1
   for j, new in enumerate([1, *groups[:-1]], start=1):
@@ -214,6 +208,14 @@ def _budgets(xp, budget, groups: list[int], settings: _Settings) -> list:
     number = xp.round(filled * (taps * lo * hi)).astype("int32")
     budgets.append(xp.clip(number, lo, budget))
   return [*budgets, budget] if groups else [budget]
+
+
+def path_chance(xp, density, paths: float):
+  """Chance of each of some paths to a cell that leads to a density of cells."""
+  if paths < 1:
+    return xp.minimum(density / paths, 1.0)
+  with np.errstate(divide="ignore"):
+    return -xp.expm1(xp.log1p(-density) / paths)
 
 
 def delay_and_rotate(

@@ -126,7 +126,7 @@ def _sample_one(words, budget, settings: _Settings) -> jax.Array:
   mixed, means = _densities(jnp, budget, settings)
   largest, most = _densities(np, settings.max_budget, settings)
   left = orthogonal.sample_to_budget(
-    jax.random.wrap_key_data(keys_lib.fold_in(words, 0), impl="threefry2x32"),
+    keys_lib.fold_in(words, 0),
     (rows, columns),
     mixed,
     settings.dtype,
@@ -176,13 +176,7 @@ def _densities(xp, budget, settings: _Settings):
   hi, rows, taps = settings.inputs, settings.outputs, settings.num_taps
   columns, total = hi * len(taps), sum(taps)
   density = xp.minimum(budget / (total * hi * rows), 1.0)
-
-  def chance(paths):
-    if paths < 1:
-      return xp.minimum(density / paths, 1.0)
-    with np.errstate(divide="ignore"):
-      return -xp.expm1(xp.log1p(-density) / paths)
-
+  chance = functools.partial(paraunitary.path_chance, xp, density)
   mixed = xp.minimum(xp.sqrt(chance(hi * len(taps) / total)), density)
   mixed = xp.clip(mixed, 1 / max(rows, columns), 1.0)
   number = xp.round(mixed * (rows * columns)).astype("int32")

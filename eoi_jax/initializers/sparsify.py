@@ -291,13 +291,9 @@ def _each(draw: Callable[[jax.Array], jax.Array], keys: jax.Array) -> jax.Array:
   There a batched QR decomposition waits for threads of the pool that it runs in, and
   a program with several of them can wait forever.
   """
-
-  def draw_one(data):
-    return draw(jax.random.wrap_key_data(data, impl="threefry2x32"))
-
   if jax.default_backend() == "cpu":
-    return jax.lax.map(draw_one, keys)
-  return jax.vmap(draw_one)(keys)
+    return jax.lax.map(draw, keys)
+  return jax.vmap(draw)(keys)
 
 
 def _base(
@@ -562,8 +558,7 @@ def _sample_alike(
 
 @functools.partial(jax.jit, static_argnames=("shape", "largest", "dtype", "options"))
 def _draw(keys, budgets, *, shape, largest: int, dtype, options) -> jax.Array:
-  def draw(data, budget):
-    key = jax.random.wrap_key_data(data, impl="threefry2x32")
+  def draw(key, budget):
     return eoi.sample_kernel(
       key, shape, budget, dtype, max_budget=largest, **dict(options)
     )
