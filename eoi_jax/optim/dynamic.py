@@ -31,6 +31,7 @@ from eoi_jax.optim._masked import (
   match_axes,
 )
 from eoi_jax.optim.rules import (
+  RULES,
   Rule,
   Rules,
   change_masks,
@@ -313,8 +314,7 @@ def gradual_pruning(
     done = jnp.maximum(done, jnp.finfo(jnp.float32).tiny)  # due at the start, too
     return jnp.where(due & (count <= end), done, 0.0)
 
-  rules = make_rules("magnitude", "magnitude", scope, True, layouts, has_key=False)
-  rules = rules._replace(grow=None, densities=(first, last))
+  rules = Rules(RULES["magnitude"], None, scope, True, layouts, (first, last))
   return _moving_masks(inner, masks, rules, schedule, 0.0, False, restore)
 
 
