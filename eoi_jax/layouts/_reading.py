@@ -56,7 +56,7 @@ class Reading:
     leaves = present_leaves(params)
     shapes = {name: tuple(jnp.shape(leaf)) for name, leaf in leaves.items()}
     given = apply_table(table or {}, shapes)
-    _check_normalized(self.normalized, self.layouts, self.shapes, given)
+    self._check_normalized(given)
     stacks = {  # axes that may count layers, of stacked parameters
       name: _stack_axes(self.shapes[name], shape)
       for name, shape in shapes.items()
@@ -91,6 +91,28 @@ class Reading:
         places = ["s" if n in axes else next(letters) for n in range(len(shape))]
         given[name] = dataclasses.replace(layout, axes="".join(places))
     return complete(given, leaves, doubts=doubts, reasons=self.reasons, line=line)
+
+  def _check_normalized(self, given) -> None:
+    """Refuses kernels that weight normalization would change, if the table does not.
+
+    It divides by norms, which an isometry has equal to one along its outputs, if these
+    are at most as many as its inputs.
+    """
+    for name, axes in self.normalized.items():
+      layout, shape = self.layouts.get(name), self.shapes.get(name, ())
+      if layout is None or name in given:
+        continue
+      axes = (axes,) if isinstance(axes, int) else tuple(axes or ())
+      outputs = tuple(sorted(axis % len(shape) for axis in axes))
+      kernel = Kernel(name, jax.ShapeDtypeStruct(shape, jnp.float32), layout)
+      rows, cols = kernel.block_shape[-2:]
+      if outputs != layout.axes_of("o") or rows < cols:
+        raise ValueError(
+          f"`table` must say what {name!r} {shape} is: WeightNorm divides it by its "
+          f"norms along axes {outputs}, and those of an isometry of {rows} x {cols} "
+          f'are not one; `table={{"{name}": None}}` leaves it dense, '
+          f'`table={{"{name}": "{layout.axes}"}}` takes the isometry before it.'
+        )
 
   def _choose(self, name: str, stacks) -> tuple[int, ...] | None:
     """Axes that count layers; None if that is open.
@@ -144,30 +166,6 @@ def _entry(layout: Layout, rank: int) -> str:
 def _with_stack(entry: str, number: int) -> str:
   """An entry of a table with axes of layers in front."""
   return entry.replace('"', '"' + "s" * number, 1)
-
-
-def _check_normalized(normalized, layouts, shapes, given) -> None:
-  """Refuses kernels that weight normalization would change.
-
-  It divides by norms, which an isometry has equal to one along its outputs, if these
-  are at most as many as its inputs. `given` is what the table says, by name, and the
-  others are as in `Reading`.
-  """
-  for name, axes in normalized.items():
-    layout, shape = layouts.get(name), shapes.get(name, ())
-    if layout is None or name in given:
-      continue
-    axes = (axes,) if isinstance(axes, int) else tuple(axes or ())
-    outputs = tuple(sorted(axis % len(shape) for axis in axes))
-    kernel = Kernel(name, jax.ShapeDtypeStruct(shape, jnp.float32), layout)
-    rows, cols = kernel.block_shape[-2:]
-    if outputs != layout.axes_of("o") or rows < cols:
-      raise ValueError(
-        f"`table` must say what {name!r} {shape} is: WeightNorm divides it by its "
-        f"norms along axes {outputs}, and those of an isometry of {rows} x {cols} are "
-        f'not one; `table={{"{name}": None}}` leaves it dense, '
-        f'`table={{"{name}": "{layout.axes}"}}` takes the isometry before it.'
-      )
 
 
 def _stack_axes(inner: tuple[int, ...], outer: tuple[int, ...]) -> list[tuple]:
