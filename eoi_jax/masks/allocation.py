@@ -166,62 +166,55 @@ def allocate(
   others, any_left = params, True
   if dense:  # the rule is for the others
     values = 1.0 if isinstance(rule, str) else rule
-    kernels = given_kernels(params, values, layouts, "rule")
+    known = given_kernels(params, values, layouts, "rule")
     for name in [dense] if isinstance(dense, str) else dense:
-      if isinstance(dense, str) or name not in kernels:
-        raise ValueError(f"`dense` must name kernels of {[*kernels]}, got {name!r}.")
+      if isinstance(dense, str) or name not in known:
+        raise ValueError(f"`dense` must name kernels of {[*known]}, got {name!r}.")
     densities, none = dict.fromkeys(dense, 1.0), dict.fromkeys(dense)
-    any_left = len(densities) < len(kernels)
+    any_left = len(densities) < len(known)
     others = fill_tree(params, none, keep=True)
     rule = rule if isinstance(rule, str) else fill_tree(rule, none, keep=True)
   if any_left:
-    given, wanted = _wanted(others, density, rule, layouts)
-    layers = [kernel for kernel in given.values() for _ in range(kernel.num_layers)]
+    kernels, wanted = _wanted(others, density, rule, layouts)
+    layers = [kernel for kernel in kernels for _ in range(kernel.num_layers)]
     least = np.ones(len(layers), np.int64)
     if floors != "ignore":
       least[:] = [kernel.floor(taps) for kernel in layers]
-    values = np.concatenate([wanted[n] for n in given])
-    counts = _counts(layers, values, density, least, floors)
-    first = 0
-    for name, kernel in given.items():
-      part = counts[first : first + kernel.num_layers] / kernel.layer_size
-      densities[name] = part if np.ptp(part) else float(part[0])
-      first += kernel.num_layers
+    counts = _counts(layers, np.concatenate(wanted), density, least, floors)
+    ends = np.cumsum([kernel.num_layers for kernel in kernels])[:-1]
+    for kernel, part in zip(kernels, np.split(counts, ends), strict=True):
+      part = part / kernel.layer_size
+      densities[kernel.name] = part if np.ptp(part) else float(part[0])
   return fill_tree(params, densities)
 
 
-def _wanted(params, density: float, rule, layouts):
+def _wanted(params, density: float, rule, layouts) -> tuple[list[Kernel], list]:
   """Kernels, and the weights that the rule gives each layer, float `[num_layers]`."""
   if isinstance(rule, str):
-    values = (uniform if rule == "uniform" else erk)(params, density, layouts=layouts)
-  else:
-    values = rule
-  found = given_kernels(params, values, layouts, "rule")
+    rule = (uniform if rule == "uniform" else erk)(params, density, layouts=layouts)
+  found = given_kernels(params, rule, layouts, "rule")
   if not found:
     raise ValueError("`rule` must have a value for at least one kernel, got none.")
-  kernels = {name: kernel for name, (kernel, _) in found.items()}
-  shapes = {name: jnp.shape(kernel.leaf) for name, kernel in kernels.items()}
-  if all(jnp.shape(value) == shapes[name] for name, (_, value) in found.items()):
+  kernels, wanted = [kernel for kernel, _ in found.values()], []
+  if all(jnp.shape(value) == jnp.shape(k.leaf) for k, value in found.values()):
     return kernels, _highest(found, density)
-  wanted = {}
   for name, (kernel, value) in found.items():
     values = np.asarray(value, np.float64)
     if values.shape not in ((), (kernel.num_layers,), kernel.stack_shape):
       raise ValueError(
-        f"`rule` must hold scores of the shapes of all kernels, or densities of their "
-        f"layers, got shape {values.shape} for {name!r} {shapes[name]}."
+        "`rule` must hold scores of the shapes of all kernels, or densities of their "
+        f"layers, got shape {values.shape} for {name!r} {jnp.shape(kernel.leaf)}."
       )
     if not np.all((values > 0) & (values <= 1)):
       raise ValueError(
         f"`rule` must hold densities in (0, 1], got {value} for {name!r}."
       )
-    wanted[name] = (
-      np.broadcast_to(values.ravel(), kernel.num_layers) * kernel.layer_size
-    )
+    layers = np.broadcast_to(values.ravel(), kernel.num_layers)
+    wanted.append(layers * kernel.layer_size)
   return kernels, wanted
 
 
-def _highest(found, density: float) -> dict[str, np.ndarray]:
+def _highest(found, density: float) -> list[np.ndarray]:
   """Weights of each layer among the highest scores of all."""
   scores = {name: np.asarray(value, np.float64) for name, (_, value) in found.items()}
   for name, score in scores.items():
@@ -229,7 +222,7 @@ def _highest(found, density: float) -> dict[str, np.ndarray]:
       raise ValueError(f"`rule` must hold scores without nan, got nan in {name!r}.")
   total = sum(score.size for score in scores.values())
   marked = mark_highest(scores, round(density * total))
-  return {name: live_counts(found[name][0], mark) for name, mark in marked.items()}
+  return [live_counts(kernel, marked[name]) for name, (kernel, _) in found.items()]
 
 
 def _counts(
