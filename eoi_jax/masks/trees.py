@@ -131,19 +131,18 @@ def given_kernels(
 
 
 def kernel_counts(
-  params: Any, density: Any, layouts: Layouts | None, argument: str = "density"
+  params: Any, density: Any, layouts: Layouts | None
 ) -> dict[str, tuple[Kernel, np.ndarray]]:
   """`(kernel, round(density * size))` by name, counts int64 `[num_layers]`.
 
-  Densities are those of `kernel_masks`, checked; errors call them `argument`.
+  Densities are those of `kernel_masks`, checked.
   """
   counts = {}
-  for name, (kernel, value) in given_kernels(
-    params, density, layouts, argument
-  ).items():
+  found = given_kernels(params, density, layouts, "density")
+  for name, (kernel, value) in found.items():
     if isinstance(value, jax.core.Tracer):
       raise ValueError(
-        f"`{argument}` must be known outside of `jax.jit`, got a traced value for "
+        "`density` must be known outside of `jax.jit`, got a traced value for "
         f"{name!r}."
       )
     values = np.full((), np.nan)
@@ -152,11 +151,11 @@ def kernel_counts(
         values = np.asarray(value, np.float64)
     if values.shape not in ((), (kernel.num_layers,), kernel.stack_shape):
       raise ValueError(
-        f"`{argument}` of {name!r} must be a number or have shape "
+        f"`density` of {name!r} must be a number or have shape "
         f"({kernel.num_layers},), got shape {values.shape}."
       )
     if not np.all((values > 0) & (values <= 1)):
-      raise ValueError(f"`{argument}` must be in (0, 1], got {value!r} for {name!r}.")
+      raise ValueError(f"`density` must be in (0, 1], got {value!r} for {name!r}.")
     values = np.broadcast_to(values.ravel(), kernel.num_layers)
     rounded = [round(d * kernel.layer_size) for d in values.tolist()]
     counts[name] = (kernel, np.array(rounded, np.int64))
