@@ -225,21 +225,17 @@ def sample_kernel(
   budget: Any,
   dtype: Any,
   *,
-  max_budget: int | None = None,
-  angle: Angle = None,
-  schedule: str | None = None,
-  cover: bool = False,
+  schedule: str | None,
   strides: tuple[int, ...] = (),
   transposed: bool = False,
+  **options: Any,
 ) -> jax.Array:
   """A sparse orthogonal matrix, or a convolution isometric on all its taps.
 
   Of shape `(in, out)`, or `(*window, in, out)`, which is isometric at its strides, ()
-  for 1. Budgets are as in `sample_to_budget`, other options as in `eoi_init`.
+  for 1. Other options are those of `sample_to_budget`.
   """
-  schedule = schedule or ("iid" if len(shape) == 2 else "matching")
-  options = {"angle": angle, "schedule": schedule, "cover": cover}
-  options["max_budget"] = max_budget
+  options["schedule"] = schedule or ("iid" if len(shape) == 2 else "matching")
   if len(shape) == 2:
     return sample_to_budget(key, shape, budget, dtype, **options)
   if max(strides, default=1) == 1:
