@@ -74,7 +74,10 @@ def conv_singular_values(
     )
   image = _check_image(input_shape, kernel)
   strides = checks.strides(strides, len(image))
-  padding = _check_padding(padding)
+  known = padding.upper() if isinstance(padding, str) else None
+  if known not in PADDINGS:
+    raise ValueError(f"`padding` must be one of {PADDINGS}, got {padding!r}.")
+  padding = known
   num_iterations = checks.integer("num_iterations", num_iterations, 1)
   window = kernel.shape[:-2]
   if padding == "VALID" and any(n < k for n, k in zip(image, window, strict=True)):
@@ -114,13 +117,6 @@ def _check_image(input_shape, kernel) -> tuple[int, ...]:
       f"channels, for a kernel of shape {kernel.shape}, got {input_shape!r}."
     )
   return shape
-
-
-def _check_padding(padding) -> str:
-  name = padding.upper() if isinstance(padding, str) else None
-  if name not in PADDINGS:
-    raise ValueError(f"`padding` must be one of {PADDINGS}, got {padding!r}.")
-  return name
 
 
 def _by_frequency(kernel, image, strides) -> np.ndarray:
