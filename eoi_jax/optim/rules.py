@@ -137,9 +137,8 @@ def evolve_masks(
   """
   rules = make_rules(drop, grow, scope, regrow, layouts, has_key=key is not None)
   used = fill_tree(params, check_masks(params, masks))
-  slopes = match_leaves(params, updates, "updates")
+  slopes = fill_tree(params, match_leaves(params, updates, "updates"))
   key = None if key is None else _keys.as_key(key)
-  slopes = fill_tree(params, slopes)
   check_trees(used, slopes, params)
   if not isinstance(fraction, jax.core.Tracer):
     fraction = _checks.fraction("fraction", fraction)
@@ -187,20 +186,16 @@ def change_masks(
       kernel = kernels.get(names[n])
       if kernel is None:
         chosen = part.reshape(mask.shape)
+      elif rules.scope == "unit":  # a row holds the inputs of an output
+        units = part.reshape(kernel.num_layers, kernel.layer_shape[-1], -1)
+        chosen = kernel.from_layers(units.swapaxes(1, 2))
       else:
-        layers = _transposed(kernel, part) if rules.scope == "unit" else part
-        chosen = kernel.from_layers(layers)
+        chosen = kernel.from_layers(part)
       new[n] = match_type(chosen, mask)
       born = part & ~rows[n][2]
       born = born.reshape(1 if kernel is None else kernel.num_layers, -1)
       grown[n] = jnp.sum(born, axis=1, dtype=jnp.int32)
   return treedef.unflatten(new), treedef.unflatten(grown)
-
-
-def _transposed(kernel: Kernel, units: jax.Array) -> jax.Array:
-  """Layers `[num_layers, fan_in, out]` from rows `[num_layers * out, fan_in]`."""
-  outputs = kernel.layer_shape[-1]
-  return units.reshape(kernel.num_layers, outputs, -1).swapaxes(1, 2)
 
 
 def _rows(rules: Rules, key, name, kernel, mask, weights, slopes, fraction) -> tuple:
