@@ -225,7 +225,7 @@ def sample_kernel(
   budget: Any,
   dtype: Any,
   *,
-  schedule: str | None,
+  schedule: str | None = None,
   strides: tuple[int, ...] = (),
   transposed: bool = False,
   **options: Any,

@@ -307,24 +307,12 @@ def _base(
 
 
 def _ai(
-  stack: _Stack,
-  scale: float,
-  *,
-  reference: str = "orthogonal",
-  method: str = "sgd",
-  num_steps: int | None = None,
-  step_size: float | None = None,
+  stack: _Stack, scale: float, *, reference: str = "orthogonal", **options: Any
 ) -> Blocks:
   """Approximate isometry on the mask, from a dense reference."""
   masks = stack.known_masks()
-  result = isometry.approximate_isometry(
-    _dense_blocks(stack, scale, kind=reference)[0],
-    masks,
-    scale=scale,
-    method=method,
-    num_steps=num_steps,
-    step_size=step_size,
-  )
+  start, _ = _dense_blocks(stack, scale, kind=reference)
+  result = isometry.approximate_isometry(start, masks, scale=scale, **options)
   return result.kernels, masks
 
 
@@ -334,19 +322,19 @@ def _eoi(
   *,
   taps: str = "center",
   center: str = "plain",
-  angle: Angle = None,
-  schedule: str | None = None,
-  cover: bool = False,
+  **law: Any,
 ) -> Iterator[Blocks]:
-  """Exact orthogonal matrices of the budgets, and trainable zeros up to them."""
-  eoi.check_options(taps, center, schedule)
+  """Exact orthogonal matrices of the budgets, and trainable zeros up to them.
+
+  The law is that of the rotations: angle, schedule and cover.
+  """
+  eoi.check_options(taps, center, law.get("schedule"))
   shapes, budgets = [], []
   for stack in stacks:
     whole = taps != "center" and math.prod(stack.shape[:-2]) > 1
     shapes.append(stack.shape if whole else stack.matrix_shape)
     budgets.append(_by_budget(stack, taps, center))
-  options = {"angle": angle, "schedule": schedule, "cover": cover}
-  drawn = _sample(stacks, shapes, budgets, scale, options)
+  drawn = _sample(stacks, shapes, budgets, scale, law)
   for stack, shape, values in zip(stacks, shapes, drawn, strict=True):
     values = _delta(stack, values) if shape == stack.matrix_shape else values
     yield values, fill(stack.mask_keys, values != 0, stack.known_budgets())
@@ -401,14 +389,7 @@ def _eoi_in_mask(
   return values, masks
 
 
-def _eoi_structured(
-  stacks: list[_Stack],
-  scale: float,
-  *,
-  angle: Angle = None,
-  schedule: str = "iid",
-  cover: bool = False,
-) -> Iterator[Blocks]:
+def _eoi_structured(stacks: list[_Stack], scale: float, **law: Any) -> Iterator[Blocks]:
   """EIS: a sparse matrix at the centre tap, trained at all taps of its support.
 
   Dense kernels and convolutions of three or fewer channels are dense orthogonal.
@@ -416,9 +397,8 @@ def _eoi_structured(
   is_sparse = [len(stack.shape) > 2 and stack.shape[-2] > 3 for stack in stacks]
   sparse = list(itertools.compress(stacks, is_sparse))
   budgets = [_matrix_budgets(stack) for stack in sparse]
-  options = {"angle": angle, "schedule": schedule, "cover": cover}
   shapes: list[Any] = [stack.matrix_shape for stack in sparse]
-  drawn = _sample(sparse, shapes, budgets, scale, options)
+  drawn = _sample(sparse, shapes, budgets, scale, law)
   for stack, sparsely in zip(stacks, is_sparse, strict=True):
     if sparsely:
       matrices = next(drawn)
@@ -503,7 +483,7 @@ def _by_budget(stack: _Stack, taps: str, center: str) -> np.ndarray:
 
 
 def _sample(
-  stacks: list[_Stack], shapes: list, budgets: list[np.ndarray], scale: float, options
+  stacks: list[_Stack], shapes: list, budgets: list[np.ndarray], scale: float, law
 ) -> Iterator[Any]:
   """Sparse orthogonal kernels `[n, *shape]` of each stack, of given nonzeros.
 
@@ -514,37 +494,37 @@ def _sample(
   dtypes = [np.promote_types(stack.dtype, jnp.float32) for stack in stacks]
   few: dict[Any, list[tuple]] = {}
   for stack, shape, counts, dtype in zip(stacks, shapes, budgets, dtypes, strict=True):
-    if _is_shared(stack, shape, options):
+    if _is_shared(stack, shape, law):
       blocks = zip(stack.keys, [shape] * len(counts), counts.tolist(), strict=True)
       few.setdefault(dtype, []).extend(blocks)
-  law = {"angle": options["angle"], "cover": options["cover"]}
+  rest = {name: value for name, value in law.items() if name != "schedule"}
   drawn = {}
   for dtype, blocks in few.items():
     keys, sizes, counts = map(list, zip(*blocks, strict=True))
-    drawn[dtype] = sample_many(keys, sizes, counts, dtype, **law)
+    drawn[dtype] = sample_many(keys, sizes, counts, dtype, **rest)
   for stack, shape, counts, dtype in zip(stacks, shapes, budgets, dtypes, strict=True):
-    if _is_shared(stack, shape, options):
+    if _is_shared(stack, shape, law):
       kernels = np.empty((len(counts), *shape), stack.dtype)
       for place in range(len(counts)):
         kernels[place] = scale * next(drawn[dtype])
       yield kernels
     else:
-      yield _sample_alike(stack, shape, counts, dtype, scale, options)
+      yield _sample_alike(stack, shape, counts, dtype, scale, law)
 
 
-def _is_shared(stack: _Stack, shape: tuple[int, ...], options) -> bool:
+def _is_shared(stack: _Stack, shape: tuple[int, ...], law) -> bool:
   """Whether the blocks share programs with those of other shapes."""
-  shared = shape == stack.matrix_shape and options["schedule"] in (None, "iid")
+  shared = shape == stack.matrix_shape and law.get("schedule") in (None, "iid")
   return shared and not _is_traced(stack.keys) and len(stack.names) < _MANY
 
 
 def _sample_alike(
-  stack: _Stack, shape: tuple[int, ...], budgets: np.ndarray, dtype, scale, options
+  stack: _Stack, shape: tuple[int, ...], budgets: np.ndarray, dtype, scale, law
 ) -> Any:
   """Kernels of one shape by programs of their own."""
   if len(shape) > 2:
-    options = options | dict(zip(("strides", "transposed"), stack.strided, strict=True))
-  static = {"shape": shape, "dtype": dtype, "options": tuple(sorted(options.items()))}
+    law = law | dict(zip(("strides", "transposed"), stack.strided, strict=True))
+  static = {"shape": shape, "dtype": dtype, "options": tuple(sorted(law.items()))}
 
   def sample(rows, largest):
     drawn = _draw(
