@@ -54,10 +54,9 @@ def einsum(einsum_str: str, shape: tuple[int, ...]) -> Layout:
 def conv(module, shape: tuple[int, ...], groups: int) -> Layout:
   """Kernels `(*window, in / groups, out)`; patches where windows do not overlap."""
   rank, window = len(shape) - 2, shape[:-2]
-  strides, padding = _strides(module, rank), _padding(module.padding)
-  if _dilated(module):  # taps see the same phase of an image more often
-    dilation = module.kernel_dilation
-    dilation = (dilation,) * rank if isinstance(dilation, int) else dilation
+  strides, padding = _per_axis(module.strides, rank), _padding(module.padding)
+  dilation = _per_axis(module.kernel_dilation, rank)
+  if max(dilation) > 1:  # taps see the same phase of an image more often
     pairs = zip(strides, dilation, strict=True)
     strides = tuple(stride // math.gcd(stride, step) for stride, step in pairs)
   elif math.prod(window) > 1 and _apart(strides, window):
@@ -68,10 +67,11 @@ def conv(module, shape: tuple[int, ...], groups: int) -> Layout:
 def conv_transpose(module, shape: tuple[int, ...]) -> Layout:
   """Kernels `(*window, in, out)`, or `(*window, out, in)` if `transpose_kernel`."""
   rank = len(shape) - 2
-  strides, padding = _strides(module, rank), _padding(module.padding)
+  strides, padding = _per_axis(module.strides, rank), _padding(module.padding)
+  dilated = max(_per_axis(module.kernel_dilation, rank)) > 1  # windows have holes
   ends = "oi" if module.transpose_kernel else "io"
   named = padding in ("VALID", "SAME", "CIRCULAR")
-  if named and _apart(strides, shape[:-2]) and not _dilated(module):
+  if named and _apart(strides, shape[:-2]) and not dilated:
     return Layout("o" * rank + ends, strides=strides, padding=padding)
   return Layout("w" * rank + ends, 1, strides, padding, transposed=True)
 
@@ -81,11 +81,11 @@ def _apart(strides: tuple[int, ...], window: tuple[int, ...]) -> bool:
   return all(step >= size for step, size in zip(strides, window, strict=True))
 
 
-def _strides(module, rank: int) -> tuple[int, ...]:
-  strides = module.strides
-  if strides is None or isinstance(strides, int):
-    return (strides or 1,) * rank
-  return tuple(strides)
+def _per_axis(value: Any, rank: int) -> tuple[int, ...]:
+  """One number for each axis of a window, of one for all; None is 1."""
+  if value is None or isinstance(value, int):
+    return (value or 1,) * rank
+  return tuple(value)
 
 
 def _padding(padding: Any) -> str | None:
@@ -94,9 +94,3 @@ def _padding(padding: Any) -> str | None:
     return padding.upper()  # as the convolutions of JAX read it
   amounts = jax.tree.leaves(padding)
   return "VALID" if amounts and not any(amounts) else None
-
-
-def _dilated(module) -> bool:
-  """Whether the kernel is dilated: its taps then do not cover their window."""
-  dilation = module.kernel_dilation
-  return math.prod(jax.tree.leaves(dilation) or [1]) != 1

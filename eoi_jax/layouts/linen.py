@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from eoi_jax.layouts._layers import conv, conv_transpose, einsum, own_method, repeat
 from eoi_jax.layouts._reading import Reading
@@ -135,11 +136,6 @@ def _abstract(nnx, module) -> Any:
 
 def _dense_general(module, shape: tuple[int, ...]) -> Layout:
   """Kernels `(*batch, *in, *out)` of `nn.DenseGeneral`."""
-  num_batch = _length(module.batch_dims)
-  num_inputs = _length(module.axis)
+  num_batch, num_inputs = np.size(module.batch_dims), np.size(module.axis)
   num_outputs = len(shape) - num_batch - num_inputs
   return Layout(repeat("sio", (num_batch, num_inputs, num_outputs)))
-
-
-def _length(value) -> int:
-  return len(value) if isinstance(value, Sequence) else 1
