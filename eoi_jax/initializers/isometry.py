@@ -18,11 +18,8 @@ import optax
 
 from eoi_jax import _checks as checks
 
-METHODS = ("sgd", "adam")
-
-# Of each method: iterations, step size.
-_NUM_STEPS = {"sgd": 10_000, "adam": 200}
-_STEP_SIZE = {"sgd": 0.1, "adam": 0.25}
+# Iterations and step size of each method.
+METHODS = {"sgd": (10_000, 0.1), "adam": (200, 0.25)}
 # Numbers of an array that a CPU keeps in its cache beside a few more.
 _CACHE_SIZE = 2**15
 
@@ -84,7 +81,7 @@ def approximate_isometry(
   Reference: Nowak et al., 2024, arXiv:2406.01755; Lee et al., 2020, arXiv:1906.06307.
   """
   if method not in METHODS:
-    raise ValueError(f"`method` must be one of {METHODS}, got {method!r}.")
+    raise ValueError(f"`method` must be one of {tuple(METHODS)}, got {method!r}.")
   kernels, masks = jnp.asarray(kernels), jnp.asarray(masks)
   fits = kernels.ndim > 2 and kernels.shape == masks.shape and kernels.size
   floating = jnp.issubdtype(kernels.dtype, jnp.floating)
@@ -94,10 +91,9 @@ def approximate_isometry(
       f"not empty, got {kernels.dtype}{kernels.shape} and {masks.dtype}{masks.shape}."
     )
   scale = checks.positive("scale", scale)
-  num_steps = _NUM_STEPS[method] if num_steps is None else num_steps
-  num_steps = checks.integer("num_steps", num_steps, 0)
-  step_size = _STEP_SIZE[method] if step_size is None else step_size
-  step_size = checks.positive("step_size", step_size)
+  steps, size = METHODS[method]
+  num_steps = checks.integer("num_steps", steps if num_steps is None else num_steps, 0)
+  step_size = checks.positive("step_size", size if step_size is None else step_size)
   with jax.numpy_dtype_promotion("standard"):  # optax promotes its counter
     return _run(kernels, masks, scale, step_size, num_steps, method, curve)
 
