@@ -47,13 +47,8 @@ def key_data(key: Any) -> Any:
   """Two words that stand for a key of any kind, uint32 `[2]`.
 
   They seed threefry, whatever the kind of the key: what others draw (the bits of "rbg"
-  keys under `vmap`) may depend on the company that they are drawn in.
-
-  Returns:
-    A NumPy array; a traced array if the key is traced.
-
-  Raises:
-    ValueError: if `key` is not one PRNG key.
+  keys under `vmap`) may depend on the company that they are drawn in. Gives a NumPy
+  array, or a traced one of a traced key.
   """
   data = jax.random.key_data(check_key(key))
   if not isinstance(data, jax.core.Tracer):

@@ -19,7 +19,6 @@ import optax
 
 from eoi_jax.optim._masked import gathered, match_type
 
-_WHERE = {"mode": "promise_in_bounds", "unique_indices": True}
 _TOLERANCE = 1e-6  # of the largest step of a leaf: decay by 1e-5 is seen
 _STEPS = (8, 64)  # fewest and most that are tried; accumulators move now and then
 
@@ -129,7 +128,9 @@ def _gather(live: LiveWeights, leaf: Any) -> Any:
   if isinstance(leaf, jax.ShapeDtypeStruct):
     return jax.ShapeDtypeStruct(live.indices.shape, leaf.dtype)
   flat = jnp.ravel(gathered(leaf))
-  vector = flat.at[live.indices].get(indices_are_sorted=True, **_WHERE)
+  vector = flat.at[live.indices].get(
+    mode="promise_in_bounds", indices_are_sorted=True, unique_indices=True
+  )
   # A selection that is always true: the compiler then rounds sums of products as it
   # does with masks, and training is the same to the last bit.
   return jnp.where(live.indices >= 0, vector, jnp.zeros((), vector.dtype))
