@@ -425,9 +425,14 @@ class _Evaluator:
       return self.sum(name, eqn, inputs)
     if name in _PRODUCTS:
       return self.product(name, eqn, inputs)
+    if name in _COMPARISONS and not self.reach:
+      return self.bind(eqn, self.align(inputs)[0])
     if name in _COMPARISONS:
-      values = self.bind(eqn, self._comparable(inputs))
-      return [_Tokens(x) for x in values] if self.reach else values
+      values = [
+        self.settle(x.mantissa, x.exponent).mantissa if isinstance(x, _Active) else x
+        for x in inputs
+      ]
+      return [_Tokens(x) for x in self.bind(eqn, values)]
     floating = jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating)
     if floating and name in ("convert_element_type", "reduce_precision"):
       return inputs[0]
@@ -440,15 +445,6 @@ class _Evaluator:
       out = self.settle(m, x.exponent * power)
       return _Active(out.mantissa, out.exponent, root=x.root)
     return self.other(eqn, inputs)
-
-  def _comparable(self, inputs):
-    """Plain arrays that compare as the given ones do."""
-    if not self.reach:
-      return self.align(inputs)[0]
-    return [
-      self.settle(x.mantissa, x.exponent).mantissa if isinstance(x, _Active) else x
-      for x in inputs
-    ]
 
   def move(self, eqn, inputs):
     """A rearrangement or a sum of one active array."""
@@ -551,7 +547,6 @@ class _Evaluator:
 
   def other(self, eqn, inputs):
     """Anything else: as it is; what it does to reachability is taken from shapes."""
-    outputs = []
     active = [x for x in inputs if isinstance(x, _Active)]
     shapes = {x.mantissa.shape for x in active}
     if any(jnp.issubdtype(v.aval.dtype, jnp.complexfloating) for v in eqn.outvars):
@@ -564,12 +559,10 @@ class _Evaluator:
       values = [total] * len(eqn.outvars)
     else:
       values = self.bind(eqn, [self.value(x) for x in inputs])
-    for var, value in zip(eqn.outvars, values, strict=True):
-      if jnp.issubdtype(var.aval.dtype, jnp.floating):
-        outputs.append(self.settle(value, self.zero))
-      else:
-        outputs.append(_Tokens(value))
-    return outputs
+    return [
+      self.settle(x, self.zero) if _is_floating(v.aval) else _Tokens(x)
+      for v, x in zip(eqn.outvars, values, strict=True)
+    ]
 
   def bind(self, eqn, values):
     """The equation as it stands, in the dtype of the arithmetic."""
@@ -652,8 +645,8 @@ class _Evaluator:
         "reverse derivative; use `lax.scan`, or `fori_loop` with static bounds."
       )
     cond, body = params["cond_jaxpr"], params["body_jaxpr"]
-    split = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
-    first, second, init = inputs[: split[0]], inputs[slice(*split)], inputs[split[1] :]
+    start, end = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
+    first, second, init = inputs[:start], inputs[start:end], inputs[end:]
     return jax.lax.while_loop(
       lambda c: self.evaluate(cond.jaxpr, cond.consts, [*first, *c])[0],
       lambda c: self.evaluate(body.jaxpr, body.consts, [*second, *c]),
@@ -686,16 +679,10 @@ def _sum_instead(eqn) -> Callable[[Any], Any] | None:
   if name == "cummax":
     return lambda x: jax.lax.cumsum(x, params["axis"], params["reverse"])
   if name in ("reduce_window_max", "reduce_window_min"):
-    window = (params[n] for n in ("window_dimensions", "window_strides", "padding"))
-    dilations = {n: params[n] for n in ("base_dilation", "window_dilation")}
-    dims, strides, padding = window
-
-    def sums(x):
-      zero = np.zeros((), x.dtype)
-      add = jax.lax.add
-      return jax.lax.reduce_window(x, zero, add, dims, strides, padding, **dilations)
-
-    return sums
+    names = ("window_dimensions", "window_strides", "padding")
+    window = [params[n] for n in (*names, "base_dilation", "window_dilation")]
+    add = jax.lax.add
+    return lambda x: jax.lax.reduce_window(x, np.zeros((), x.dtype), add, *window)
   return None
 
 
