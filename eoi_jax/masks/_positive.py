@@ -111,12 +111,7 @@ class _Tokens:
 
 
 def positive_network(
-  apply_fn: Callable[[Any, Any], Any],
-  params: Any,
-  input_shape: Any,
-  *,
-  dtype: Any,
-  reach: bool = False,
+  apply_fn, params, input_shape, *, dtype, reach: bool = False
 ) -> Callable[[Any], tuple[jax.Array, jax.Array]]:
   """Builds the positive linear view of `apply_fn` on an all-ones input.
 

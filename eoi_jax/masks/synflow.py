@@ -167,13 +167,7 @@ def synflow_masks(
   return fill_tree(params, masks)
 
 
-def _flow(
-  apply_fn: Callable[[Any, Any], Any],
-  params: Any,
-  kernels: dict[str, Kernel],
-  input_shape: Any,
-  dtype: Any,
-) -> Callable[[dict[str, jax.Array], Any], tuple[dict[str, jax.Array], jax.Array]]:
+def _flow(apply_fn, params, kernels: dict[str, Kernel], input_shape, dtype) -> Callable:
   """`(weights, params) -> (scores, exponent)`: scores are `scores * 2**exponent`."""
   network = positive_network(apply_fn, params, input_shape, dtype=dtype)
 

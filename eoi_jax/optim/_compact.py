@@ -15,7 +15,6 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from eoi_jax.optim._masked import gathered, match_type
 
@@ -136,14 +135,7 @@ def _gather(live: LiveWeights, leaf: Any) -> Any:
   return jnp.where(live.indices >= 0, vector, jnp.zeros((), vector.dtype))
 
 
-def update(
-  inner: optax.GradientTransformationExtraArgs,
-  updates: Any,
-  inner_state: Any,
-  params: Any,
-  live: Any,
-  **extra_args: Any,
-) -> tuple[Any, Any]:
+def update(inner, updates, inner_state, params, live, **extra_args):
   """`masked_update` on vectors, with `LiveWeights` in place of the masks."""
   vectors = None if params is None else gather(live, params)
   slopes = gather(live, updates)

@@ -109,14 +109,7 @@ def _copy(mask: Any) -> jax.Array:
   return jnp.array(mask, copy=True)
 
 
-def masked_update(
-  inner: optax.GradientTransformationExtraArgs,
-  updates: Any,
-  inner_state: Any,
-  params: Any,
-  masks: Any,
-  **extra_args: Any,
-) -> tuple[Any, Any]:
+def masked_update(inner, updates, inner_state, params, masks, **extra_args):
   """One update of `inner`, which sees live weights only, and its new state.
 
   Dead weights of `params`, if these are given, are taken to zero.
