@@ -144,8 +144,6 @@ def _projection(key, size: int, dtype) -> jax.Array:
 def _widen(kernel: jax.Array, projection: jax.Array, axis: int) -> jax.Array:
   """Convolves with the two taps `(P, I - P)` along an axis of the window."""
   first = jnp.matmul(kernel, projection, precision=jax.lax.Precision.HIGHEST)
-  pad = [(0, 0)] * kernel.ndim
-  pad[axis] = (0, 1)
-  shifted = [(0, 0)] * kernel.ndim
-  shifted[axis] = (1, 0)
-  return jnp.pad(first, pad) + jnp.pad(kernel - first, shifted)
+  zero = jnp.zeros_like(jax.lax.slice_in_dim(kernel, 0, 1, axis=axis))
+  second = jnp.concatenate([zero, kernel - first], axis)
+  return jnp.concatenate([first, zero], axis) + second

@@ -433,7 +433,6 @@ def _sao(
   if (rows <= 3 or min(rows, cols) == 1) if window else rows != cols:
     return _dense_blocks(stack, scale, kind="delta_orthogonal")
   degrees = np.array([_degree(stack, n, degree, relu) for n in range(len(stack.names))])
-
   dtype = np.promote_types(stack.dtype, jnp.float32)
 
   def sample(rows_of, value):

@@ -6,8 +6,7 @@ multiplies with it and so takes networks and inputs of any size.
 Both take networks of any structure of inputs: the Jacobian is that of the flattened
 outputs by all floating-point inputs together; integer and bool inputs (positions, an
 attention mask) are constants. Token ids have no derivative: split the network behind
-its embedding, and pass the embedded tokens as inputs. Functions with a custom reverse
-derivative (flash attention) need no forward one.
+its embedding, and pass the embedded tokens as inputs.
 """
 
 from __future__ import annotations
