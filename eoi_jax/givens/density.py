@@ -105,10 +105,8 @@ def _evolve(num_columns: int):
   n = num_columns
   r = np.arange(1, n + 1, dtype=np.float64)
   pairs = max(1.0, n * (n - 1) / 2)
-  stay, grow = (
-    (r * (r - 1) / 2 + (n - r) * (n - r - 1) / 2) / pairs,
-    r * (n - r) / pairs,
-  )
+  stay = (r * (r - 1) / 2 + (n - r) * (n - r - 1) / 2) / pairs
+  grow = r * (n - r) / pairs
   law = np.zeros(n)  # law[r - 1]: chance that a row has r nonzeros
   law[0] = 1.0
   filled = r / n
