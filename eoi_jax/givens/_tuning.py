@@ -198,11 +198,6 @@ def _partitioned(partner, cos, sin, rows, cols) -> jax.Array:
   return _rows(levels, rows, partner.shape[1]).T
 
 
-def _infer(mesh, arg_shapes, result_shape) -> NamedSharding:
-  del arg_shapes, result_shape
-  return NamedSharding(mesh, PartitionSpec())
-
-
 def _partition(mesh, arg_shapes, result_shape):
   # Of a sharding that is not given by axes every device makes the whole.
   spec = PartitionSpec(*getattr(result_shape.sharding, "spec", ()))
@@ -224,6 +219,6 @@ def _partition(mesh, arg_shapes, result_shape):
 
 _partitioned.def_partition(
   partition=_partition,
-  infer_sharding_from_operands=_infer,
+  infer_sharding_from_operands=lambda mesh, *_: NamedSharding(mesh, PartitionSpec()),
   sharding_rule="d h, d h, d h, r, c -> r c",
 )
