@@ -116,17 +116,10 @@ def given_kernels(
     return {}
   leaves = named_leaves(params)
   named = fill_tree(params, {name: leaves[name] for name in given})
-  refusal = f"`{argument}` must be None for {{!r}}, which is no kernel."
-  try:
-    kernels = find_kernels(named, layouts)
-  except ValueError:
-    for name in given:
-      if jnp.ndim(leaves[name]) < 2:
-        raise ValueError(refusal.format(name)) from None
-    raise
-  for name in given:
-    if name not in kernels:
-      raise ValueError(refusal.format(name))
+  flat = [name for name in given if np.ndim(leaves[name]) < 2]
+  kernels = {} if flat else find_kernels(named, layouts)
+  for name in flat or [name for name in given if name not in kernels]:
+    raise ValueError(f"`{argument}` must be None for {name!r}, which is no kernel.")
   return {name: (kernels[name], given[name]) for name in kernels}
 
 
