@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -23,10 +22,6 @@ def own_method(module, *methods: str) -> str:
   )
   found = (f"{k.__name__}.{m}" for k in own for m in methods if m in vars(k))
   return next(found, "")
-
-
-def repeat(letters: str, counts: Sequence[int]) -> str:
-  return "".join(c * n for c, n in zip(letters, counts, strict=True))
 
 
 def einsum(einsum_str: str, shape: tuple[int, ...]) -> Layout:
@@ -56,7 +51,7 @@ def conv(module, shape: tuple[int, ...], groups: int) -> Layout:
   rank, window = len(shape) - 2, shape[:-2]
   strides, padding = _per_axis(module.strides, rank), _padding(module.padding)
   dilation = _per_axis(module.kernel_dilation, rank)
-  if max(dilation) > 1:  # taps see the same phase of an image more often
+  if max(dilation, default=1) > 1:  # taps see the same phase of an image more often
     pairs = zip(strides, dilation, strict=True)
     strides = tuple(stride // math.gcd(stride, step) for stride, step in pairs)
   elif math.prod(window) > 1 and _apart(strides, window):
@@ -68,10 +63,10 @@ def conv_transpose(module, shape: tuple[int, ...]) -> Layout:
   """Kernels `(*window, in, out)`, or `(*window, out, in)` if `transpose_kernel`."""
   rank = len(shape) - 2
   strides, padding = _per_axis(module.strides, rank), _padding(module.padding)
-  dilated = max(_per_axis(module.kernel_dilation, rank)) > 1  # windows have holes
+  dilation = _per_axis(module.kernel_dilation, rank)
   ends = "oi" if module.transpose_kernel else "io"
   named = padding in ("VALID", "SAME", "CIRCULAR")
-  if named and _apart(strides, shape[:-2]) and not dilated:
+  if named and _apart(strides, shape[:-2]) and max(dilation, default=1) == 1:
     return Layout("o" * rank + ends, strides=strides, padding=padding)
   return Layout("w" * rank + ends, 1, strides, padding, transposed=True)
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from eoi_jax.layouts._layers import conv, conv_transpose, einsum, own_method, repeat
+from eoi_jax.layouts._layers import conv, conv_transpose, einsum, own_method
 from eoi_jax.layouts._reading import Reading
 from eoi_jax.layouts.layout import Layout
 from eoi_jax.layouts.nnx import read_nnx
@@ -136,6 +136,5 @@ def _abstract(nnx, module) -> Any:
 
 def _dense_general(module, shape: tuple[int, ...]) -> Layout:
   """Kernels `(*batch, *in, *out)` of `nn.DenseGeneral`."""
-  num_batch, num_inputs = np.size(module.batch_dims), np.size(module.axis)
-  num_outputs = len(shape) - num_batch - num_inputs
-  return Layout(repeat("sio", (num_batch, num_inputs, num_outputs)))
+  batch, inputs = np.size(module.batch_dims), np.size(module.axis)
+  return Layout("s" * batch + "i" * inputs + "o" * (len(shape) - batch - inputs))

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from eoi_jax.layouts._layers import conv, conv_transpose, einsum, own_method, repeat
+from eoi_jax.layouts._layers import conv, conv_transpose, einsum, own_method
 from eoi_jax.layouts._reading import Reading
 from eoi_jax.layouts.layout import Layout
 from eoi_jax.layouts.trees import Layouts
@@ -99,9 +99,9 @@ def _read_layer(nnx, part, gates: Mapping[int, int]) -> dict[str, tuple[tuple, A
     return {"kernel": ((part.in_features, part.out_features), layout)}
   if isinstance(part, nnx.LinearGeneral):
     batch = tuple(part.batch_axis.values())
+    ends = "i" * len(part.in_features) + "o" * len(part.out_features)
     shape = (*batch, *part.in_features, *part.out_features)
-    axes = (len(batch), len(part.in_features), len(part.out_features))
-    return {"kernel": (shape, Layout(repeat("sio", axes)))}
+    return {"kernel": (shape, Layout("s" * len(batch) + ends))}
   if isinstance(part, nnx.Einsum):
     shape = tuple(part.kernel_shape)
     return {"kernel": (shape, einsum(part.einsum_str, shape))}
