@@ -1,10 +1,6 @@
 """The product with blocks equals the dense one, derivatives of every order included."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import chex
 import jax
@@ -15,6 +11,7 @@ import pytest
 from eoi_jax import blocks as blocks_lib
 from eoi_jax.blocks import block_matmul, blocks_to_dense
 from tests.cases import few
+from tests.processes import finish, start
 
 METHODS = ("loop", "batched")
 ATOL = {"float32": 2e-5, "bfloat16": 0.05, "float64": 1e-12}
@@ -227,13 +224,4 @@ def test_errors(value_error):
 
 @pytest.mark.slow
 def test_eight_devices():
-  program = Path(__file__).parent / "programs" / "sharded_blocks.py"
-  run = subprocess.run(
-    [sys.executable, str(program)],
-    cwd=program.parents[2],
-    env={**os.environ, "PYTHONPATH": str(program.parents[2])},
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
-  assert "equal on 8 devices" in run.stdout, run.stderr
+  assert "equal on 8 devices" in finish(start("sharded_blocks.py"))

@@ -1,9 +1,6 @@
 """`dynamic_sparsity`: weights, moments and state around a change of the masks."""
 
 import functools
-import subprocess
-import sys
-from pathlib import Path
 
 import chex
 import jax
@@ -24,6 +21,7 @@ from eoi_jax.optim import (
   static_sparsity,
 )
 from tests.cases import few
+from tests.processes import finish, start
 
 # optax's Adam promotes float with int itself.
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -456,16 +454,7 @@ def test_restoring_leaves_an_isometry_alone_and_survives_zeros():
 
 @pytest.mark.slow
 def test_eight_devices_change_masks_as_one_does():
-  program = Path(__file__).parent / "programs" / "sharded_dynamic.py"
-  result = subprocess.run(
-    [sys.executable, str(program)],
-    cwd=program.parents[2],
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
-  )
-  assert "equal on 8 devices" in result.stdout, result.stdout + result.stderr
+  assert "equal on 8 devices" in finish(start("sharded_dynamic.py"))
 
 
 WRONG = {

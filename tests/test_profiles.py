@@ -1,10 +1,6 @@
 """Meters do not change the outputs, and read the signal and the gradient."""
 
 import functools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import chex
 import jax
@@ -21,6 +17,7 @@ from eoi_jax.signal import (
   signal_meter,
   signal_profile,
 )
+from tests.processes import finish, start
 
 KEY = jax.random.key(0)
 SHAPES = {"first": (6, 8), "second": (8, 8), "last": (8, 3)}
@@ -189,17 +186,7 @@ def test_gradient_norms_on_an_explicit_mesh():
 
 @pytest.mark.slow
 def test_each_device_of_a_shard_map_reads_its_own():
-  program = Path(__file__).parent / "programs" / "sharded_signal.py"
-  result = subprocess.run(
-    [sys.executable, str(program)],
-    cwd=program.parents[2],
-    env={**os.environ, "PYTHONPATH": str(program.parents[2])},
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
-  )
-  assert "equal on 2 devices" in result.stdout, result.stdout + result.stderr
+  assert "equal on 2 devices" in finish(start("sharded_signal.py"))
 
 
 @pytest.mark.parametrize(
