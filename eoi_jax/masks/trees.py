@@ -140,8 +140,9 @@ def kernel_counts(
       )
     values = np.full((), np.nan)
     with contextlib.suppress(TypeError, ValueError):
-      if np.asarray(value).dtype.kind not in "USb":  # text and bools are no numbers
-        values = np.asarray(value, np.float64)
+      array = np.asarray(value)
+      if array.dtype.kind not in "USb":  # text and bools are no numbers
+        values = array.astype(np.float64)
     if values.shape not in ((), (kernel.num_layers,), kernel.stack_shape):
       raise ValueError(
         f"`density` of {name!r} must be a number or have shape "
