@@ -294,9 +294,6 @@ def plan(
   place = jnp.arange(num, dtype=jnp.int32)
   column = jnp.arange(settings.columns, dtype=jnp.int32)
   i, j = (jnp.append(side, 0) for side in (rotations.i, rotations.j))
-  # Constants that vary over the devices of a `shard_map` as the key and budget do.
-  zero = words[0] & jnp.uint32(0)
-  zero_int = zero.astype(jnp.int32) + (budget & 0)
   limit = budget - matrix.lo
   if supports is None:
     supports = identity_bits(settings, matrix.lo)
@@ -320,12 +317,9 @@ def plan(
 
   # Where a rotation takes one column alone, there is none: it waits for nothing.
   none = rotations.i == rotations.j
-  carry = (
-    zero_int,
-    jnp.where(none, -1, depth) + zero_int,
-    supports | zero,
-    jnp.zeros(num, jnp.int32) + zero_int,
-  )
+  start = jnp.where(none, jnp.int32(-1), jnp.int32(depth))
+  carry = (jnp.int32(0), start, supports, jnp.zeros(num, jnp.int32))
+  carry = vary_alike(carry, words, budget)
   if stop_early:
     unfinished = lambda carry: (carry[0] < depth) & jnp.any(carry[1] == depth)  # noqa: E731
     carry = jax.lax.while_loop(unfinished, next_level, carry)
@@ -340,7 +334,8 @@ def plan(
     total = jnp.sum(jnp.where(place < longer, added, 0), dtype=jnp.int32)
     return jnp.where((longer <= end) & (total <= limit), longer, count)
 
-  count = jax.lax.fori_loop(0, num.bit_length(), bisect, zero_int)
+  none_kept = vary_alike(jnp.int32(0), words, budget)
+  count = jax.lax.fori_loop(0, num.bit_length(), bisect, none_kept)
   kept = (place < count) & ~none
   angle = rotations.angle.astype(np.promote_types(settings.dtype, jnp.float32))
   return Plan(
@@ -373,9 +368,9 @@ def levels(plan: Plan, settings: Settings) -> Levels:
   """Lays a plan out in tables."""
   shape = (settings.depth, settings.columns)
   column = jnp.arange(settings.columns, dtype=jnp.int32)
-  zero = 0 * plan.cos[0]  # varies over devices as the plan does
-  partner = jnp.broadcast_to(column, shape) + zero.astype(jnp.int32)
-  cos, sin = (jnp.full(shape, x, zero.dtype) + zero for x in (1, 0))
+  cos, sin = (jnp.full(shape, x, plan.cos.dtype) for x in (1, 0))
+  partner = jnp.broadcast_to(column, shape)
+  partner, cos, sin = vary_alike((partner, cos, sin), plan.cos)
   for side, sign in ((plan.i, 1), (plan.j, -1)):
     place = (plan.level, side)
     partner = partner.at[place].set(plan.i + plan.j - side, mode="drop")
