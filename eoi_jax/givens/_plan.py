@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -231,11 +231,10 @@ def candidates(words: jax.Array, matrix: Matrix, settings: Settings) -> Rotation
     rotations = _matchings(words, settings)
   if not settings.cover:
     return rotations
-  # Each column that is empty at the start, with a live one; live ones double by round.
+  # Each column that is empty at the start, with a live one.
   first, live = [], settings.rows
   cover_words = keys_lib.fold_in(words, 1)
-  while live < settings.columns:
-    new = min(live, settings.columns - live)
+  for new in _cover_sizes(settings):
     order = _orders(keys_lib.fold_in(cover_words, live), 1, live)
     first.append(order[0, :new])
     live += new
@@ -244,6 +243,15 @@ def candidates(words: jax.Array, matrix: Matrix, settings: Settings) -> Rotation
   angles = draw_angles(cover_words, i.shape, settings.angle)
   first = Rotations(i, j, angles.astype(rotations.angle.dtype))
   return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, rotations)
+
+
+def _cover_sizes(settings: Settings) -> Iterator[int]:
+  """Rotations of each round that covers: live columns double by round."""
+  live = settings.rows
+  while live < settings.columns:
+    new = min(live, settings.columns - live)
+    yield new
+    live += new
 
 
 def _matchings(words, settings: Settings) -> Rotations:
@@ -292,40 +300,15 @@ def plan(
   rotations = candidates(words, matrix, settings)
   num, depth = rotations.i.shape[0], settings.depth
   place = jnp.arange(num, dtype=jnp.int32)
-  column = jnp.arange(settings.columns, dtype=jnp.int32)
-  i, j = (jnp.append(side, 0) for side in (rotations.i, rotations.j))
   limit = budget - matrix.lo
   if supports is None:
     supports = identity_bits(settings, matrix.lo)
   else:
     nonzeros = jax.lax.population_count(supports).sum(dtype=jnp.uint32)
     limit = budget - nonzeros.astype(jnp.int32)
-
-  def next_level(carry):
-    level, levels, supports, added = carry
-    # A rotation is next if no earlier one is pending on either of its columns.
-    waiting = jnp.where(levels == depth, place, num)
-    first = jnp.full(settings.columns, num, jnp.int32)
-    first = first.at[rotations.i].min(waiting).at[rotations.j].min(waiting)
-    ready = (_take(first, rotations.i) == place) & (_take(first, rotations.j) == place)
-    partner = _take(i, first) + _take(j, first) - column
-    free = (first == num) | (_take(first, jnp.clip(partner, 0)) != first)
-    others = _take(supports, jnp.where(free, column, partner))
-    new = jax.lax.population_count(supports ^ others).sum(-1, dtype=jnp.uint32)
-    added = jnp.where(ready, _take(new.astype(jnp.int32), rotations.i), added)
-    return level + 1, jnp.where(ready, level, levels), supports | others, added
-
-  # Where a rotation takes one column alone, there is none: it waits for nothing.
+  go = _by_rounds if settings.schedule == "matching" else _by_levels
+  levels, added = go(rotations, supports, limit, settings, stop_early)
   none = rotations.i == rotations.j
-  start = jnp.where(none, jnp.int32(-1), jnp.int32(depth))
-  carry = (jnp.int32(0), start, supports, jnp.zeros(num, jnp.int32))
-  carry = vary_alike(carry, words, budget)
-  if stop_early:
-    unfinished = lambda carry: (carry[0] < depth) & jnp.any(carry[1] == depth)  # noqa: E731
-    carry = jax.lax.while_loop(unfinished, next_level, carry)
-  else:
-    carry = jax.lax.fori_loop(0, depth, lambda _, carry: next_level(carry), carry)
-  _, levels, _, added = carry
   # A rotation that found no level (a negligible chance) ends the sequence.
   end = jnp.min(jnp.where(levels == depth, place, num))
 
@@ -348,6 +331,80 @@ def plan(
   )
 
 
+def _by_levels(rotations: Rotations, supports, limit, settings: Settings, stop_early):
+  """Level of each rotation and the nonzeros that it adds, int32 `[T]` both.
+
+  The level is `depth` where a rotation found none. Rounds of "matching" are levels by
+  themselves (`_by_rounds`).
+  """
+  del limit  # rotations of many levels are under way when it is reached
+  num, depth = rotations.i.shape[0], settings.depth
+  place = jnp.arange(num, dtype=jnp.int32)
+  column = jnp.arange(settings.columns, dtype=jnp.int32)
+  i, j = (jnp.append(side, 0) for side in (rotations.i, rotations.j))
+
+  def next_level(carry):
+    level, levels, supports, added = carry
+    # A rotation is next if no earlier one is pending on either of its columns.
+    waiting = jnp.where(levels == depth, place, num)
+    first = jnp.full(settings.columns, num, jnp.int32)
+    first = first.at[rotations.i].min(waiting).at[rotations.j].min(waiting)
+    ready = (_take(first, rotations.i) == place) & (_take(first, rotations.j) == place)
+    partner = _take(i, first) + _take(j, first) - column
+    free = (first == num) | (_take(first, jnp.clip(partner, 0)) != first)
+    others = _take(supports, jnp.where(free, column, partner))
+    new = jax.lax.population_count(supports ^ others).sum(-1, dtype=jnp.uint32)
+    added = jnp.where(ready, _take(new.astype(jnp.int32), rotations.i), added)
+    return level + 1, jnp.where(ready, level, levels), supports | others, added
+
+  # Where a rotation takes one column alone, there is none: it waits for nothing.
+  none = rotations.i == rotations.j
+  start = jnp.where(none, jnp.int32(-1), jnp.int32(depth))
+  carry = (jnp.int32(0), start, supports, jnp.zeros(num, jnp.int32))
+  carry = vary_alike(carry, rotations.i)
+  if stop_early:
+    unfinished = lambda carry: (carry[0] < depth) & jnp.any(carry[1] == depth)  # noqa: E731
+    carry = jax.lax.while_loop(unfinished, next_level, carry)
+  else:
+    carry = jax.lax.fori_loop(0, depth, lambda _, carry: next_level(carry), carry)
+  return carry[1], carry[3]
+
+
+def _by_rounds(rotations: Rotations, supports, limit, settings: Settings, stop_early):
+  """`_by_levels` of rotations that come in rounds of disjoint pairs."""
+  sizes = [*_cover_sizes(settings)] if settings.cover else []
+  pairs = settings.columns // 2
+  sizes += [pairs] * (settings.num_rotations // pairs)
+  levels = jnp.asarray(np.repeat(np.arange(len(sizes)), sizes), jnp.int32)
+  partner = _partners(rotations.i, rotations.j, levels, settings)
+
+  def next_level(carry):
+    level, supports, total, added = carry
+    others = _take(supports, _take(partner, level))
+    new = jax.lax.population_count(supports ^ others).sum(-1, dtype=jnp.uint32)
+    new = new.astype(jnp.int32)
+    total += new.sum(dtype=jnp.int32) // 2
+    return level + 1, supports | others, total, added.at[level].set(new)
+
+  carry = (jnp.int32(0), supports, jnp.int32(0), jnp.zeros_like(partner))
+  carry = vary_alike(carry, partner, limit)
+  if stop_early:
+    fits = lambda carry: (carry[0] < len(sizes)) & (carry[2] <= limit)  # noqa: E731
+    carry = jax.lax.while_loop(fits, next_level, carry)
+  else:
+    carry = jax.lax.fori_loop(0, len(sizes), lambda _, carry: next_level(carry), carry)
+  return levels, carry[3].at[levels, rotations.i].get(mode="promise_in_bounds")
+
+
+def _partners(i, j, levels, settings: Settings) -> jax.Array:
+  """The column that each is rotated with in each level, or itself, int32 `[D, N]`."""
+  column = jnp.arange(settings.columns, dtype=jnp.int32)
+  partner = jnp.broadcast_to(column, (settings.depth, settings.columns))
+  partner = vary_alike(partner, i)
+  partner = partner.at[levels, i].set(j, mode="drop")
+  return partner.at[levels, j].set(i, mode="drop")
+
+
 def reversed_plan(plan: Plan, settings: Settings) -> Plan:
   """The plan that undoes another one, last rotations first."""
   used = plan.level < settings.depth
@@ -367,15 +424,13 @@ class Levels(NamedTuple):
 def levels(plan: Plan, settings: Settings) -> Levels:
   """Lays a plan out in tables."""
   shape = (settings.depth, settings.columns)
-  column = jnp.arange(settings.columns, dtype=jnp.int32)
   cos, sin = (jnp.full(shape, x, plan.cos.dtype) for x in (1, 0))
-  partner = jnp.broadcast_to(column, shape)
-  partner, cos, sin = vary_alike((partner, cos, sin), plan.cos)
+  cos, sin = vary_alike((cos, sin), plan.cos)
   for side, sign in ((plan.i, 1), (plan.j, -1)):
     place = (plan.level, side)
-    partner = partner.at[place].set(plan.i + plan.j - side, mode="drop")
     cos = cos.at[place].set(plan.cos, mode="drop")
     sin = sin.at[place].set(sign * plan.sin, mode="drop")
+  partner = _partners(plan.i, plan.j, plan.level, settings)
   return Levels(partner, cos, sin, plan.depth)
 
 

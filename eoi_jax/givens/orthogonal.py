@@ -105,6 +105,7 @@ def sample_to_budget(
   dtype,
   *,
   max_budget: int | None = None,
+  transposed: bool = False,
   angle: Angle = None,
   schedule: str = "iid",
   cover: bool = False,
@@ -112,7 +113,7 @@ def sample_to_budget(
   """`sparse_orthogonal` of at most `budget` nonzeros, at least `min(shape)`.
 
   The budget is an int; or a traced int32 scalar, if its largest value, `max_budget`, is
-  given, which sizes the compiled program.
+  given, which sizes the compiled program. `transposed` gives the transpose of it.
   """
   lo, hi = min(shape), max(shape)
   largest = budget if max_budget is None else max_budget
@@ -125,7 +126,7 @@ def sample_to_budget(
     num_rotations=num_rotations,
     depth=plan_lib.max_depth(lo, hi, num_rotations, schedule, cover=cover),
     dtype=check_dtype(dtype),
-    tall=shape[0] > shape[1],
+    tall=(shape[0] > shape[1]) != transposed,
     angle=check_angle(angle),
     schedule=schedule,
     cover=cover,

@@ -149,14 +149,15 @@ def _sample_one(words, budget, settings: _Settings) -> jax.Array:
     dtype,
     max_budget=min(largest[0] + 1, lo * hi),
     cover=settings.cover,
+    transposed=True,
     **law,
   )
   right = rotation_sizes(hi, largest[0], lo, settings)
   for place, (taps, total) in enumerate(zip(groups, budgets[1:], strict=True)):
     words_delay = keys_lib.fold_in(words, place + 1)
-    left = kernel.reshape(-1, hi)
-    kernel = delay_and_rotate(words_delay, left, taps, budgets[0] / lo, total, right)
-  return kernel.reshape(*window, lo, hi)
+    kernel = delay_and_rotate(words_delay, kernel, taps, budgets[0] / lo, total, right)
+    kernel = kernel.reshape(-1, hi).T
+  return kernel.T.reshape(*window, lo, hi)
 
 
 def rotation_sizes(hi: int, nonzeros: float, rows: int, settings) -> plan_lib.Settings:
@@ -219,23 +220,23 @@ def path_chance(xp, density, paths: float):
 
 
 def delay_and_rotate(
-  words, left, taps: int, mean, budget, settings: plan_lib.Settings
+  words, columns, taps: int, mean, budget, settings: plan_lib.Settings
 ) -> jax.Array:
   """Delays the columns of a kernel and rotates them up to a budget of nonzeros.
 
   Args:
     words: threefry key data, uint32 `[2]`.
-    left: `[rows, hi]`: a kernel on earlier taps, all taps together.
+    columns: `[hi, rows]`: those of a kernel on earlier taps, all taps together.
     taps: number of offsets that columns are delayed by; the result is
       `[taps, rows, hi]`.
     mean: nonzeros to expect of a row of the product of the rotations.
     budget: nonzeros that the result may have, at least those of `left`.
     settings: of the rotations, which make a matrix `[hi, hi]`.
   """
-  hi = left.shape[1]
-  place = jnp.arange(3 * hi + taps, dtype=jnp.uint32)
+  hi = columns.shape[0]
+  place = jnp.arange(2 * hi + taps, dtype=jnp.uint32)
   ties = keys_lib.random_bits(keys_lib.fold_in(words, 1), place)
-  ties, tap_order = ties[: 3 * hi].reshape(3, hi), jnp.argsort(ties[3 * hi :])
+  ties, tap_order = ties[: 2 * hi].reshape(2, hi), jnp.argsort(ties[2 * hi :])
   matrix = plan_lib.Matrix(hi, hi, settings.num_rotations)
   draw = functools.partial(
     plan_lib.plan,
@@ -244,7 +245,8 @@ def delay_and_rotate(
     settings=settings,
     stop_early=tuning.in_cache(),
   )
-  nonzeros = jnp.count_nonzero(left, axis=0).astype(jnp.int32)
+  supports = _pack(columns)
+  nonzeros = _count_bits(supports)
   left_order = _order(-nonzeros, ties[0])
   spread = jnp.ones(hi, jnp.int32)
   # Matched rows differ by a factor of 2 at most: over 6 of them, that is no matter.
@@ -254,25 +256,29 @@ def delay_and_rotate(
     spread = _row_nonzeros(draw(target.astype(jnp.int32)), settings)
   right_order = _order(spread, ties[1])
   weights = nonzeros[left_order] * spread[right_order]
-  alike = _signatures(left, ties[2])[left_order]
+  supports = supports[left_order]
+  alike = _signatures(supports, keys_lib.fold_in(words, 3))
   channel = _deal(_order(-weights, alike), weights, taps)[tap_order]
-  right = jnp.eye(hi, dtype=left.dtype)
+  right = jnp.eye(hi, dtype=columns.dtype)
   if settings.num_rotations:
-    tap = jnp.zeros(hi, jnp.int32)
-    tap = tap.at[channel].set(jnp.arange(taps, dtype=jnp.int32)[:, None], mode="drop")
-    here = tap[:, None, None] == jnp.arange(taps, dtype=jnp.int32)[None, :, None]
-    bits = jnp.where(here, _pack(left.T)[left_order][:, None, :], jnp.uint32(0))
-    bits = bits.reshape(hi, -1)
-    supports = jnp.zeros_like(bits).at[right_order].set(bits)
-    plan = draw(budget, supports=supports)
+    every_tap = jnp.arange(taps, dtype=jnp.int32)[:, None]
+    tap = jnp.zeros(hi, jnp.int32).at[channel].set(every_tap, mode="drop")
+    # In the order of the rows of `right`.
+    column = jnp.arange(hi, dtype=jnp.int32)
+    channel_of = jnp.zeros_like(right_order).at[right_order].set(column)
+    # Without the barrier every tap would gather them again.
+    rows = (tap[channel_of, None, None], supports[channel_of, None, :])
+    tap, supports = jax.lax.optimization_barrier(rows)
+    bits = jnp.where(tap == every_tap[None], supports, jnp.uint32(0)).reshape(hi, -1)
+    plan = draw(budget, supports=bits)
     # Backwards, for the product itself rather than its transpose.
-    back = tuning.laid_out(plan_lib.reversed_plan(plan, settings), settings)
-    right = tuning.rotate(right, back)
+    back, tall = plan_lib.reversed_plan(plan, settings), settings._replace(tall=True)
+    right = tuning.rotated_identity(back, tall, hi, alone=False)
 
   def pick(order):  # hi where a tap has no channel in a turn
     return order.at[channel].get(mode="fill", fill_value=hi)
 
-  columns = left.T.at[pick(left_order)].get(mode="fill", fill_value=0)
+  columns = columns.at[pick(left_order)].get(mode="fill", fill_value=0)
   rows = right.at[pick(right_order)].get(mode="fill", fill_value=0)
   columns = jnp.swapaxes(columns, 1, 2)
   return jnp.matmul(columns, rows, precision=jax.lax.Precision.HIGHEST)
@@ -314,8 +320,12 @@ def _row_nonzeros(plan: plan_lib.Plan, settings: plan_lib.Settings) -> jax.Array
     return bits | bits.at[partner[level]].get(mode="promise_in_bounds")
 
   bits = vary_alike(plan_lib.identity_bits(settings, settings.rows), partner)
-  bits = jax.lax.fori_loop(0, plan.depth, merge, bits)
-  return jax.lax.population_count(bits).sum(-1, dtype=jnp.uint32).astype(jnp.int32)
+  return _count_bits(jax.lax.fori_loop(0, plan.depth, merge, bits))
+
+
+def _count_bits(supports: jax.Array) -> jax.Array:
+  """Nonzeros of each packed support `[n, words]`, int32 `[n]`."""
+  return jax.lax.population_count(supports).sum(-1, dtype=jnp.uint32).astype(jnp.int32)
 
 
 def _order(values: jax.Array, ties: jax.Array) -> jax.Array:
@@ -324,11 +334,11 @@ def _order(values: jax.Array, ties: jax.Array) -> jax.Array:
   return jax.lax.sort((values, ties, index), num_keys=2)[2]
 
 
-def _signatures(matrix: jax.Array, bits: jax.Array) -> jax.Array:
-  """Random numbers of columns, equal ones of equal supports, uint32 `[cols]`."""
-  rows, number = np.arange(len(matrix), dtype=np.uint32), np.uint32(len(bits))
-  of_row = bits[rows % number] * (2 * (rows // number) + 1)
-  return jnp.where(matrix != 0, of_row[:, None], jnp.uint32(0)).sum(0, dtype=jnp.uint32)
+def _signatures(supports: jax.Array, words) -> jax.Array:
+  """Random numbers, equal ones of equal packed supports `[n, words]`, uint32 `[n]`."""
+  place = np.arange(supports.shape[1], dtype=np.uint32)
+  of_word = keys_lib.fold_in(words[None], place).T[:, None, :]
+  return keys_lib.random_bits(of_word, supports).sum(1, dtype=jnp.uint32)
 
 
 def _deal(order: jax.Array, weights: jax.Array, taps: int) -> jax.Array:
@@ -355,7 +365,5 @@ def _pack(matrix: jax.Array) -> jax.Array:
   """Packed supports of the rows of a matrix, uint32 `[rows, words]`."""
   rows, cols = matrix.shape
   nonzero = jnp.pad(matrix != 0, ((0, 0), (0, -cols % 32))).reshape(rows, -1, 32)
-  place = jnp.arange(32, dtype=jnp.uint32)
-  return jnp.sum(
-    jnp.left_shift(nonzero.astype(jnp.uint32), place[None, None]), -1, dtype=jnp.uint32
-  )
+  place = jnp.arange(32, dtype=jnp.uint32)[None, None]
+  return jnp.left_shift(nonzero.astype(jnp.uint32), place).sum(-1, dtype=jnp.uint32)

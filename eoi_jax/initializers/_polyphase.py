@@ -132,9 +132,10 @@ def _sample_one(words, budget, settings: _Settings) -> jax.Array:
     settings.dtype,
     max_budget=min(int(largest) + 1, rows * columns),
     cover=settings.cover,
+    transposed=True,
     **settings.law,
   )
-  parts = jnp.swapaxes(left.reshape(rows, len(taps), hi), 0, 1)
+  parts = left.reshape(len(taps), hi, rows)
   nonzeros = jnp.count_nonzero(parts, axis=(1, 2)).astype(jnp.int32)
   kernel = jnp.zeros((*settings.window, hi, rows), settings.dtype)
   # Phases of as many taps are drawn by one program, one after the other.
@@ -194,7 +195,7 @@ def _delay_and_rotate(args, *, delays, mean, settings: plan_lib.Settings):
     whole = jnp.round(begin * growth ** (place / len(delays))).astype(jnp.int32)
     part = paraunitary.delay_and_rotate(
       keys_lib.fold_in(words, place),
-      part.reshape(-1, left.shape[1]),
+      part if place == 1 else part.reshape(-1, len(left)).T,
       taps,
       mean ** (1 / len(delays)),
       budget if place == len(delays) else jnp.minimum(whole, budget),

@@ -131,7 +131,7 @@ def eoi_init(
     def sample(key):
       options = {"angle": angle, "schedule": schedule, "cover": cover}
       drawn = sample_kernel(key, sample_shape, budget, wide, strides=steps, **options)
-      drawn = (scale * drawn).astype(dtype)
+      drawn = (drawn if scale == 1 else scale * drawn).astype(dtype)
       return delta_kernel(drawn, block[:-2]) if at_center else drawn
 
     if kernel is None:
