@@ -69,8 +69,9 @@ def fold_in(data: Any, word: Any) -> Any:
   if not isinstance(word, jax.core.Tracer):
     word = np.asarray(word, np.uint32)
   zero = np.zeros(np.shape(word), np.uint32)
-  pair = _threefry(data[..., 0], data[..., 1], zero, word)
-  return (jnp if isinstance(pair[0], jax.Array) else np).stack(pair, axis=-1)
+  if isinstance(data, jax.Array) or isinstance(word, jax.Array):
+    return jnp.stack(_traced_threefry(data[..., 0], data[..., 1], zero, word), axis=-1)
+  return np.stack(_threefry(data[..., 0], data[..., 1], zero, word), axis=-1)
 
 
 def random_bits(data: Any, counters: jax.Array) -> jax.Array:
@@ -80,7 +81,8 @@ def random_bits(data: Any, counters: jax.Array) -> jax.Array:
   instead of .3 s), and the number at a place does not depend on the array's shape.
   `data` is threefry key data, uint32 `[2]`; `counters` are uint32 of any shape.
   """
-  first, second = _threefry(data[0], data[1], jnp.zeros_like(counters), counters)
+  zero = jnp.zeros_like(counters)
+  first, second = _traced_threefry(data[0], data[1], zero, counters)
   # Without the barrier every use of the bits would compute them again.
   return jax.lax.optimization_barrier(first ^ second)
 
@@ -124,3 +126,7 @@ def _threefry(key_0: Any, key_1: Any, x: Any, y: Any) -> tuple[Any, Any]:
       x = x + keys[(step + 1) % 3]
       y = y + keys[(step + 2) % 3] + np.uint32(step + 1)
   return x, y
+
+
+# Traced once for each shape, not at each of a program's dozen calls.
+_traced_threefry = jax.jit(_threefry)

@@ -91,7 +91,16 @@ class Settings(NamedTuple):
     return (self.columns, self.rows) if self.tall else (self.rows, self.columns)
 
 
-class Plan(NamedTuple):
+class Levels(NamedTuple):
+  """A plan as tables `[D, N]` of `D` levels of `N` columns."""
+
+  partner: jax.Array  # int32, the column that a column is rotated with, or itself
+  cos: jax.Array  # factor of the column itself
+  sin: jax.Array  # factor of its partner
+  depth: int | jax.Array  # number of leading levels in use
+
+
+class Sequence(NamedTuple):
   """Rotations `c_i' = cos c_i + sin c_j`, `c_j' = cos c_j - sin c_i`, `[T]`."""
 
   i: jax.Array
@@ -100,6 +109,9 @@ class Plan(NamedTuple):
   sin: jax.Array
   level: jax.Array  # of each rotation, int32; `settings.depth` where it is left out
   depth: int | jax.Array  # number of leading levels in use
+
+
+Plan = Sequence | Levels
 
 
 def num_candidates(lo: int, hi: int, budget: int, schedule: str) -> int:
@@ -218,31 +230,32 @@ def check_angle(angle: Any) -> Angle:
   return checks.number("angle", angle)
 
 
-def candidates(words: jax.Array, matrix: Matrix, settings: Settings) -> Rotations:
-  """The candidates, `hi - lo` more in front to cover; `i == j` where there is none.
+def _pairs(words: jax.Array, matrix: Matrix, settings: Settings) -> Rotations:
+  """Independent pairs, those that cover in front; `i == j` where there is none.
 
   A matrix gets the same sequence however much larger the sizes in `settings` are.
   """
-  if settings.schedule == "iid":
-    place = jnp.arange(settings.num_rotations, dtype=jnp.int32)
-    i, j, angles = draw_rotations(words, place, matrix.hi, settings.angle)
-    rotations = Rotations(i, jnp.where(place < matrix.num_rotations, j, i), angles)
-  else:
-    rotations = _matchings(words, settings)
+  place = jnp.arange(settings.num_rotations, dtype=jnp.int32)
+  i, j, angles = draw_rotations(words, place, matrix.hi, settings.angle)
+  rotations = Rotations(i, jnp.where(place < matrix.num_rotations, j, i), angles)
   if not settings.cover:
     return rotations
-  # Each column that is empty at the start, with a live one.
+  first = _covering(words, settings)
+  return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, rotations)
+
+
+def _covering(words: jax.Array, settings: Settings) -> Rotations:
+  """Rotations of each column that is empty at the start with a live one."""
   first, live = [], settings.rows
   cover_words = keys_lib.fold_in(words, 1)
   for new in _cover_sizes(settings):
-    order = _orders(keys_lib.fold_in(cover_words, live), 1, live)
+    order = orders(keys_lib.fold_in(cover_words, live), 1, live)
     first.append(order[0, :new])
     live += new
   i = jnp.concatenate(first)
   j = settings.rows + jnp.arange(i.shape[0], dtype=jnp.int32)
   angles = draw_angles(cover_words, i.shape, settings.angle)
-  first = Rotations(i, j, angles.astype(rotations.angle.dtype))
-  return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, rotations)
+  return Rotations(i, j, angles.astype(jnp.result_type(float)))
 
 
 def _cover_sizes(settings: Settings) -> Iterator[int]:
@@ -254,16 +267,7 @@ def _cover_sizes(settings: Settings) -> Iterator[int]:
     live += new
 
 
-def _matchings(words, settings: Settings) -> Rotations:
-  """Rounds of uniformly random perfect matchings (one column rests if N is odd)."""
-  pairs = settings.columns // 2
-  order = _orders(words, settings.num_rotations // pairs, settings.columns)
-  i, j = order[:, :pairs].reshape(-1), order[:, pairs : 2 * pairs].reshape(-1)
-  angles = draw_angles(keys_lib.fold_in(words, 2), i.shape, settings.angle)
-  return Rotations(jnp.minimum(i, j), jnp.maximum(i, j), angles)
-
-
-def _orders(words, number: int, size: int) -> jax.Array:
+def orders(words, number: int, size: int) -> jax.Array:
   """Uniformly random orders of `0 ... size - 1`, int32 `[number, size]`."""
   index = jnp.arange(size, dtype=jnp.uint32)[None, :]
   rounds = jnp.arange(number, dtype=jnp.uint32)[:, None]
@@ -297,47 +301,22 @@ def plan(
     supports: packed supports of the columns that are rotated, uint32 `[N, words]`;
       those of a partial identity if None.
   """
-  rotations = candidates(words, matrix, settings)
-  num, depth = rotations.i.shape[0], settings.depth
-  place = jnp.arange(num, dtype=jnp.int32)
   limit = budget - matrix.lo
   if supports is None:
     supports = identity_bits(settings, matrix.lo)
   else:
     nonzeros = jax.lax.population_count(supports).sum(dtype=jnp.uint32)
     limit = budget - nonzeros.astype(jnp.int32)
-  go = _by_rounds if settings.schedule == "matching" else _by_levels
-  levels, added = go(rotations, supports, limit, settings, stop_early)
-  none = rotations.i == rotations.j
-  # A rotation that found no level (a negligible chance) ends the sequence.
-  end = jnp.min(jnp.where(levels == depth, place, num))
-
-  def bisect(bit, count):  # a cumulative sum compiles to a longer program
-    longer = count + jnp.left_shift(1, num.bit_length() - 1 - bit)
-    total = jnp.sum(jnp.where(place < longer, added, 0), dtype=jnp.int32)
-    return jnp.where((longer <= end) & (total <= limit), longer, count)
-
-  none_kept = vary_alike(jnp.int32(0), words, budget)
-  count = jax.lax.fori_loop(0, num.bit_length(), bisect, none_kept)
-  kept = (place < count) & ~none
-  angle = rotations.angle.astype(np.promote_types(settings.dtype, jnp.float32))
-  return Plan(
-    i=rotations.i,
-    j=rotations.j,
-    cos=jnp.cos(angle),
-    sin=jnp.sin(angle),
-    level=jnp.where(kept, levels, depth),
-    depth=jnp.max(jnp.where(kept, 1 + levels, 0)) if stop_early else depth,
-  )
+  if settings.schedule == "matching":
+    return _plan_rounds(words, limit, supports, settings, stop_early)
+  return _plan_pairs(words, limit, supports, matrix, settings, stop_early)
 
 
-def _by_levels(rotations: Rotations, supports, limit, settings: Settings, stop_early):
-  """Level of each rotation and the nonzeros that it adds, int32 `[T]` both.
-
-  The level is `depth` where a rotation found none. Rounds of "matching" are levels by
-  themselves (`_by_rounds`).
-  """
-  del limit  # rotations of many levels are under way when it is reached
+def _plan_pairs(
+  words, limit, supports, matrix, settings: Settings, stop_early
+) -> Sequence:
+  """`plan` of independent pairs, whose levels have to be found."""
+  rotations = _pairs(words, matrix, settings)
   num, depth = rotations.i.shape[0], settings.depth
   place = jnp.arange(num, dtype=jnp.int32)
   column = jnp.arange(settings.columns, dtype=jnp.int32)
@@ -361,76 +340,133 @@ def _by_levels(rotations: Rotations, supports, limit, settings: Settings, stop_e
   none = rotations.i == rotations.j
   start = jnp.where(none, jnp.int32(-1), jnp.int32(depth))
   carry = (jnp.int32(0), start, supports, jnp.zeros(num, jnp.int32))
-  carry = vary_alike(carry, rotations.i)
+  carry = vary_alike(carry, words, limit)
   if stop_early:
     unfinished = lambda carry: (carry[0] < depth) & jnp.any(carry[1] == depth)  # noqa: E731
     carry = jax.lax.while_loop(unfinished, next_level, carry)
   else:
     carry = jax.lax.fori_loop(0, depth, lambda _, carry: next_level(carry), carry)
-  return carry[1], carry[3]
+  _, levels, _, added = carry
+  # A rotation that found no level (a negligible chance) ends the sequence.
+  end = jnp.min(jnp.where(levels == depth, place, num))
+  kept = (place < _longest(place, added, limit, end, num)) & ~none
+  angle = rotations.angle.astype(np.promote_types(settings.dtype, jnp.float32))
+  return Sequence(
+    i=rotations.i,
+    j=rotations.j,
+    cos=jnp.cos(angle),
+    sin=jnp.sin(angle),
+    level=jnp.where(kept, levels, depth),
+    depth=jnp.max(jnp.where(kept, 1 + levels, 0)) if stop_early else depth,
+  )
 
 
-def _by_rounds(rotations: Rotations, supports, limit, settings: Settings, stop_early):
-  """`_by_levels` of rotations that come in rounds of disjoint pairs."""
-  sizes = [*_cover_sizes(settings)] if settings.cover else []
-  pairs = settings.columns // 2
-  sizes += [pairs] * (settings.num_rotations // pairs)
-  levels = jnp.asarray(np.repeat(np.arange(len(sizes)), sizes), jnp.int32)
-  partner = _partners(rotations.i, rotations.j, levels, settings)
+def _plan_rounds(words, limit, supports, settings: Settings, stop_early) -> Levels:
+  """`plan` of rounds of disjoint pairs: each is a level, and no table is searched."""
+  place, partner, angle = _rounds(words, settings)
+  depth, column = len(place), jnp.arange(settings.columns, dtype=jnp.int32)[None]
+  first = column < partner
 
   def next_level(carry):
     level, supports, total, added = carry
     others = _take(supports, _take(partner, level))
     new = jax.lax.population_count(supports ^ others).sum(-1, dtype=jnp.uint32)
-    new = new.astype(jnp.int32)
-    total += new.sum(dtype=jnp.int32) // 2
+    new = jnp.where(_take(first, level), new.astype(jnp.int32), 0)
+    total += new.sum(dtype=jnp.int32)
     return level + 1, supports | others, total, added.at[level].set(new)
 
-  carry = (jnp.int32(0), supports, jnp.int32(0), jnp.zeros_like(partner))
-  carry = vary_alike(carry, partner, limit)
+  carry = (jnp.int32(0), supports, jnp.int32(0), jnp.zeros_like(place))
+  carry = vary_alike(carry, words, limit)
   if stop_early:
-    fits = lambda carry: (carry[0] < len(sizes)) & (carry[2] <= limit)  # noqa: E731
+    fits = lambda carry: (carry[0] < depth) & (carry[2] <= limit)  # noqa: E731
     carry = jax.lax.while_loop(fits, next_level, carry)
   else:
-    carry = jax.lax.fori_loop(0, len(sizes), lambda _, carry: next_level(carry), carry)
-  return levels, carry[3].at[levels, rotations.i].get(mode="promise_in_bounds")
+    carry = jax.lax.fori_loop(0, depth, lambda _, carry: next_level(carry), carry)
+  end = math.prod(place.shape) // 2
+  kept = (place < _longest(place, carry[3], limit, end, end)) & (partner != column)
+  angle = angle.astype(np.promote_types(settings.dtype, jnp.float32))
+  sin = jnp.where(first, jnp.sin(angle), -jnp.sin(angle))
+  level = jnp.arange(1, depth + 1, dtype=jnp.int32)[:, None]
+  return Levels(
+    partner=jnp.where(kept, partner, column),
+    cos=jnp.where(kept, jnp.cos(angle), 1),
+    sin=jnp.where(kept, sin, 0),
+    depth=jnp.max(jnp.where(kept, level, 0), initial=0) if stop_early else depth,
+  )
 
 
-def _partners(i, j, levels, settings: Settings) -> jax.Array:
-  """The column that each is rotated with in each level, or itself, int32 `[D, N]`."""
-  column = jnp.arange(settings.columns, dtype=jnp.int32)
-  partner = jnp.broadcast_to(column, (settings.depth, settings.columns))
-  partner = vary_alike(partner, i)
-  partner = partner.at[levels, i].set(j, mode="drop")
-  return partner.at[levels, j].set(i, mode="drop")
+def _rounds(words, settings: Settings) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Rounds of uniformly random perfect matchings, those that cover in front.
+
+  Gives for each column of each round, `[D, N]`, the place of its rotation in the
+  sequence, its partner (itself if it rests, as one does where N is odd) and the angle.
+  """
+  size, pairs = settings.columns, settings.columns // 2
+  order = orders(words, settings.num_rotations // pairs, size)
+  number = jnp.arange(len(order), dtype=jnp.int32)[:, None]
+  index = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), order.shape)
+  where = index.at[number, order].set(index, mode="promise_in_bounds")
+  other = jnp.where(where < pairs, where + pairs, where - pairs)
+  other = jnp.where(where < 2 * pairs, other, where)
+  partner = jnp.take_along_axis(order, other, axis=1, mode="promise_in_bounds")
+  place = number * pairs + jnp.minimum(jnp.minimum(where, other), pairs - 1)
+  num_angles = (settings.num_rotations,)
+  angles = draw_angles(keys_lib.fold_in(words, 2), num_angles, settings.angle)
+  angles = _take(angles, place)
+  if not settings.cover:
+    return place, partner, angles
+  i, j, first_angles = _covering(words, settings)
+  sizes = list(_cover_sizes(settings))
+  level = np.repeat(np.arange(len(sizes)), sizes)
+  count = jnp.arange(len(level), dtype=jnp.int32)
+  index = jnp.broadcast_to(index[0], (len(sizes), size))
+  first_place = jnp.zeros_like(index).at[level, i].set(count).at[level, j].set(count)
+  first_partner = index.at[level, i].set(j).at[level, j].set(i)
+  return (
+    jnp.concatenate([first_place, place + len(level)]),
+    jnp.concatenate([first_partner, partner]),
+    jnp.concatenate([_take(first_angles, first_place), angles]),
+  )
+
+
+def _longest(place, added, limit, end, num: int) -> jax.Array:
+  """The longest prefix, up to `end` of `num` places, that adds at most `limit`."""
+
+  def bisect(bit, count):  # a cumulative sum compiles to a longer program
+    longer = count + jnp.left_shift(1, num.bit_length() - 1 - bit)
+    total = jnp.sum(jnp.where(place < longer, added, 0), dtype=jnp.int32)
+    return jnp.where((longer <= end) & (total <= limit), longer, count)
+
+  start = vary_alike(jnp.int32(0), added, limit)
+  return jax.lax.fori_loop(0, num.bit_length(), bisect, start)
 
 
 def reversed_plan(plan: Plan, settings: Settings) -> Plan:
   """The plan that undoes another one, last rotations first."""
+  if isinstance(plan, Levels):
+    depth = len(plan.partner)
+    level = (plan.depth - 1 - jnp.arange(depth, dtype=jnp.int32)) % depth
+    partner, cos, sin = (_take(table, level) for table in plan[:3])
+    return Levels(partner, cos, -sin, plan.depth)
   used = plan.level < settings.depth
   level = jnp.where(used, plan.depth - 1 - plan.level, plan.level)
   return plan._replace(sin=-plan.sin, level=level)
 
 
-class Levels(NamedTuple):
-  """A plan as tables `[D, N]` of `D` levels of `N` columns."""
-
-  partner: jax.Array  # int32, the column that a column is rotated with, or itself
-  cos: jax.Array  # factor of the column itself
-  sin: jax.Array  # factor of its partner
-  depth: int | jax.Array  # number of leading levels in use
-
-
 def levels(plan: Plan, settings: Settings) -> Levels:
   """Lays a plan out in tables."""
+  if isinstance(plan, Levels):
+    return plan
   shape = (settings.depth, settings.columns)
+  column = jnp.arange(settings.columns, dtype=jnp.int32)
   cos, sin = (jnp.full(shape, x, plan.cos.dtype) for x in (1, 0))
-  cos, sin = vary_alike((cos, sin), plan.cos)
+  partner = jnp.broadcast_to(column, shape)
+  partner, cos, sin = vary_alike((partner, cos, sin), plan.cos)
   for side, sign in ((plan.i, 1), (plan.j, -1)):
     place = (plan.level, side)
+    partner = partner.at[place].set(plan.i + plan.j - side, mode="drop")
     cos = cos.at[place].set(plan.cos, mode="drop")
     sin = sin.at[place].set(sign * plan.sin, mode="drop")
-  partner = _partners(plan.i, plan.j, plan.level, settings)
   return Levels(partner, cos, sin, plan.depth)
 
 

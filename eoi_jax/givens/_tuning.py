@@ -76,7 +76,7 @@ class _Steps(NamedTuple):
   number: jax.Array  # of leading steps in use
 
 
-def _steps(plan: plan_lib.Plan, settings: plan_lib.Settings) -> _Steps:
+def _steps(plan: plan_lib.Sequence, settings: plan_lib.Settings) -> _Steps:
   """Sorts the rotations of a plan by level and cuts levels into steps."""
   depth, columns, num = settings.depth, settings.columns, plan.i.shape[0]
   size = min(max(columns // 32, 16), 128)  # rotations of a step
@@ -104,11 +104,11 @@ def _steps(plan: plan_lib.Plan, settings: plan_lib.Settings) -> _Steps:
   )
 
 
-def laid_out(
+def _laid_out(
   plan: plan_lib.Plan, settings: plan_lib.Settings
 ) -> _Steps | plan_lib.Levels:
   """Tables of the rotations of a plan, for `rotate`."""
-  if settings.schedule == "iid" and in_cache():
+  if isinstance(plan, plan_lib.Sequence) and in_cache():
     return _steps(plan, settings)
   return plan_lib.levels(plan, settings)
 
@@ -140,7 +140,7 @@ def rotated_identity(
   Rows from `lo` on have no meaning. `alone`: no other matrix is computed beside it.
   """
   rows, columns, tall = settings.rows, settings.columns, settings.tall
-  tables = laid_out(plan, settings)
+  tables = _laid_out(plan, settings)
   if alone and _may_be_sharded():
     lines = (jnp.arange(size, dtype=jnp.int32) for size in (rows, columns))
     matrix = _partitioned(*tables[:3], *lines)

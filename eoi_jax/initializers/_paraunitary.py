@@ -234,9 +234,6 @@ def delay_and_rotate(
     settings: of the rotations, which make a matrix `[hi, hi]`.
   """
   hi = columns.shape[0]
-  place = jnp.arange(2 * hi + taps, dtype=jnp.uint32)
-  ties = keys_lib.random_bits(keys_lib.fold_in(words, 1), place)
-  ties, tap_order = ties[: 2 * hi].reshape(2, hi), jnp.argsort(ties[2 * hi :])
   matrix = plan_lib.Matrix(hi, hi, settings.num_rotations)
   draw = functools.partial(
     plan_lib.plan,
@@ -246,41 +243,36 @@ def delay_and_rotate(
     stop_early=tuning.in_cache(),
   )
   supports = _pack(columns)
-  nonzeros = _count_bits(supports)
-  left_order = _order(-nonzeros, ties[0])
-  spread = jnp.ones(hi, jnp.int32)
+  nonzeros, spread = _count_bits(supports), jnp.ones(hi, jnp.int32)
+  orders = plan_lib.orders(keys_lib.fold_in(words, 1), 2, hi)
+  pairing = orders[0]  # the column of each row of the rotations
   # Matched rows differ by a factor of 2 at most: over 6 of them, that is no matter.
   even = settings.schedule == "matching" and hi >= 6 * taps
   if settings.num_rotations and not even:
-    target = hi * _mean_to_expect(nonzeros[left_order], mean, settings.schedule)
+    descending = _order(-nonzeros, orders[0])
+    target = hi * _mean_to_expect(nonzeros[descending], mean, settings.schedule)
     spread = _row_nonzeros(draw(target.astype(jnp.int32)), settings)
-  right_order = _order(spread, ties[1])
-  weights = nonzeros[left_order] * spread[right_order]
-  supports = supports[left_order]
+    pairing = pairing.at[_order(spread, orders[1])].set(descending)
+  supports, weights = supports[pairing], nonzeros[pairing] * spread
   alike = _signatures(supports, keys_lib.fold_in(words, 3))
-  channel = _deal(_order(-weights, alike), weights, taps)[tap_order]
+  channel = _deal(_order(-weights, alike), weights, taps)
+  channel = channel[plan_lib.orders(keys_lib.fold_in(words, 4), 1, taps)[0]]
   right = jnp.eye(hi, dtype=columns.dtype)
   if settings.num_rotations:
     every_tap = jnp.arange(taps, dtype=jnp.int32)[:, None]
     tap = jnp.zeros(hi, jnp.int32).at[channel].set(every_tap, mode="drop")
-    # In the order of the rows of `right`.
-    column = jnp.arange(hi, dtype=jnp.int32)
-    channel_of = jnp.zeros_like(right_order).at[right_order].set(column)
     # Without the barrier every tap would gather them again.
-    rows = (tap[channel_of, None, None], supports[channel_of, None, :])
-    tap, supports = jax.lax.optimization_barrier(rows)
-    bits = jnp.where(tap == every_tap[None], supports, jnp.uint32(0)).reshape(hi, -1)
+    tap, supports = jax.lax.optimization_barrier((tap, supports))
+    here = tap[:, None, None] == every_tap[None]
+    bits = jnp.where(here, supports[:, None, :], jnp.uint32(0)).reshape(hi, -1)
     plan = draw(budget, supports=bits)
     # Backwards, for the product itself rather than its transpose.
     back, tall = plan_lib.reversed_plan(plan, settings), settings._replace(tall=True)
     right = tuning.rotated_identity(back, tall, hi, alone=False)
-
-  def pick(order):  # hi where a tap has no channel in a turn
-    return order.at[channel].get(mode="fill", fill_value=hi)
-
-  columns = columns.at[pick(left_order)].get(mode="fill", fill_value=0)
-  rows = right.at[pick(right_order)].get(mode="fill", fill_value=0)
-  columns = jnp.swapaxes(columns, 1, 2)
+  # A tap that has no channel in a turn has zeros there.
+  here = pairing.at[channel].get(mode="fill", fill_value=hi)
+  columns = jnp.swapaxes(columns.at[here].get(mode="fill", fill_value=0), 1, 2)
+  rows = right.at[channel].get(mode="fill", fill_value=0)
   return jnp.matmul(columns, rows, precision=jax.lax.Precision.HIGHEST)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Callable
@@ -247,6 +248,7 @@ def sample_kernel(
   return jnp.swapaxes(kernel, -1, -2) if transposed else kernel
 
 
+@functools.partial(jax.jit, static_argnames="window")
 def delta_kernel(matrix: jax.Array, window: tuple[int, ...]) -> jax.Array:
   """Convolution kernel `(*window, in, out)` with `matrix` at the centre, else zeros.
 
