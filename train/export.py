@@ -31,9 +31,8 @@ from flax import serialization, traverse_util
 from eoi_jax.layouts import fill_tree, named_leaves
 from train.core import config as config_lib
 from train.core.console import UserError, program, warnings_only
-from train.core.plan import Plan, check_plan, make_plan, seeds_of
+from train.core.plan import Plan, plan_start, seeds_of
 from train.core.saved import restore_saved, saved_config
-from train.core.start import sparsity_settings
 from train.core.state import TrainState, take_seed
 from train.data.datasets import DatasetSpec
 from train.data.images import normalize
@@ -87,10 +86,7 @@ def export(
     UserError: if there is no such checkpoint, or a package or the data set is missing.
   """
   config = saved_config(workdir)
-  if sparsity_settings(config).needs_masks:
-    plan = make_plan(config)
-  else:  # without data
-    plan = Plan(config, None, check_plan(config))
+  plan = plan_start(config)
   state = restore_saved(plan, workdir, checkpoint)
   folder, files = workdir / "export", []
   folder.mkdir(exist_ok=True)

@@ -45,9 +45,10 @@ def test_delta_kernel(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("module_promotion")
 def test_angles(tmp_path, monkeypatch):
   """On the digits, which stand in for a data set that is missing."""
-  monkeypatch.setattr(angles, "ANGLES", {"1 degree": np.pi / 180})
+  monkeypatch.setattr(angles, "ANGLES", {"1 degree": 1.0})
   monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nothing"))
   data = angles.angles(num_seeds=2, num_epochs=2)
   assert data["data"] == "digits"
@@ -70,6 +71,7 @@ def test_time(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("module_promotion")
 def test_spectrum(tmp_path):
   data = spectrum.spectrum(
     activations=["linear", "tanh"],
@@ -89,13 +91,15 @@ def test_spectrum(tmp_path):
 
 
 @pytest.mark.slow
-def test_spectrum_of_scores_keeps_the_density(tfds_data_dir):
+@pytest.mark.usefixtures("module_promotion")
+def test_spectrum_of_scores_looks_at_examples(tfds_data_dir):
   if not (tfds_data_dir / "mnist").is_dir():
     pytest.skip(f"mnist is not in TFDS_DATA_DIR={tfds_data_dir}")
-  net = spectrum.Net("snip", "tanh", 0.1, 0)
-  masks = spectrum._masks(net)
-  counts = eoi_jax.count_masks(masks).values()
-  assert sum(c.live for c in counts) == round(0.1 * sum(c.total for c in counts))
+  scheme: dict = dict(activations=["tanh"], distributions=["snip"], starts=["eoi"])
+  (curve,) = spectrum.spectrum(**scheme, densities=[0.1], num_seeds=1)["curves"]
+  assert curve["mean"][0] == pytest.approx(0.365, abs=0.05) and curve["density"] == [
+    0.1
+  ]
 
 
 @pytest.mark.parametrize("field", ["activations", "distributions", "starts"])

@@ -18,6 +18,7 @@ from train.core.optimizers import (
   create_schedule,
 )
 from train.core.start import (
+  OF_DATA,
   create_masks,
   create_network,
   create_train_state,
@@ -79,7 +80,7 @@ def check_plan(config: Any) -> Recipe:
       f"`seeds` must be empty for {config.data.name!r}, whose examples are read as "
       f"they are used, got {tuple(config.seeds)}."
     )
-  if streamed and sparsity.distribution in ("snip", "grasp"):
+  if streamed and sparsity.distribution in OF_DATA:
     raise UserError(
       f"`sparsity.distribution` must not score examples of {config.data.name!r}, which "
       f"are read as they are used, got {sparsity.distribution!r}."
@@ -177,6 +178,17 @@ def make_plan(config: Any) -> Plan:
   return Plan(config, dataset, recipe)
 
 
+def plan_start(config: Any) -> Plan:
+  """Returns a plan that is enough for `start_state`: data are read for scores alone.
+
+  Raises:
+    UserError: see `make_plan`.
+  """
+  if config.sparsity.distribution in OF_DATA:
+    return make_plan(config)
+  return Plan(config, None, check_plan(config))
+
+
 _in_memory = functools.lru_cache(maxsize=1)(load_dataset)  # runs share it
 
 
@@ -231,7 +243,8 @@ def start_state(plan: Plan) -> TrainState:
   def start(key):
     masks = None
     if sparsity.needs_masks:
-      masks = create_masks(key, data=plan.dataset.train, **settings)
+      data = plan.dataset.train if sparsity.distribution in OF_DATA else None
+      masks = create_masks(key, data=data, **settings)
     return create_train_state(key, masks=masks, **settings)
 
   try:

@@ -20,10 +20,12 @@ from train.core.config import BY_SHAPE, CRITICAL, DENSE_STARTS, SCORED, flatten
 from train.core.console import UserError
 from train.core.optimizers import Pruning
 from train.core.state import Averages, Recipe, TrainState, named_key
-from train.data.datasets import DatasetSpec, Split
+from train.data.datasets import DatasetSpec
 from train.data.images import normalize
 from train.models import ACTIVATIONS, MODELS, Blocks, Network, create_model
 from train.models.blocks import dense_view, named_layouts
+
+OF_DATA = ("snip", "grasp")  # distributions whose scores look at examples
 
 
 class Gains(NamedTuple):
@@ -455,12 +457,12 @@ def _skipped(params: Any, model: Any) -> list[str]:
 
 
 def create_masks(
-  key: jax.Array, *, sparsity: SparsitySettings, recipe: Recipe, data: Split
+  key: jax.Array, *, sparsity: SparsitySettings, recipe: Recipe, data: Any
 ) -> Any:
   """Chooses the trained weights of a network before its start.
 
   The network scored is the one that "base" masks. SNIP scores one batch of the training
-  set `data`, GraSP some examples of each class in two halves.
+  set `data`, GraSP some examples of each class in two halves; others need no data.
 
   Returns:
     Tree like the parameters: bool leaves, True = trained, None = dense leaf. With a
