@@ -132,7 +132,7 @@ def load(path: str | Path) -> Exported:
     raise UserError(f"{path} must end with one of {', '.join(FORMATS)}.")
   try:
     trees, metadata = read(path)
-    config = config_lib.from_json(json.dumps(metadata["config"]))
+    config = config_lib.from_saved(metadata["config"])
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise UserError(f"{path} cannot be read: {error}.") from error
   trees = {name: trees.get(name, {}) for name in _TREES}  # no file keeps empty trees

@@ -1,14 +1,18 @@
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from absl import flags
 
 from configs import mnist_mlp7, quickstart
-from train.core import console, loop
+from train.core import command, console, loop
 from train.core.command import parse
+from train.core.config import flatten
+from train.core.console import program
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = "--config=configs/quickstart.py"
@@ -49,10 +53,13 @@ def test_a_mistake_ends_the_program_with_one_line(arguments, words, tmp_path):
   [
     ([], "--config is missing"),
     ([QUICKSTART + ":nope"], "known variants: smoke"),
-    ([QUICKSTART, "--config.nope=1"], "unknown config field `nope`; known: batch_size"),
+    ([QUICKSTART, "--config.nope=1"], "unknown config field `nope`; known: seed"),
     ([QUICKSTART, "--config.model.dept=3"], "did you mean `model.depth`?"),
     ([QUICKSTART, "--config.model.dept", "3"], "did you mean `model.depth`?"),
     ([QUICKSTART, "--noconfig.optimizer.nestrov"], "`optimizer.nesterov`?"),
+    ([QUICKSTART, "--config.seed=1.5"], "`seed` must be an integer in [0, "),
+    ([QUICKSTART, "--config.seed"], "`seed` must be an integer in [0, "),
+    ([QUICKSTART, "--config.model.remat=maybe"], "`model.remat` must be True or False"),
     ([QUICKSTART, "more"], "unexpected argument 'more'"),
   ],
 )
@@ -62,6 +69,47 @@ def test_mistakes_in_flags_are_one_line(arguments, words, capsys):
   assert stop.value.code == 2
   (line,) = capsys.readouterr().err.splitlines()
   assert line.startswith("error: ") and words in line
+
+
+@pytest.mark.parametrize(
+  ("words", "field", "value"),
+  [
+    (["--config.model.remat"], "model.remat", True),
+    (["--noconfig.optimizer.nesterov"], "optimizer.nesterov", False),
+    (["--config.optimizer.nesterov=0"], "optimizer.nesterov", False),
+    (["--config.sparsity.scale=critical"], "sparsity.scale", "critical"),
+    (["--config.sparsity.scale", "2"], "sparsity.scale", 2.0),
+    (["--config.seeds=(1, 2)"], "seeds", (1, 2)),
+    (["--config.model.options=heads=8"], "model.options", "heads=8"),
+    (["--config.compare.field="], "compare.field", ""),
+  ],
+)
+def test_words_of_the_command_line_have_the_types_of_their_fields(words, field, value):
+  parse(["run", QUICKSTART, *words])
+  assert flatten(command.CONFIG.value)[field] == value
+  flags.FLAGS.unparse_flags()
+
+
+@pytest.mark.parametrize(
+  ("error", "words"),
+  [
+    (
+      OSError(28, "No space left on device", "a/table.md"),
+      "No space left .*a/table.md",
+    ),
+    (MemoryError("Unable to allocate 4 TiB"), "not enough memory: MemoryError: Unable"),
+    (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), "not enough memory"),
+  ],
+)
+def test_a_lack_of_the_machine_is_one_line(error, words, capsys):
+  def main(argv):
+    raise error
+
+  with pytest.raises(SystemExit) as stop:
+    program(main)([])
+  assert stop.value.code == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith("error: ") and re.search(words, line)
 
 
 def test_colours_are_for_terminals(monkeypatch):

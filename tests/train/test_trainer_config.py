@@ -193,9 +193,21 @@ def test_differences_name_both_values():
   assert config_lib.differences(config, saved) == []
   saved["model"]["depth"] = 9
   assert config_lib.differences(config, saved) == ["model.depth: 9 there, 7 here"]
+  saved["model"]["dept"] = saved["model"].pop("depth") - 2
+  (line,) = config_lib.differences(config, saved)  # one that is older, or newer
+  assert line == "model.dept: 7 there, '(absent)' here"
+  config.model.depth = 8
+  assert "model.depth: 7 there, 8 here" in config_lib.differences(config, saved)
+
+
+def test_a_saved_config_that_is_older_has_defaults():
+  config = changed(**{"sparsity.scale": "critical", "seeds": (1, 2)})
+  saved = json.loads(config_lib.to_json(config))
   del saved["model"]["depth"]
-  (line,) = config_lib.differences(config, saved)
-  assert "model.depth" in line and "absent" in line
+  assert config_lib.flatten(config_lib.from_saved(saved)) == config_lib.flatten(config)
+  saved["model"]["dept"] = 3
+  with pytest.raises(UserError, match="did you mean .model"):
+    config_lib.from_saved(saved)
 
 
 def test_config_files_that_cannot_be_used(tmp_path):

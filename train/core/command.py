@@ -1,6 +1,5 @@
 """The command line that the programs share: config, workdir, cache."""
 
-import ast
 import functools
 import itertools
 import os
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from train.core import cache
 from train.core import config as config_lib
@@ -76,19 +75,12 @@ def parse(argv: list[str]) -> list[str]:
   """
   try:
     line, config = scan(argv[1:]), None
-    others = argv[1:]
     if line.file is not None:
-      config, others = load_config(line.file), line.others
-      config_lib.check_names(line.overrides, flat := config_lib.flatten(config))
-      for field, text in line.overrides.items():
-        if isinstance(flat[field], tuple):
-          _check_tuple(field, text)
-      # Overrides are parsed by the types of the fields, by flags of their own.
-      values = flags.FlagValues()
-      options = {"flag_values": values, "sys_argv": line.changes}
-      config_flags.DEFINE_config_dict("config", config, **options)
-      values([argv[0], *line.changes])
-    rest = flags.FLAGS([argv[0], *others])
+      config = load_config(line.file)
+      config_lib.check_names(line.overrides, config_lib.FIELDS)
+      values = {n: config_lib.read_word(n, word) for n, word in line.overrides.items()}
+      config = config_lib.changed(config, values)
+    rest = flags.FLAGS([argv[0], *line.others])
     if _FIELDS.value:
       print(config_lib.help_text())
       raise SystemExit(0)
@@ -97,21 +89,11 @@ def parse(argv: list[str]) -> list[str]:
     if config is None:
       raise UserError("--config is missing, such as --config=configs/quickstart.py.")
     flags.FLAGS["config"].value = config
-  except (UserError, flags.Error, ValueError, TypeError, IndexError) as error:
+  except (UserError, flags.Error) as error:
     exit_with(error)
   cache.choose(_CACHE.value)
   use_compilation_cache()
   return rest
-
-
-def _check_tuple(field: str, text: str) -> None:
-  try:
-    value = ast.literal_eval(text)
-  except (SyntaxError, ValueError):
-    value = None
-  if not isinstance(value, list | tuple):
-    rule = config_lib.FIELDS[field].rule
-    raise UserError(f"`{field}` must be {rule.text}, got {text!r}.")
 
 
 class CommandLine(NamedTuple):
@@ -119,7 +101,6 @@ class CommandLine(NamedTuple):
 
   file: str | None  # the config file, None without any
   overrides: dict[str, str]  # config field to the text of its new value
-  changes: list[str]  # the words that change config fields
   others: list[str]  # all other words
 
 
@@ -127,25 +108,25 @@ def scan(arguments: list[str]) -> CommandLine:
   """Takes a command line apart, before the config is loaded."""
   fields = config_lib.FIELDS.items()
   booleans = [name for name, field in fields if isinstance(field.default, bool)]
-  file, overrides, changes, others = None, {}, [], []
+  file, overrides, others = None, {}, []
   words = iter(arguments)
   for word in words:
     given, (name, equals, value) = [word], word.partition("=")
-    change = re.match(r"--?(no)?config\.([^[=]*)", word)
+    change = re.fullmatch(r"--?(no)?config\.(.*)", name)
     is_file = name in ("-config", "--config")
-    alone = change and (change[1] or change[2] in booleans)
     if word == "--":
       given += words
-    elif (change or is_file) and not (equals or alone):
+    elif change and not equals and (change[1] or change[2] in booleans):
+      value = str(not change[1])
+    elif (change or is_file) and not equals:
       given += (following := list(itertools.islice(words, 1)))
       value = "".join(following)
     file = value if is_file else file
     if change:
       overrides[change[2]] = value
-      changes += given
     else:
       others += given
-  return CommandLine(file, overrides, changes, others)
+  return CommandLine(file, overrides, others)
 
 
 def default_workdir(arguments: list[str]) -> Path:

@@ -4,6 +4,8 @@
 `validate` the rules, `help_text` (`python -m train.run --fields`) all of it.
 """
 
+import ast
+import contextlib
 import difflib
 import json
 import math
@@ -94,16 +96,18 @@ def _different(items: Any) -> bool:
   return isinstance(items, list | tuple) and len(set(map(repr, items))) == len(items)
 
 
+_WORDS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 _BOOLEAN = Rule(
   "True or False",
   lambda value: isinstance(value, bool),
-  lambda text: {"True": True, "False": False}[text],
+  lambda word: _WORDS[word.lower()],
 )
 _TEXT = Rule("a string", lambda value: isinstance(value, str))
 _SEED = _integer(0, 2**32 - 1)
 _SEEDS = Rule(
   f"a tuple of different seeds, each {_SEED.text}",
   lambda value: _different(value) and all(map(_SEED.holds, value)),
+  ast.literal_eval,
 )
 _POSITIVE = _number("(0, inf)")
 _SCALE = Rule(
@@ -122,11 +126,13 @@ def _is_choice(value: Any) -> bool:
 _CHOICES = Rule(
   "a tuple of different strings, numbers or tuples of them",
   lambda value: _different(value) and all(map(_is_choice, value)),
+  ast.literal_eval,
 )
 
 _CHANNELS = Rule(
   "a tuple of numbers, one for each channel, or ()",
   lambda value: isinstance(value, list | tuple) and all(map(_is_number, value)),
+  ast.literal_eval,
 )
 
 _STEPS = Rule(
@@ -136,6 +142,7 @@ _STEPS = Rule(
     and (not value or (len(value) == 2 and all(map(_is_integer, value))))
     and (not value or 1 <= value[0] <= value[1])
   ),
+  ast.literal_eval,
 )
 
 
@@ -474,6 +481,24 @@ def check_names(names: Any, known: Any) -> None:
       raise UserError(f"unknown config field `{name}`; {hint}")
 
 
+def read_word(name: str, word: str) -> Any:
+  """Returns the value that a word of a command line stands for in a field.
+
+  Raises:
+    UserError: if there is none.
+  """
+  rule = FIELDS[name].rule
+  if not rule.holds(value := _read(rule, word)):
+    raise UserError(f"`{name}` must be {rule.text}, got {word!r}.")
+  return value
+
+
+def _read(rule: Rule, word: str) -> Any:
+  """The value of a word, or None, which obeys no rule."""
+  with contextlib.suppress(KeyError, ValueError, SyntaxError):
+    return rule.read(word)
+
+
 def validate(config: Any) -> None:
   """Checks names, types and ranges of every field.
 
@@ -553,19 +578,15 @@ def _values(names: list[str], choice: Any) -> list[Any]:
       f"`compare.choices` must hold {len(names)} values joined by '+' or in a tuple, "
       f"as `compare.field` does fields, got {choice!r}."
     )
+  words = isinstance(choice, str) and len(names) > 1
   values = []
   for name, part in zip(names, parts, strict=True):
-    rule, value = FIELDS[name].rule, part
-    if isinstance(choice, str) and len(names) > 1:  # words of a joined choice
-      try:
-        value = rule.read(part)
-      except (KeyError, ValueError):
-        value = part
-    if not rule.holds(value):
+    rule = FIELDS[name].rule
+    values.append(_read(rule, part) if words else part)
+    if not rule.holds(values[-1]):
       raise UserError(
         f"`compare.choices` for `{name}` must be {rule.text}, got {part!r}."
       )
-    values.append(value)
   return values
 
 
@@ -624,26 +645,31 @@ def to_json(config: Any) -> str:
   return json.dumps(config.to_dict(), indent=2) + "\n"
 
 
-def from_json(text: str) -> Any:
-  """Returns the config of `to_json`; a field that it lacks has its default."""
+def from_saved(saved: dict[str, Any]) -> Any:
+  """Returns the config of what `to_json` wrote; a field that it lacks has its default.
 
-  def plain(value):
-    if isinstance(value, dict):
-      return {name: plain(inner) for name, inner in value.items()}
-    return tuple(map(plain, value)) if isinstance(value, list) else value
+  Raises:
+    UserError: if it has a field that there is not.
+  """
+  check_names(flat := flatten(saved), FIELDS)
+  return changed(default_config(), {name: _tuples(flat[name]) for name in flat})
 
-  config: Any = default_config()
-  with config.ignore_type():  # a scale may be a number or a word
-    config.update(plain(json.loads(text)))
-  return config
+
+def _tuples(value: Any) -> Any:
+  return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def differences(ours: Any, theirs: dict[str, Any]) -> list[str]:
-  """Lists the fields in which a config and a saved config differ, local ones aside."""
-  left, right = flatten(json.loads(to_json(ours))), flatten(theirs)
-  absent = "(absent)"
-  return [
-    f"{name}: {right.get(name, absent)!r} there, {left.get(name, absent)!r} here"
-    for name in sorted((left.keys() | right.keys()) - LOCAL)
-    if left.get(name, absent) != right.get(name, absent)
-  ]
+  """Lists the fields in which a config and a saved one differ, local ones aside.
+
+  A field that the saved one lacks, since it is older, has its default there.
+  """
+  left, right = flatten(ours), flatten(theirs)
+  defaults = {name: field.default for name, field in FIELDS.items()}
+  found = []
+  for name in sorted((left.keys() | right.keys()) - LOCAL):
+    there, here = (
+      _tuples(flat.get(name, defaults.get(name, "(absent)"))) for flat in (right, left)
+    )
+    found += [f"{name}: {there!r} there, {here!r} here"] if there != here else []
+  return found

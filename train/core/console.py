@@ -65,14 +65,19 @@ class _Lines(logging.Formatter):
 
 
 def program(main: Callable[[Any], None]) -> Callable[[Any], None]:
-  """Makes a `main` end in one line after a UserError or Ctrl-C."""
+  """Makes a `main` end in one line after a UserError, Ctrl-C or an error of a file."""
 
   @functools.wraps(main)
   def run(argv: Any) -> None:
     try:
       main(argv)
-    except UserError as error:
+    except (UserError, OSError) as error:
       exit_with(error)
+    except Exception as error:
+      if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+        raise
+      text = f"there is not enough memory: {one_line(error)[:200]}; --config.dry_run "
+      exit_with(UserError(text + "shows what a config takes, if it can be run at all."))
     except KeyboardInterrupt:
       print("\nstopped; the same command continues from the last checkpoint.")
       sys.exit(130)

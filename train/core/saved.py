@@ -1,6 +1,5 @@
 """Finished or interrupted runs: their config, and the state of a checkpoint."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from train.core.checkpoints import Checkpoints
 from train.core.console import UserError
 from train.core.plan import Plan, like_start
 from train.core.state import TrainState
+from train.core.workdir import read_json
 
 # What a state is, and what it is evaluated on.
 _SAME = ("data.name", "data.validation", "data.limit", "data.mean", "data.std")
@@ -26,18 +26,15 @@ def saved_config(workdir: Path, config: Any = None) -> Any:
       data set than `config`.
   """
   path = workdir / "config.json"
-  try:
-    saved = config_lib.from_json(path.read_text(encoding="utf-8"))
-  except OSError as error:
-    raise UserError(f"{workdir} holds no run: there is no {path}.") from error
-  except (ValueError, TypeError) as error:
-    raise UserError(f"{path} cannot be read: {error}.") from error
+  if not path.exists():
+    raise UserError(f"{workdir} holds no run: there is no {path}.")
+  saved = config_lib.from_saved(read_json(path))
   if saved.compare.field:
     runs = ", ".join(str(workdir / name) for name in config_lib.expand(saved))
     raise UserError(f"{workdir} holds several runs; name one of them: {runs}.")
   if config is None:
     return saved
-  found = config_lib.differences(config, json.loads(config_lib.to_json(saved)))
+  found = config_lib.differences(config, saved.to_dict())
   if other := [line for line in found if line.startswith(_SAME)]:
     raise UserError(
       f"workdir {workdir} holds a run of another config ({'; '.join(other)})."

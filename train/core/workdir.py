@@ -85,15 +85,26 @@ def is_claimed(workdir: Path) -> bool:
 
 def refuse_another_config(path: Path, config: Any) -> None:
   """Raises a UserError if the config saved in `path` differs; it names the fields."""
-  try:
-    saved = json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise UserError(f"{path} is not a JSON file; choose another --workdir.") from error
-  if found := config_lib.differences(config, saved):
+  if found := config_lib.differences(config, read_json(path)):
     raise UserError(
       f"workdir {path.parent} holds a run of another config "
       f"({'; '.join(found)}); choose another --workdir."
     )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+  """Reads a file that holds a JSON object.
+
+  Raises:
+    UserError: if there is no such file, or it holds anything else.
+  """
+  try:
+    found = json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
+    raise UserError(f"{path} cannot be read: {error}.") from error
+  if not isinstance(found, dict):
+    raise UserError(f"{path} must hold a JSON object, got {found!r:.40}.")
+  return found
 
 
 def replace_text(path: Path, text: str) -> None:
