@@ -139,6 +139,11 @@ def test_axes_of_one_last_name_keep_their_whole_names(tmp_path):
   ("axes", "words"),
   [
     ("{}", "must return a dict of axes"),
+    ("{3: (1,)}", "must return a dict of axes"),
+    ("1 / 0", r"get_axes\(\): ZeroDivisionError"),
+    ("{'seed': 5}", "axis 'seed' must be a tuple of values, .* got 5"),
+    ("{'sparsity.start': 'eoi'}", "must be a tuple of values, .* got 'eoi'"),
+    ("{'a': {'b': 3}}", "axis 'a' must give a dict of fields for 'b', got 3"),
     ("{'sparsity.dens': (1,)}", "did you mean `sparsity.density`"),
     ("{'a': {}}", "'a' must have at least one choice"),
     ("{'a': {'b': {'sparsity.denst': 1}}}", "did you mean `sparsity.density`"),

@@ -10,6 +10,7 @@ import pytest
 tfds = pytest.importorskip("tensorflow_datasets")
 from tensorflow_datasets.image_classification import mnist  # noqa: E402
 
+from train.core.console import UserError  # noqa: E402
 from train.data.datasets import DATASETS  # noqa: E402
 from train.data.load import load_dataset  # noqa: E402
 from train.prepare import prepare  # noqa: E402
@@ -112,3 +113,8 @@ def test_the_official_builder_runs_without_tensorflow(name, tmp_path, monkeypatc
     assert read.images.shape == images.shape
     found = {i.tobytes(): label for i, label in zip(*read, strict=True)}
     assert found == wanted
+
+
+def test_a_data_set_that_nobody_has(tmp_path):
+  with pytest.raises(UserError, match=r"--dataset must be one .*, got tfds:nope"):
+    prepare("tfds:nope", str(tmp_path))

@@ -169,6 +169,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     resumed = train_and_evaluate(small(), tmp_path)
   gc.collect()
   assert "the checkpoint of step 40 is damaged" in caplog.text
+  assert (tmp_path / "damaged" / "40" / "state").is_dir()
   assert_identical(resumed.state, finished.state)
   assert numbers(resumed.curves.records) == numbers(finished.curves.records)
 

@@ -167,3 +167,13 @@ def test_reports_of_plain_runs(workdir, tmp_path_factory):
   assert "| run | test accuracy |" in text and "| eoi | 60.00 ± 10.00 |" in text
   with pytest.raises(UserError, match="no finished run"):
     tables.read_table(tmp_path_factory.mktemp("empty"))
+
+
+@pytest.mark.parametrize("name", [tables.SWEEP, "a/summary.json", "f/failed.json"])
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_a_damaged_file_is_named(name, text, workdir):
+  (workdir / name).write_text(text)
+  with pytest.raises(
+    UserError, match=f"{name} (cannot be read|must hold a JSON object)"
+  ):
+    tables.read_table(workdir)

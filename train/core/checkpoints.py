@@ -80,7 +80,7 @@ class Checkpoints:
       self._manager.delete(step)
 
   def _check_metrics(self) -> None:
-    """Removes checkpoints whose metrics are damaged: with them Orbax opens none."""
+    """Sets checkpoints with damaged metrics aside: with them Orbax opens none."""
     for path in self._directory.glob("*/metrics/metrics"):
       step = path.parts[-3]
       try:
@@ -90,9 +90,7 @@ class Checkpoints:
       except ValueError as error:
         if self._read_only:
           raise UserError(f"the checkpoint {path.parents[1]} is damaged.") from error
-        logger.warning("the checkpoint of step %s is damaged; it is removed", step)
-        if is_primary():
-          shutil.rmtree(path.parents[1], ignore_errors=True)
+        self._set_aside(int(step))
     agree(True)  # nobody opens the others before it is gone
 
   def __enter__(self) -> "Checkpoints":
@@ -162,8 +160,9 @@ class Checkpoints:
     for step in sorted(self._manager.all_steps(), reverse=True):
       if (state := self._try(step, like)) is not None:
         return state
-      logger.warning("the checkpoint of step %d is damaged; it is removed", step)
-      self._remove(step)
+      self._set_aside(step)
+      agree(True)  # nobody looks before it is gone
+      self._manager.reload()
     return None
 
   def restore_one(self, which: str | None, like: Any) -> Any:
@@ -216,11 +215,17 @@ class Checkpoints:
     self.newest = step
     return jax.tree.map(_wrap, like, state)
 
-  def _remove(self, step: int) -> None:
+  def _set_aside(self, step: int) -> None:
+    """Moves what cannot be restored, perhaps by this version alone, out of the way."""
+    place = self._directory.with_name("damaged") / str(step)
+    logger.warning(
+      "the checkpoint of step %d is damaged, or of another version; it is moved to %s",
+      *(step, place),
+    )
     if is_primary():
-      shutil.rmtree(self._directory / str(step), ignore_errors=True)
-    agree(True)  # nobody looks before it is gone
-    self._manager.reload()
+      place.parent.mkdir(exist_ok=True)
+      shutil.rmtree(place, ignore_errors=True)
+      (self._directory / str(step)).rename(place)
 
 
 _UNKNOWN = -1.0  # of a state that was not evaluated

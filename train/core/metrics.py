@@ -13,14 +13,14 @@ from train.core.console import UserError
 from train.core.workdir import replace_text
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-  """Reads the records of a run; a line cut short by a crash ends the list."""
+def read_records(path: Path) -> list[dict[str, Any]]:
+  """Reads a file of JSON objects, one a line; a line cut short by a crash ends it."""
   records = []
   if path.exists():
     for line in path.read_text(encoding="utf-8").splitlines():
       try:
-        records.append(json.loads(line))
-      except ValueError:
+        records.append(dict(json.loads(line)))
+      except (ValueError, TypeError):
         break
   return records
 
@@ -81,7 +81,7 @@ class MetricsWriter:
     """
     limit = -1 if resume_step is None else resume_step
     self.records = [
-      r for r in read_metrics(path) if r["step"] <= limit and r["split"] != "test"
+      r for r in read_records(path) if r["step"] <= limit and r["split"] != "test"
     ]
     self.path, self._file, self._mirrors = path, None, mirrors
     if primary:

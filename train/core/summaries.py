@@ -13,6 +13,7 @@ import eoi_jax
 from eoi_jax.layouts import find_kernels, named_leaves
 from train.core.config import DENSE_STARTS, flatten
 from train.core.console import table
+from train.core.workdir import read_json
 from train.models import title_and_fields
 from train.models.blocks import dense_view
 
@@ -201,13 +202,13 @@ def start_json(at_start: AtStart) -> str:
 def read_start(path: Path) -> AtStart | None:
   """Reads what an earlier process knew at step 0, None if it has left nothing."""
   try:
-    found = json.loads(path.read_text(encoding="utf-8"))
-  except (OSError, ValueError):
+    found = read_json(path)
+    support = found["support"]
+    for name in ("live", "nonzero"):
+      support[name] = np.array([[c == "1" for c in row] for row in support[name]])
+    return AtStart(found["summary"], found["table"], Support(**support))
+  except (ValueError, KeyError, TypeError):
     return None
-  support = found["support"]
-  for name in ("live", "nonzero"):
-    support[name] = np.array([[c == "1" for c in row] for row in support[name]])
-  return AtStart(found["summary"], found["table"], Support(**support))
 
 
 def title(config: Any) -> str:

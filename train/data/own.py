@@ -94,7 +94,7 @@ def _checked(name: str, split: str, images: Any, labels: Any) -> Split:
     _refuse(
       name,
       f"images of {split!r} must be uint8 or floating point, [n, height, width, "
-      "channels]",
+      "channels], at least one",
       f"{images.dtype} {list(images.shape)}",
     )
   if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):

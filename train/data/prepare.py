@@ -58,7 +58,12 @@ def prepare(
 
     builder: Any = TinyImagenet(**options)
   else:
-    builder = tfds.builder(tfds_name(name), **options)
+    try:
+      builder = tfds.builder(tfds_name(name), **options)
+    except tfds.core.DatasetNotFoundError as error:
+      raise UserError(
+        f"--dataset must be one that tensorflow-datasets has, got {name}."
+      ) from error
   with without_tensorflow():
     builder.download_and_prepare(**settings)
   return str(builder.data_dir)

@@ -73,10 +73,8 @@ def _train(plan: Plan) -> tuple[np.ndarray, list[float], list[list[float]]]:
   ends = np.linspace(0, length, _POINTS + 1).astype(int)
   for epoch in range(plan.config.num_epochs):
     for begin, end in itertools.pairwise(ends.tolist()):
-      count: Any = np.int32(end - begin)
-      state, sums, _ = train_chunk(
-        state, feed.next(end - begin), count, zero, recipe=recipe
-      )
+      data, count = feed.next(end - begin), jax.device_put(np.int32(end - begin))
+      state, sums, _ = train_chunk(state, data, count, zero, recipe=recipe)
       epochs.append(epoch + (begin + end) / 2 / length)
       losses.append(np.asarray(sums.loss / sums.count))
   return hidden, epochs, np.stack(losses, 1).tolist()

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from train.core import config as config_lib
 from train.core.command import load_config, run_file
 from train.core.console import UserError, one_line, table
-from train.core.metrics import read_metrics
-from train.core.workdir import is_claimed, replace_text
+from train.core.metrics import read_records
+from train.core.workdir import is_claimed, read_json, replace_text
 
 SWEEP, _FAILURE = "sweep.json", "failed.json"
 Axes = dict[str, dict[str, dict[str, Any]]]  # axis to label to changed fields
@@ -52,7 +52,12 @@ def load_sweep(value: str, base: Any = None, *, one_by_one: bool = False) -> Swe
   module = run_file(Path(path).resolve())
   if "get_axes" not in module:
     raise UserError(f"{path} has no get_axes(); train.run is for single configs.")
-  axes = _read_axes(module["get_axes"](*([variant] if colon else [])))
+  try:
+    axes = _read_axes(module["get_axes"](*([variant] if colon else [])))
+  except UserError:
+    raise
+  except Exception as error:  # of the file's own code
+    raise UserError(f"{path}: get_axes(): {one_line(error)}") from error
   title = (module.get("__doc__") or Path(path).stem).strip().splitlines()[0].rstrip(".")
   labels = {axis: list(choices) for axis, choices in axes.items()}
   common = [frozenset.intersection(*map(frozenset, c.values())) for c in axes.values()]
@@ -62,15 +67,26 @@ def load_sweep(value: str, base: Any = None, *, one_by_one: bool = False) -> Swe
 
 def _read_axes(axes: Any) -> Axes:
   """Brings both forms of an axis to one, and gives every choice a label."""
-  if not isinstance(axes, dict) or not axes:
+  named = isinstance(axes, dict) and all(isinstance(name, str) for name in axes)
+  if not named or not axes:
     raise UserError(f"get_axes() must return a dict of axes, got {axes!r}.")
   result, ends = {}, Counter(name.rpartition(".")[2] for name in axes)
   for name, choices in axes.items():
+    if not isinstance(choices, dict | list | tuple):
+      raise UserError(
+        f"axis {name!r} must be a tuple of values, or a dict from labels to fields, "
+        f"got {choices!r}."
+      )
     if not isinstance(choices, dict):
       config_lib.check_names([name], config_lib.FIELDS)
       choices = {f"{value}": {name: value} for value in choices}
     if not choices:
       raise UserError(f"axis {name!r} must have at least one choice.")
+    for label, changes in choices.items():
+      if not isinstance(changes, dict):
+        raise UserError(
+          f"axis {name!r} must give a dict of fields for {label!r}, got {changes!r}."
+        )
     end = name.rpartition(".")[2]
     labels = {config_lib.run_name(name, label): label for label in choices}
     short = end if ends[end] == 1 else name
@@ -137,14 +153,13 @@ class Status(NamedTuple):
 def read_status(workdir: Path) -> Status:
   """Reads the status of a run; it may be running meanwhile."""
   if (workdir / "summary.json").exists():
-    summary = json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
-    return Status("done", _last(workdir)[0], summary["test_accuracy"])
+    accuracy = read_json(workdir / "summary.json")["test_accuracy"]
+    return Status("done", _last(workdir)[0], accuracy)
   epoch, accuracy = _last(workdir)
   if is_claimed(workdir):
     return Status("running", epoch, accuracy)
   if (workdir / _FAILURE).exists():
-    failure = json.loads((workdir / _FAILURE).read_text(encoding="utf-8"))
-    return Status("failed", epoch, accuracy, failure["error"])
+    return Status("failed", epoch, accuracy, read_json(workdir / _FAILURE)["error"])
   began = (workdir / "config.json").exists()
   return Status("stopped" if began else "todo", epoch, accuracy)
 
@@ -152,7 +167,7 @@ def read_status(workdir: Path) -> Status:
 def _last(workdir: Path) -> tuple[float | None, float | None]:
   """Epoch and accuracy of the last evaluation."""
   records = [
-    r for r in read_metrics(workdir / "metrics.jsonl") if r["split"] != "train"
+    r for r in read_records(workdir / "metrics.jsonl") if r["split"] != "train"
   ]
   return (records[-1]["epoch"], records[-1]["accuracy"]) if records else (None, None)
 

@@ -1,6 +1,5 @@
 """The report of a sweep, or of any finished runs: table and figures, as files."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from train.core.figures import COLORS, MARKERS, QUIET, new_figure, save
+from train.core.metrics import read_records
 from train.core.workdir import replace_text
 from train.reproduce import draw
 from train.sweeps.tables import Table, csv_text, curves_of, markdown, read_table
@@ -35,8 +35,7 @@ def _environments(directory: Path) -> list[str]:
   """What the runs were made with, once for each kind of it."""
   found = {}
   for path in sorted(directory.rglob("environment.jsonl")):
-    for line in path.read_text(encoding="utf-8").splitlines():
-      place = json.loads(line)
+    for place in read_records(path):
       text = f"commit {place['git_commit']}, {place['device']}, jax {place['jax']}"
       found[f"  runs of: {text}, Python {place['python']}"] = None
   return list(found)

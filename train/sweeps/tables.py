@@ -12,7 +12,8 @@ import numpy as np
 
 from train.core.config import DENSE_STARTS, LOCAL, flatten
 from train.core.console import UserError
-from train.core.metrics import read_metrics
+from train.core.metrics import read_records
+from train.core.workdir import read_json
 from train.sweeps.grid import SWEEP, read_status
 
 SEEDS = ("seed", "seeds")  # fields in which repetitions of a run differ
@@ -42,8 +43,8 @@ def read_run(directory: Path) -> Run | None:
   paths = [directory / name for name in ("config.json", "summary.json")]
   if not all(path.exists() for path in (*paths, directory / "metrics.jsonl")):
     return None
-  config, summary = (json.loads(path.read_text(encoding="utf-8")) for path in paths)
-  records = read_metrics(directory / "metrics.jsonl")
+  config, summary = map(read_json, paths)
+  records = read_records(directory / "metrics.jsonl")
   return Run(directory, flatten(config), summary, records)
 
 
@@ -243,7 +244,7 @@ def read_table(directory: Path) -> Table:
     groups = group(read_runs([str(directory)]))
     entries = {(name,): Entry(found, "done") for name, found in groups.items()}
     return Table(directory.name, {"run": list(groups)}, entries)
-  sweep = json.loads((directory / SWEEP).read_text(encoding="utf-8"))
+  sweep = read_json(directory / SWEEP)
   paths: dict[tuple[str, ...], list[str]] = {}
   for cell in sweep["cells"]:
     labels = tuple(cell["labels"][axis] for axis in sweep["axes"])
