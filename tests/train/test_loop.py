@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import FrozenConfigDict
 
 from eoi_jax import apply_masks
 from tests.cases import few
@@ -12,7 +13,7 @@ from tests.train.small import assert_identical, leaves, numbers, small, train_un
 from train.core import config as config_lib
 from train.core.console import UserError
 from train.core.loop import evaluate_saved, train_and_evaluate
-from train.core.optimizers import OptimizerSettings, create_schedule
+from train.core.optimizers import create_schedule
 from train.core.plan import make_plan, start_state
 from train.core.steps import epoch_order, evaluate, train_chunk, train_step, zero_sums
 from train.data.datasets import Split
@@ -234,10 +235,10 @@ def test_runs_that_differ_in_start_or_density_share_a_program(finished, tmp_path
 
 
 def test_schedules_follow_their_definitions():
-  settings = OptimizerSettings("sgd", 0.1, 0.9, True, 0.0, "step")
+  settings = small(**{"optimizer.learning_rate": 0.1}).optimizer.to_dict()
 
   def rates(name):
-    schedule = create_schedule(settings._replace(schedule=name), 100)
+    schedule = create_schedule(FrozenConfigDict(settings | {"schedule": name}), 100)
     return [float(schedule(step)) for step in (0, 50, 51, 75, 76, 99)]
 
   np.testing.assert_allclose(rates("constant"), [0.1] * 6, rtol=1e-6)

@@ -6,14 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import FrozenConfigDict
 
 from tests.train.small import small
 from train.core import optimizers
+from train.core.config import default_config
 from train.core.console import UserError
 from train.core.optimizers import (
   OPTIMIZERS,
   SCHEDULES,
-  OptimizerSettings,
   check_optimizer,
   create_optimizer,
   create_schedule,
@@ -23,12 +24,21 @@ from train.core.plan import check_plan
 from train.core.state import Averages, TrainState
 from train.core.steps import Sums, _gradient, example_losses
 
-SGD = OptimizerSettings("sgd", 0.1, 0.9, True, 0.0, "constant")
+SGD = FrozenConfigDict(
+  default_config().optimizer.to_dict()
+  | {"learning_rate": 0.1, "weight_decay": 0.0, "schedule": "constant"}
+)
+
+
+def changed(settings, **changes):
+  return FrozenConfigDict({**settings, **changes})
+
+
 pytestmark = pytest.mark.usefixtures("standard_promotion")  # optax's schedules
 
 
 def rates(steps, num_steps=100, **changes):
-  schedule = create_schedule(SGD._replace(**changes), num_steps)
+  schedule = create_schedule(changed(SGD, **changes), num_steps)
   return [float(jnp.asarray(schedule(jnp.int32(step)))) for step in steps]
 
 
@@ -107,7 +117,7 @@ def two_updates(settings):
 
 
 def test_sgd_is_nesterovs_with_decay_in_the_gradient():
-  _, changes = two_updates(SGD._replace(weight_decay=0.01))
+  _, changes = two_updates(changed(SGD, weight_decay=0.01))
   value, trace = 1.0, 0.0
   for change in changes:
     grad = 0.3 + 0.01 * value
@@ -118,9 +128,9 @@ def test_sgd_is_nesterovs_with_decay_in_the_gradient():
 
 
 def test_adamw_decays_apart_from_the_gradient():
-  settings = SGD._replace(name="adamw", nesterov=False)
+  settings = changed(SGD, name="adamw", nesterov=False)
   plain, decayed = (
-    two_updates(settings._replace(weight_decay=decay))[1][0] for decay in (0.0, 0.5)
+    two_updates(changed(settings, weight_decay=decay))[1][0] for decay in (0.0, 0.5)
   )
   np.testing.assert_allclose(plain["w"][0], [-0.1, -0.1], rtol=1e-5)  # signs
   np.testing.assert_allclose(
@@ -130,13 +140,13 @@ def test_adamw_decays_apart_from_the_gradient():
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
 def test_clipping_scales_the_gradient_of_live_weights(name):
-  settings = SGD._replace(name=name, momentum=0.0, nesterov=False, learning_rate=1.0)
-  params, (first, _) = two_updates(settings._replace(clip_norm=0.65))
+  settings = changed(SGD, name=name, momentum=0.0, nesterov=False, learning_rate=1.0)
+  params, (first, _) = two_updates(changed(settings, clip_norm=0.65))
   assert params["w"][1, 1] == 0
   if name == "sgd":  # the norm of the live gradient is 1.3; 7 does not count
     np.testing.assert_allclose(first["w"][0], [-0.15, -0.2], rtol=1e-5)
     np.testing.assert_allclose(first["b"], [-0.6], rtol=1e-5)
-  _, loose = two_updates(settings._replace(clip_norm=1.5))
+  _, loose = two_updates(changed(settings, clip_norm=1.5))
   _, free = two_updates(settings)
   jax.tree.map(np.testing.assert_array_equal, loose, free)
 
@@ -170,7 +180,7 @@ REFUSED = ("dpsgd", "lbfgs", "optimistic_adam", "rprop", "sm3", "sophia")
 def test_every_optimizer_of_optax_works_or_says_what_it_misses(name, monkeypatch):
   monkeypatch.setattr(optimizers, "MAIN", ())  # known to work: try them here
   check_optimizer.cache_clear()
-  settings = SGD._replace(name=name)
+  settings = changed(SGD, name=name)
   if name in REFUSED:
     with pytest.raises(UserError, match=rf"optimizer\.(name|options).*{name}"):
       check_optimizer(settings)
@@ -191,12 +201,12 @@ def test_every_optimizer_of_optax_works_or_says_what_it_misses(name, monkeypatch
 )
 def test_options_that_do_not_fit_an_optimizer(options, words):
   with pytest.raises(UserError, match=words) as error:
-    check_optimizer(SGD._replace(name="lion", options=options))
+    check_optimizer(changed(SGD, name="lion", options=options))
   assert "\n" not in str(error.value)
 
 
 def test_options_reach_optax():
-  settings = SGD._replace(name="lion", weight_decay=0.1, options="b2=0.5")
+  settings = changed(SGD, name="lion", weight_decay=0.1, options="b2=0.5")
   live = {"w": jnp.where(MASKS["w"], GRADS["w"], 0), "b": GRADS["b"]}
   tx = optax.lion(0.1, b1=0.9, b2=0.5, weight_decay=0.1)
   params, state = PARAMS, tx.init(PARAMS)
@@ -225,7 +235,7 @@ def test_layers_of_a_stack_are_layers(name):
     for seed in range(2)
   )
   masks = jax.tree.map(lambda _: None, shapes, is_leaf=is_shape)
-  settings = SGD._replace(name=name, weight_decay=0.1)
+  settings = changed(SGD, name=name, weight_decay=0.1)
   tx = create_optimizer(settings, 10, masks, model=model)
   together = jax.jit(tx.update)(grads, tx.init(params), params)[0]
   apart = lambda tree, n: jax.tree.map(lambda leaf: leaf[n], tree["hidden"])  # noqa: E731
@@ -251,7 +261,7 @@ def test_micro_batches_add_up_and_statistics_advance_with_each():
   recipe = check_plan(small())
   found = {}
   for count in (1, 4):
-    optimizer = recipe.optimizer._replace(accumulate=count)
+    optimizer = changed(recipe.optimizer, accumulate=count)
     state = TrainState(jnp.int32(0), params, None, stats, jax.random.key(0), {})
     of_count = recipe._replace(optimizer=optimizer)
     found[count] = jax.jit(

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from flax.traverse_util import flatten_dict, unflatten_dict
-from ml_collections import ConfigDict, FieldReference
+from ml_collections import ConfigDict, FieldReference, FrozenConfigDict
 
 from train.core.console import UserError
 from train.core.optimizers import (
@@ -22,7 +22,6 @@ from train.core.optimizers import (
   MOVING,
   OPTIMIZERS,
   SCHEDULES,
-  OptimizerSettings,
   check_optimizer,
 )
 from train.core.own import is_own
@@ -35,6 +34,14 @@ CRITICAL = "critical"
 REFERENCES = ("orthogonal", "delta_orthogonal", "conv_orthogonal")
 DENSE_STARTS = (*REFERENCES, "fan_in_uniform")
 STARTS = ("eoi", "eoi_in_mask", "eoi_structured", "base", "ai", "sao", *DENSE_STARTS)
+# What a start reads of the section `sparsity`, besides scale and distribution.
+START_FIELDS = {
+  "eoi": ("center", "taps", "floors", "angle"),
+  "eoi_in_mask": ("fallback", "angle"),
+  "eoi_structured": ("angle",),
+  "base": ("reference",),
+  "ai": ("reference", "ai_method", "ai_steps"),
+}
 BY_SHAPE = ("uniform", "uniform_skip", "erk", "dense")
 SCORED = ("snip", "grasp", "synflow")
 
@@ -512,7 +519,7 @@ def validate(config: Any) -> None:
       raise UserError(f"config field `{name}` is missing.")
     if not field.rule.holds(flat[name]):
       raise UserError(f"`{name}` must be {field.rule.text}, got {flat[name]!r}.")
-  check_optimizer(OptimizerSettings(**config.optimizer.to_dict()))
+  check_optimizer(FrozenConfigDict(config.optimizer))
   _check_dynamic(config.dynamic, config.sparsity)
   mean, std = config.data.mean, config.data.std
   if len(mean) != len(std) or any(number <= 0 for number in std):

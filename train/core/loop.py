@@ -65,33 +65,40 @@ def train_or_compare(config: Any, workdir: str | Path) -> dict[str, dict[str, An
   Raises:
     UserError: see `train_and_evaluate`.
   """
-  workdir, by_name = Path(workdir), {}
+  workdir = Path(workdir)
   config_lib.validate(config)
-  plans = {name: make_plan(one) for name, one in config_lib.expand(config).items()}
+  runs = [(*run, make_plan(run[-1])) for run in _runs(config, workdir)]
   if mesh.is_primary():
-    warn_of_unread(plan.config for plan in plans.values())
-  if not config.compare.field:
-    (plan,) = plans.values()
-    name = f"{config.sparsity.start} start"
-    by_name[name] = train_and_evaluate(config, workdir, plan=plan).summary
-  else:
-    with mesh.primary_context(claim_workdir, workdir, config):
-      curves, by_value = {}, {}
-      for value, plan in plans.items():
-        name = config_lib.label(config.compare.field, value)
-        done = train_and_evaluate(plan.config, workdir / value, name=name, plan=plan)
-        by_name[name] = by_value[value] = done.summary
-        curves[name] = done.curves
-      if mesh.is_primary():
-        text = json.dumps({"runs": by_value}, indent=2) + "\n"
-        replace_text(workdir / "summary.json", text)
-        figure = figures.draw_runs(curves, summaries.title(config))
-        figure.savefig(workdir / "figure.png", dpi=150)
+    warn_of_unread(one for _, _, one, _ in runs)
+  compares = bool(config.compare.field)
+  with contextlib.ExitStack() as stack:
+    if compares:
+      stack.enter_context(mesh.primary_context(claim_workdir, workdir, config))
+    results = {
+      name: train_and_evaluate(one, place, name=name, plan=plan)
+      for name, place, one, plan in runs
+    }
+    if compares and mesh.is_primary():
+      by_value = {place.name: results[name].summary for name, place, *_ in runs}
+      text = json.dumps({"runs": by_value}, indent=2) + "\n"
+      replace_text(workdir / "summary.json", text)
+      curves = {name: result.curves for name, result in results.items()}
+      figure = figures.draw_runs(curves, summaries.title(config))
+      figure.savefig(workdir / "figure.png", dpi=150)
+  by_name = {name: result.summary for name, result in results.items()}
   if mesh.is_primary():
     head, _, rest = summaries.summary_table(by_name).partition("\n")
     print(f"\n{paint(head, 'bold', sys.stdout)}\n{rest}")
     print(f"\n  figure: {workdir / 'figure.png'}")
   return by_name
+
+
+def _runs(config: Any, workdir: Path) -> list[tuple[str, Path, Any]]:
+  """Name, directory and config of each run that a config asks for."""
+  field, runs = config.compare.field, config_lib.expand(config)
+  if not field:
+    return [(f"{config.sparsity.start} start", workdir, config)]
+  return [(config_lib.label(field, x), workdir / x, one) for x, one in runs.items()]
 
 
 def train_and_evaluate(
@@ -163,10 +170,7 @@ def evaluate_saved(
   """
   config_lib.validate(config)
   records, rows = [], [("", "step", "split", "loss", "accuracy")]
-  for value, one in config_lib.expand(config).items():
-    place, name = Path(workdir), f"{value} start"
-    if config.compare.field:
-      place, name = place / value, config_lib.label(config.compare.field, value)
+  for name, place, one in _runs(config, Path(workdir)):
     plan = make_plan(saved_config(place, one))
     state, feed = restore_saved(plan, place, which), Feed(plan, None)
     for split in feed.splits:

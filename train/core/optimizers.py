@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import optax.contrib
+from ml_collections import FrozenConfigDict
 
 import eoi_jax
 from eoi_jax.layouts import fill_tree, named_leaves
@@ -21,42 +22,6 @@ MOVING = ("set", "rigl", "srigl")  # drop as many weights as they grow
 METHODS = ("static", *MOVING, "gmp")
 
 
-class OptimizerSettings(NamedTuple):
-  """The section `optimizer` of a config, hashable: a compiled step depends on it."""
-
-  name: str
-  learning_rate: float
-  momentum: float
-  nesterov: bool
-  weight_decay: float
-  schedule: str
-  warmup: float = 0.0
-  label_smoothing: float = 0.0
-  clip_norm: float = 0.0
-  options: str = ""
-  schedule_options: str = ""
-  accumulate: int = 1
-  ema: float = 0.0
-  loss: str = "cross_entropy"
-
-
-class DynamicSettings(NamedTuple):
-  """The section `dynamic` of a config, hashable; by default masks stay."""
-
-  method: str = "static"
-  fraction: float = 0.3
-  every: int = 100
-  until: float = 0.75
-  scope: str = "layer"
-  mean_decay: float = 0.0
-  skip_step: bool = False
-  isometry_steps: int = 0
-  isometry_scale: float = 0.0
-  begin: float = 0.0
-  density: float = 0.1
-  pruning: "Pruning | None" = None
-
-
 class Pruning(NamedTuple):
   """The densities between which gradual pruning goes, hashable."""
 
@@ -64,7 +29,9 @@ class Pruning(NamedTuple):
   end: Any  # likewise
 
 
-STATIC = DynamicSettings()
+# A section of a config, hashable: a compiled step depends on it.
+Settings = Any
+STATIC: Settings = FrozenConfigDict({"method": "static"})
 
 MAIN = ("sgd", "adam", "adamw", "lion", "lamb", "muon")
 
@@ -153,7 +120,7 @@ def _arguments(
   return known
 
 
-def create_schedule(settings: OptimizerSettings, num_steps: int) -> optax.Schedule:
+def create_schedule(settings: Settings, num_steps: int) -> optax.Schedule:
   """Returns the learning rate as a function of the step, over `num_steps` steps.
 
   `learning_rate` is its highest value; lengths are those of the training unless
@@ -194,13 +161,19 @@ def create_schedule(settings: OptimizerSettings, num_steps: int) -> optax.Schedu
   return lambda step: schedule(step) * factor(step)
 
 
+def with_constant_rate(settings: Settings) -> Settings:
+  """Returns the settings of an optimizer with a schedule of no length."""
+  constant = {"schedule": "constant", "schedule_options": "", "warmup": 0.0}
+  return FrozenConfigDict({**settings, **constant})
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def learning_rate(settings: OptimizerSettings, num_steps: int, step: int) -> jax.Array:
+def learning_rate(settings: Settings, num_steps: int, step: int) -> jax.Array:
   """Returns the learning rate of a step, in one program whatever the schedule."""
   return jnp.asarray(create_schedule(settings, num_steps)(step), jnp.float32)
 
 
-def optimizer_arguments(settings: OptimizerSettings) -> dict[str, Any]:
+def optimizer_arguments(settings: Settings) -> dict[str, Any]:
   """Returns what the optimizer's function of optax is called with, but for the rate.
 
   Raises:
@@ -220,7 +193,7 @@ def optimizer_arguments(settings: OptimizerSettings) -> dict[str, Any]:
   return arguments
 
 
-def describe_optimizer(settings: OptimizerSettings) -> str:
+def describe_optimizer(settings: Settings) -> str:
   """Returns the call of optax that the settings stand for, in one line."""
   arguments = [f"{n}={x!r}" for n, x in optimizer_arguments(settings).items() if x]
   rate = f"{settings.schedule} {settings.learning_rate:g}"
@@ -228,7 +201,7 @@ def describe_optimizer(settings: OptimizerSettings) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def check_optimizer(settings: OptimizerSettings) -> None:
+def check_optimizer(settings: Settings) -> None:
   """Checks the options of an optimizer; what is not of `MAIN` is tried on shapes.
 
   Raises:
@@ -238,7 +211,7 @@ def check_optimizer(settings: OptimizerSettings) -> None:
   optimizer_arguments(settings)
   if settings.name in MAIN and not settings.options:
     return
-  settings = settings._replace(schedule="constant", schedule_options="", warmup=0.0)
+  settings = with_constant_rate(settings)
   params = {"kernel": jnp.zeros((8, 4)), "bias": jnp.zeros(4)}
 
   def update():
@@ -264,7 +237,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _create_inner(
-  settings: OptimizerSettings, num_steps: int, masks: Any, key: Any, model: Any
+  settings: Settings, num_steps: int, masks: Any, key: Any, model: Any
 ) -> optax.GradientTransformation:
   """The optimizer itself, which knows nothing of masks but their tree."""
   function, arguments = OPTIMIZERS[settings.name], optimizer_arguments(settings)
@@ -332,12 +305,13 @@ def _stacked(masks: Any, model: Any) -> Any:
 
 
 def create_optimizer(
-  settings: OptimizerSettings,
+  settings: Settings,
   num_steps: int,
   masks: Any,
   *,
   key: jax.Array | None = None,
-  dynamic: DynamicSettings = STATIC,
+  dynamic: Settings = STATIC,
+  pruning: Pruning | None = None,
   model: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Builds the optimizer under which dead weights stay exactly zero.
@@ -347,11 +321,12 @@ def create_optimizer(
   all live weights together is clipped to `clip_norm`, before that.
 
   Args:
-    settings: name, learning rate, ...
+    settings: the section `optimizer`.
     num_steps: length of the training, for the schedule.
     masks: tree like the parameters; bool leaves, True = trained, None = dense.
     key: for noise and for masks that change at random; the state keeps it.
-    dynamic: whether and how masks change.
+    dynamic: the section `dynamic`: whether and how masks change.
+    pruning: where gradual pruning begins and ends.
     model: the network, whose layouts changing masks, muon and lamb need.
 
   Returns:
@@ -373,12 +348,12 @@ def create_optimizer(
   options: dict[str, Any] = {name: getattr(dynamic, name) for name in names}
   options |= {"num_steps": num_steps, "restore": restore, "layouts": model.layouts}
   if dynamic.method == "gmp":
-    assert dynamic.pruning is not None
+    assert pruning is not None
     start, end = (
       fill_tree(masks, {name: np.array(x) for name, x in densities})
       if isinstance(densities, tuple)
       else densities
-      for densities in dynamic.pruning
+      for densities in pruning
     )
     options |= {"initial_density": start, "begin": dynamic.begin}
     return eoi_jax.optim.gradual_pruning(tx, masks, end, **options)

@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import FrozenConfigDict
 
 from train.core import config as config_lib
 from train.core import mesh
 from train.core.console import UserError
 from train.core.optimizers import (
   MOVING,
-  DynamicSettings,
-  OptimizerSettings,
   create_schedule,
+  with_constant_rate,
 )
 from train.core.start import (
   OF_DATA,
@@ -103,22 +103,20 @@ def check_plan(config: Any) -> Recipe:
     recipe = Recipe(
       model=create_network(config, spec),
       spec=spec,
-      optimizer=OptimizerSettings(**config.optimizer.to_dict()),
+      optimizer=FrozenConfigDict(config.optimizer),
       batch_size=config.batch_size,
       steps_per_epoch=0,
       num_steps=1,
       augmentation=_augmentation(config.data),
       streamed=streamed,
       placement=mesh.create_placement(config.placement),
-      dynamic=DynamicSettings(**config.dynamic.to_dict()),
+      dynamic=FrozenConfigDict(config.dynamic),
     )
     if recipe.dynamic.method == "gmp":
-      pruning = pruning_of(sparsity, recipe)
-      recipe = recipe._replace(dynamic=recipe.dynamic._replace(pruning=pruning))
+      recipe = recipe._replace(pruning=pruning_of(sparsity, recipe))
     if not sparsity.needs_masks:
       # A schedule has to fit the length of the training, which is not known yet.
-      constant = {"schedule": "constant", "schedule_options": "", "warmup": 0.0}
-      trial = recipe._replace(optimizer=recipe.optimizer._replace(**constant))
+      trial = recipe._replace(optimizer=with_constant_rate(recipe.optimizer))
       jax.eval_shape(
         lambda: create_train_state(jax.random.key(0), sparsity=sparsity, recipe=trial)
       )

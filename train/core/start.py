@@ -16,7 +16,14 @@ import numpy as np
 import eoi_jax
 from eoi_jax import blocks as blocks_lib
 from eoi_jax.layouts import fill_tree, find_kernels, named_leaves
-from train.core.config import BY_SHAPE, CRITICAL, DENSE_STARTS, SCORED, flatten
+from train.core.config import (
+  BY_SHAPE,
+  CRITICAL,
+  DENSE_STARTS,
+  SCORED,
+  START_FIELDS,
+  flatten,
+)
 from train.core.console import UserError
 from train.core.optimizers import Pruning
 from train.core.state import Averages, Recipe, TrainState, named_key
@@ -90,21 +97,20 @@ class SparsitySettings(NamedTuple):
 
   @property
   def options(self) -> dict[str, Any]:
-    """Options of the start, by name."""
-    angle = {"angle": math.radians(self.angle)} if self.angle else {}
-    base = {"reference": self.reference}
-    in_masks = {
-      "base": base,
-      "ai": base | {"method": self.ai_method, "num_steps": self.ai_steps},
-    }
-    return {
-      "eoi": {"center": self.center, "taps": self.taps, **angle},
-      "eoi_in_mask": {"fallback": self.fallback or None, **angle}
-      | in_masks.get(self.fallback, {}),
-      "eoi_structured": angle,
-      **in_masks,
-      "sao": {"relu": self.relu},
-    }.get(self.start, {})
+    """Options of the start, as `eoi_jax.sparsify` calls them."""
+    if self.start == "sao":
+      return {"relu": self.relu}
+    starts = (
+      [self.start, self.fallback] if self.start == "eoi_in_mask" else [self.start]
+    )
+    fields = {field for start in starts for field in START_FIELDS.get(start, ())}
+    values: dict[str, Any] = {name: getattr(self, name) for name in fields - {"floors"}}
+    if angle := values.pop("angle", 0.0):
+      values["angle"] = math.radians(angle)
+    if "fallback" in values:
+      values["fallback"] = self.fallback or None
+    names = {"ai_method": "method", "ai_steps": "num_steps"}
+    return {names.get(name, name): value for name, value in values.items()}
 
   @property
   def needs_masks(self) -> bool:

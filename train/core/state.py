@@ -6,8 +6,6 @@ same for all seeds, so that what depends on them alone is computed once, and a
 `lax.cond` on them stays a branch.
 """
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,12 +16,7 @@ import optax
 
 import eoi_jax
 from train.core.mesh import Placement
-from train.core.optimizers import (
-  STATIC,
-  DynamicSettings,
-  OptimizerSettings,
-  create_optimizer,
-)
+from train.core.optimizers import STATIC, Pruning, Settings, create_optimizer
 from train.data.datasets import DatasetSpec
 from train.data.images import Augmentation
 
@@ -33,14 +26,15 @@ class Recipe(NamedTuple):
 
   model: Any  # the network
   spec: DatasetSpec  # the data set's constants
-  optimizer: OptimizerSettings
+  optimizer: Settings  # the section of the config
   batch_size: int  # examples a step
   steps_per_epoch: int  # whole batches in the training set
   num_steps: int  # length of the training
   augmentation: Augmentation = Augmentation()  # how training images change
   streamed: bool = False  # whether the host brings the batches of each chunk
   placement: Placement | None = None  # where arrays lie on several devices, None on one
-  dynamic: DynamicSettings = STATIC  # whether and how masks change
+  dynamic: Settings = STATIC  # the section of the config
+  pruning: Pruning | None = None  # from where to where masks are pruned, by "gmp"
 
   def create_tx(
     self, masks: Any, key: jax.Array
@@ -52,6 +46,7 @@ class Recipe(NamedTuple):
       masks,
       key=key,
       dynamic=self.dynamic,
+      pruning=self.pruning,
       model=self.model,
     )
 
@@ -66,7 +61,9 @@ class Averages(NamedTuple):
   params: Any
   batch_stats: Any
 
-  def update(self, params: Any, batch_stats: Any, masks: Any, decay: float) -> Averages:
+  def update(
+    self, params: Any, batch_stats: Any, masks: Any, decay: float
+  ) -> "Averages":
     """Returns the means after a step that ends with these values and masks."""
     new: Any = optax.incremental_update(Averages(params, batch_stats), self, 1 - decay)
     return new._replace(params=eoi_jax.apply_masks(new.params, masks))
@@ -96,7 +93,7 @@ class TrainState(NamedTuple):
     return eoi_jax.current_masks(self.opt_state)
 
   @property
-  def evaluated(self) -> TrainState:
+  def evaluated(self) -> "TrainState":
     """The state that evaluations see: with the averages in place, if there are any."""
     if self.averages is None:
       return self

@@ -6,7 +6,7 @@ No errors: a recipe holds the settings of several starts, and a flag chooses one
 from collections.abc import Iterable
 from typing import Any
 
-from train.core.config import CRITICAL, FIELDS, SCORED, STARTS, flatten
+from train.core.config import CRITICAL, FIELDS, SCORED, START_FIELDS, STARTS, flatten
 from train.core.console import logger
 from train.core.optimizers import METHODS, MOVING
 from train.models import title_and_fields
@@ -15,45 +15,42 @@ from train.models import title_and_fields
 Conditions = tuple[dict[str, tuple], ...]
 
 
-def _start(*names: str) -> Conditions:
-  return ({"sparsity.start": names},)
-
-
 def _method(*names: str) -> Conditions:
   return ({"dynamic.method": names},)
 
 
-def _instead(*names: str) -> Conditions:
-  return ({"sparsity.start": ("eoi_in_mask",), "sparsity.fallback": names},)
+def _starts(field: str) -> Conditions:
+  """The starts that read a field; eoi_in_mask reads those of its fallback, too."""
+  starts = tuple(start for start, fields in START_FIELDS.items() if field in fields)
+  conditions: Conditions = ({"sparsity.start": starts},)
+  if instead := tuple(start for start in starts if start in ("base", "ai")):
+    replaced = {"sparsity.start": ("eoi_in_mask",), "sparsity.fallback": instead}
+    conditions += (replaced,)
+  return conditions
 
 
 READ_WITH: dict[str, Conditions] = {
-  "sparsity.scale": _start(*(name for name in STARTS if name != "fan_in_uniform")),
-  "sparsity.q_star": ({"sparsity.scale": (CRITICAL,)},),
-  "sparsity.reference": (
-    *_start("base", "ai"),
-    *_instead("base", "ai"),
-    {"sparsity.distribution": SCORED},
+  "sparsity.scale": (
+    {"sparsity.start": tuple(name for name in STARTS if name != "fan_in_uniform")},
   ),
+  "sparsity.q_star": ({"sparsity.scale": (CRITICAL,)},),
+  "sparsity.reference": (*_starts("reference"), {"sparsity.distribution": SCORED}),
   "sparsity.center": ({"sparsity.start": ("eoi",), "sparsity.taps": ("center",)},),
-  "sparsity.fallback": _start("eoi_in_mask"),
-  "sparsity.taps": _start("eoi"),
-  "sparsity.ai_method": (*_start("ai"), *_instead("ai")),
-  "sparsity.ai_steps": (*_start("ai"), *_instead("ai")),
-  "sparsity.floors": _start("eoi"),
-  "sparsity.angle": _start("eoi", "eoi_in_mask", "eoi_structured"),
+  **{
+    f"sparsity.{name}": _starts(name)
+    for name in ("fallback", "taps", "ai_method", "ai_steps", "floors", "angle")
+  },
   "sparsity.grasp_examples": ({"sparsity.distribution": ("grasp",)},),
   "sparsity.synflow_rounds": ({"sparsity.distribution": ("synflow",)},),
   "dynamic.fraction": _method(*MOVING),
-  "dynamic.every": _method(*METHODS[1:]),
   "dynamic.begin": _method("gmp"),
-  "dynamic.until": _method(*METHODS[1:]),
   "dynamic.density": _method("gmp"),
-  "dynamic.scope": _method(*METHODS[1:]),
   "dynamic.mean_decay": _method("rigl", "srigl"),
   "dynamic.skip_step": _method(*MOVING),
-  "dynamic.isometry_steps": _method(*METHODS[1:]),
-  "dynamic.isometry_scale": _method(*METHODS[1:]),
+  **{
+    f"dynamic.{name}": _method(*METHODS[1:])
+    for name in ("every", "until", "scope", "isometry_steps", "isometry_scale")
+  },
 }
 
 

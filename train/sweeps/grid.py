@@ -112,9 +112,14 @@ def _expand(base: Any, axes: Axes, *, one_by_one: bool) -> list[Cell]:
   return cells
 
 
+def is_number(label: str) -> bool:
+  """Whether a label is a number, which does not say by itself what it means."""
+  return re.fullmatch(r"[\d.e+-]+", label) is not None
+
+
 def _folder(axis: str, label: str) -> str:
-  """Names a directory: numbers say what they are, `density=0.05`; words alone do."""
-  text = f"{axis}={label}" if re.fullmatch(r"[\d.e+-]+", label) else label
+  """Names a directory: `density=0.05`, or a word alone."""
+  text = f"{axis}={label}" if is_number(label) else label
   return re.sub(r"[^\w.=+-]+", "_", text)
 
 

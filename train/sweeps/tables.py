@@ -4,7 +4,6 @@ import csv
 import io
 import itertools
 import json
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from train.core.config import DENSE_STARTS, LOCAL, flatten
 from train.core.console import UserError
 from train.core.metrics import read_records
 from train.core.workdir import read_json
-from train.sweeps.grid import SWEEP, read_status
+from train.sweeps.grid import SWEEP, is_number, read_status
 
 SEEDS = ("seed", "seeds")  # fields in which repetitions of a run differ
 
@@ -224,14 +223,10 @@ class Table(NamedTuple):
   def column_name(self, column: tuple[str, ...]) -> str:
     """Names a column: "ResNet-32, density 0.1"."""
     words = [
-      f"{axis} {label}".replace("_", " ") if _is_number(label) else label
+      f"{axis} {label}".replace("_", " ") if is_number(label) else label
       for axis, label in zip(self.axes, column, strict=False)
     ]
     return ", ".join(words) or "test accuracy"
-
-
-def _is_number(label: str) -> bool:
-  return re.fullmatch(r"[\d.e+-]+", label) is not None
 
 
 def read_table(directory: Path) -> Table:
@@ -272,28 +267,27 @@ def markdown(table: Table) -> str:
   for row in table.rows:
     fields = []
     for column in table.columns:
-      text = _text(table.entries[*column, row], best[column].least, common)
-      fields.append(f"**{text}**" if row in best[column].rows else text)
+      rows, least = best[column]
+      text = _text(table.entries[*column, row], least, common)
+      fields.append(f"**{text}**" if row in rows else text)
     lines.append(_line([row, *fields]))
-  return "\n".join([*lines, "", *_legend(table, common), *_failures(table)]) + "\n"
+  lines += ["", _legend(table, common)]
+  failed = {n: entry for n, entry in table.entries.items() if entry.word == "failed"}
+  lines += ["", "Failed:", ""] if failed else []
+  lines += [f"- {', '.join(n)}: {entry.note}" for n, entry in failed.items()]
+  return "\n".join(lines) + "\n"
 
 
 def _line(fields: list[str]) -> str:
   return f"| {' | '.join(fields)} |"
 
 
-class _Best(NamedTuple):
-  """The rows of a column with the highest mean, and the fewest weights in it."""
-
-  rows: list[str]
-  least: float
-
-
-def _best(table: Table, column: tuple[str, ...]) -> _Best:
+def _best(table: Table, column: tuple[str, ...]) -> tuple[list[str], float]:
+  """Returns the rows of a column with the highest mean, and its lowest density."""
   found = {row: table.entries[*column, row] for row in table.rows}
   found = {row: entry for row, entry in found.items() if entry.runs}
   if not found:
-    return _Best([], 1.0)
+    return [], 1.0
   least = min(entry.density for entry in found.values())
   means = {
     row: round(entry.mean, 4)  # as precise as what is shown
@@ -302,7 +296,7 @@ def _best(table: Table, column: tuple[str, ...]) -> _Best:
   }
   top = max(means.values())
   best = [row for row, mean in means.items() if mean == top]
-  return _Best(best if len(means) > 1 else [], least)
+  return best if len(means) > 1 else [], least
 
 
 def _text(entry: Entry, least: float, common: int | None) -> str:
@@ -319,7 +313,7 @@ def _text(entry: Entry, least: float, common: int | None) -> str:
   return f"{text} ({', '.join(notes)})" if notes else text
 
 
-def _legend(table: Table, common: int | None) -> list[str]:
+def _legend(table: Table, common: int | None) -> str:
   text = "Test accuracy in %"
   if common != 1:
     text += ": mean ± standard deviation over seeds"
@@ -330,16 +324,7 @@ def _legend(table: Table, common: int | None) -> list[str]:
   }
   if len(epochs) == 1:
     text += f" Epochs: {epochs.pop()}."
-  return [text]
-
-
-def _failures(table: Table) -> list[str]:
-  lines = [
-    f"- {', '.join(labels)}: {entry.note}"
-    for labels, entry in table.entries.items()
-    if entry.word == "failed"
-  ]
-  return ["", "Failed:", "", *lines] if lines else []
+  return text
 
 
 def csv_text(table: Table) -> str:
@@ -349,21 +334,15 @@ def csv_text(table: Table) -> str:
   names = ("status", "n", "mean", "std", "accuracies", "density of kernels", "epochs")
   writer.writerow([*table.axes, *names, "note", "train_seconds"])
   for labels, entry in table.entries.items():
-    writer.writerow([*labels, entry.word, *_numbers(entry)])
+    values, numbers, seconds = entry.accuracies, [""] * 5, ""
+    if values:
+      numbers = [
+        f"{entry.mean:.6f}",
+        f"{entry.std:.6f}" if len(values) > 1 else "",
+        " ".join(f"{value:.6f}" for value in values),
+        f"{entry.density:.6f}",
+        entry.runs[0].config["num_epochs"],
+      ]
+      seconds = f"{sum(run.summary['train_seconds'] for run in entry.runs):.1f}"
+    writer.writerow([*labels, entry.word, len(values), *numbers, entry.note, seconds])
   return file.getvalue()
-
-
-def _numbers(entry: Entry) -> list[Any]:
-  values = entry.accuracies
-  if not values:
-    return [0, "", "", "", "", "", entry.note, ""]
-  return [
-    len(values),
-    f"{entry.mean:.6f}",
-    f"{entry.std:.6f}" if len(values) > 1 else "",
-    " ".join(f"{value:.6f}" for value in values),
-    f"{entry.density:.6f}",
-    entry.runs[0].config["num_epochs"],
-    entry.note,
-    f"{sum(run.summary['train_seconds'] for run in entry.runs):.1f}",
-  ]
