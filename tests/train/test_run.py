@@ -173,3 +173,19 @@ def test_mlp7_learns_real_mnist(tfds_data_dir, tmp_path, standard_promotion):
   assert summary["test_accuracy"] > 0.93
   assert summary["parameters_total"] == 130010
   assert summary["density"] == pytest.approx(0.1, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_at_once_whatever_threads_do():
+  code = """
+import threading, time
+from train.core.console import program
+def main(argv):
+  threading.Thread(target=time.sleep, args=(60,)).start()
+  raise KeyboardInterrupt
+program(main)([])
+"""
+  command = [sys.executable, "-c", code]
+  options: dict = {"capture_output": True, "text": True, "check": False}
+  done = subprocess.run(command, cwd=ROOT, timeout=30, **options)
+  assert done.returncode == 130 and "the same command continues" in done.stdout

@@ -79,8 +79,9 @@ def program(main: Callable[[Any], None]) -> Callable[[Any], None]:
       text = f"there is not enough memory: {one_line(error)[:200]}; --config.dry_run "
       exit_with(UserError(text + "shows what a config takes, if it can be run at all."))
     except KeyboardInterrupt:
-      print("\nstopped; the same command continues from the last checkpoint.")
-      sys.exit(130)
+      message = "\nstopped; the same command continues from the last checkpoint."
+      print(message, flush=True)
+      os._exit(130)  # the usual end may crash where threads still import or compile
 
   return run
 
