@@ -91,11 +91,11 @@ def export(
   folder, files = workdir / "export", []
   folder.mkdir(exist_ok=True)
   for index, seed in enumerate(seeds_of(config)):
-    content = _content(plan, jax.device_get(take_seed(state, index)), seed)
+    trees, metadata = _content(plan, jax.device_get(take_seed(state, index)), seed)
     name = f"model-seed{seed}" if config.seeds else "model"
     for form in formats:
       files.append(folder / f"{name}.{form}")
-      _WRITE[form](files[-1], *content)
+      _write(files[-1], trees, json.dumps(metadata))
   return files
 
 
@@ -128,10 +128,11 @@ def load(path: str | Path) -> Exported:
     UserError: if the file is missing or of another kind.
   """
   path = Path(path)
-  if (read := _READ.get(path.suffix.removeprefix("."))) is None:
+  if path.suffix.removeprefix(".") not in FORMATS:
     raise UserError(f"{path} must end with one of {', '.join(FORMATS)}.")
   try:
-    trees, metadata = read(path)
+    trees, text = _read(path)
+    metadata = json.loads(text)
     config = config_lib.from_saved(metadata["config"])
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise UserError(f"{path} cannot be read: {error}.") from error
@@ -147,16 +148,6 @@ def _spec(metadata: dict[str, Any]) -> DatasetSpec:
   return DatasetSpec(**(spec | tuples))
 
 
-def _write_msgpack(path: Path, trees: dict, metadata: dict) -> None:
-  content = trees | {"metadata": json.dumps(metadata)}
-  path.write_bytes(serialization.msgpack_serialize(content))
-
-
-def _read_msgpack(path: Path) -> tuple[dict, dict]:
-  content: Any = serialization.msgpack_restore(path.read_bytes())
-  return content, json.loads(content.pop("metadata"))
-
-
 def _safetensors() -> Any:
   try:
     import safetensors.numpy  # pyright: ignore[reportMissingImports]
@@ -167,22 +158,23 @@ def _safetensors() -> Any:
   return safetensors
 
 
-def _write_safetensors(path: Path, trees: dict, metadata: dict) -> None:
-  flat = traverse_util.flatten_dict(trees, sep="/")
-  flat = {name: np.ascontiguousarray(array) for name, array in flat.items()}
-  text = {"metadata": json.dumps(metadata)}
-  _safetensors().numpy.save_file(flat, path, metadata=text)
+def _write(path: Path, trees: dict, metadata: str) -> None:
+  if path.suffix == ".msgpack":
+    content = trees | {"metadata": metadata}
+    path.write_bytes(serialization.msgpack_serialize(content))
+  else:
+    flat = traverse_util.flatten_dict(trees, sep="/")
+    flat = {name: np.ascontiguousarray(array) for name, array in flat.items()}
+    _safetensors().numpy.save_file(flat, path, metadata={"metadata": metadata})
 
 
-def _read_safetensors(path: Path) -> tuple[dict, dict]:
+def _read(path: Path) -> tuple[dict, str]:
+  if path.suffix == ".msgpack":
+    trees: Any = serialization.msgpack_restore(path.read_bytes())
+    return trees, trees.pop("metadata")
   with _safetensors().safe_open(path, "numpy") as file:
     flat = {name: file.get_tensor(name) for name in sorted(file.keys())}
-    metadata = json.loads(file.metadata()["metadata"])
-  return traverse_util.unflatten_dict(flat, sep="/"), metadata
-
-
-_WRITE = {"msgpack": _write_msgpack, "safetensors": _write_safetensors}
-_READ = {"msgpack": _read_msgpack, "safetensors": _read_safetensors}
+    return traverse_util.unflatten_dict(flat, sep="/"), file.metadata()["metadata"]
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

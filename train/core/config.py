@@ -84,18 +84,13 @@ def _number(interval: str) -> Rule:
   return Rule(f"a number in {interval}", holds, float)
 
 
-def _one_of(*known: str) -> Rule:
+def _one_of(
+  *known: str, other: str = "", is_other: Callable[[str], bool] = lambda _: False
+) -> Rule:
+  """A known name; or another one, such as of your own code."""
   return Rule(
-    "one of " + ", ".join(known),
-    lambda value: isinstance(value, str) and value in known,
-  )
-
-
-def _one_of_or(known: Any, own: str, is_own: Callable[[str], bool]) -> Rule:
-  """A known name, or one of your own code."""
-  return Rule(
-    f"one of {', '.join(known)}, or {own}",
-    lambda value: isinstance(value, str) and (value in known or is_own(value)),
+    f"one of {', '.join(known)}" + (other and f", or {other}"),
+    lambda value: isinstance(value, str) and (value in known or is_other(value)),
   )
 
 
@@ -200,10 +195,10 @@ FIELDS = {
   ),
   "data.name": Field(
     "mnist",
-    _one_of_or(
-      DATASETS,
-      f"{TFDS}NAME of a prepared data set, or MODULE:FUNCTION of your own",
-      is_own_data,
+    _one_of(
+      *DATASETS,
+      other=f"{TFDS}NAME of a prepared data set, or MODULE:FUNCTION of your own",
+      is_other=is_own_data,
     ),
     "the data set",
   ),
@@ -240,7 +235,9 @@ FIELDS = {
   ),
   "model.name": Field(
     "mlp",
-    _one_of_or(MODELS, "MODULE:NAME of a Linen module of your own", is_own),
+    _one_of(
+      *MODELS, other="MODULE:NAME of a Linen module of your own", is_other=is_own
+    ),
     "the network",
   ),
   "model.options": Field(
@@ -340,9 +337,8 @@ FIELDS = {
   "sparsity.synflow_rounds": Field(100, _integer(1), "pruning rounds of SynFlow"),
   "optimizer.name": Field(
     "sgd",
-    Rule(
-      f"{', '.join(MAIN)} or another optimizer of optax",
-      lambda value: isinstance(value, str) and value in OPTIMIZERS,
+    _one_of(
+      *MAIN, other="another optimizer of optax", is_other=OPTIMIZERS.__contains__
     ),
     "the optimizer; muon takes kernels as matrices and leaves all else to adamw",
   ),

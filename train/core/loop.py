@@ -25,7 +25,6 @@ from train.core.checkpoints import Checkpoints
 from train.core.console import Progress, UserError, logger, paint, table
 from train.core.metrics import (
   MetricsWriter,
-  append_record,
   check_mirrors,
   open_mirrors,
   with_spread,
@@ -37,7 +36,7 @@ from train.core.start import gains
 from train.core.state import Recipe, TrainState, copy, take_seed
 from train.core.steps import Sums, count_weights, evaluate, train_chunk, zero_sums
 from train.core.unread import warn_of_unread
-from train.core.workdir import claim_workdir, replace_text
+from train.core.workdir import append_record, claim_workdir, replace_text
 from train.models.blocks import named_layouts
 
 # Of a dispatch, where steps are slow.

@@ -10,28 +10,7 @@ from typing import Any
 import numpy as np
 
 from train.core.console import UserError
-from train.core.workdir import replace_text
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-  """Reads a file of JSON objects, one a line; a line cut short by a crash ends it."""
-  records = []
-  if path.exists():
-    for line in path.read_text(encoding="utf-8").splitlines():
-      try:
-        records.append(dict(json.loads(line)))
-      except (ValueError, TypeError):
-        break
-  return records
-
-
-def append_record(path: Path, record: dict[str, Any]) -> None:
-  """Adds a record to a file of them; raises a UserError if it cannot be written."""
-  try:
-    with open(path, "a", encoding="utf-8") as file:
-      file.write(json.dumps(record) + "\n")
-  except OSError as error:
-    raise UserError(f"cannot write {path}: {error.strerror}.") from error
+from train.core.workdir import read_records, replace_text
 
 
 def with_spread(values: dict[str, Any], *, several: bool) -> dict[str, Any]:

@@ -42,8 +42,7 @@ def claim_workdir(workdir: Path, config: Any) -> Iterator[None]:
         refuse_another_config(path, config)
       else:
         replace_text(path, config_lib.to_json(config))
-      with open(workdir / "environment.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(environment()) + "\n")
+      append_record(workdir / "environment.jsonl", environment())
     yield
 
 
@@ -105,6 +104,24 @@ def read_json(path: Path) -> dict[str, Any]:
   if not isinstance(found, dict):
     raise UserError(f"{path} must hold a JSON object, got {found!r:.40}.")
   return found
+
+
+def append_record(path: Path, record: dict[str, Any]) -> None:
+  """Adds a JSON object to a file of them, one a line."""
+  with open(path, "a", encoding="utf-8") as file:
+    file.write(json.dumps(record) + "\n")
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+  """Reads a file of JSON objects, one a line; a line cut short by a crash ends it."""
+  records = []
+  if path.exists():
+    for line in path.read_text(encoding="utf-8").splitlines():
+      try:
+        records.append(dict(json.loads(line)))
+      except (ValueError, TypeError):
+        break
+  return records
 
 
 def replace_text(path: Path, text: str) -> None:

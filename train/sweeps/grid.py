@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 from train.core import config as config_lib
 from train.core.command import load_config, run_file
 from train.core.console import UserError, one_line, table
-from train.core.metrics import read_records
-from train.core.workdir import is_claimed, read_json, replace_text
+from train.core.workdir import is_claimed, read_json, read_records, replace_text
 
 SWEEP, _FAILURE = "sweep.json", "failed.json"
 Axes = dict[str, dict[str, dict[str, Any]]]  # axis to label to changed fields

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from train.core.figures import COLORS, MARKERS, QUIET, new_figure, save
-from train.core.metrics import read_records
-from train.core.workdir import replace_text
+from train.core.workdir import read_records, replace_text
 from train.reproduce import draw
 from train.sweeps.tables import Table, csv_text, curves_of, markdown, read_table
 

@@ -11,9 +11,9 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -160,12 +160,8 @@ def run_workers(commands: Sequence[Sequence[str]]) -> list[int]:
   try:
     for command, cores in zip(commands, split_cores(len(commands)), strict=True):
       processes.append(_start(command, cores))
-    readers = [threading.Thread(target=_show, args=(p,)) for p in processes]
-    for reader in readers:
-      reader.start()
-    for reader in readers:
-      reader.join()
-    return [process.wait() for process in processes]
+    with ThreadPoolExecutor(len(processes)) as pool:
+      return list(pool.map(_show, processes))
   finally:
     stop()
     for process in processes:
@@ -188,10 +184,12 @@ def _start(command: Sequence[str], cores: set[int]) -> subprocess.Popen:
       os.sched_setaffinity(0, mine)
 
 
-def _show(process: subprocess.Popen) -> None:
+def _show(process: subprocess.Popen) -> int:
+  """Passes on what a process writes; returns its exit status."""
   assert process.stdout is not None
   for line in process.stdout:
     sys.stderr.write(line)
+  return process.wait()
 
 
 def run_side_by_side(count: int) -> bool:

@@ -11,8 +11,7 @@ import numpy as np
 
 from train.core.config import DENSE_STARTS, LOCAL, flatten
 from train.core.console import UserError
-from train.core.metrics import read_records
-from train.core.workdir import read_json
+from train.core.workdir import read_json, read_records
 from train.sweeps.grid import SWEEP, is_number, read_status
 
 SEEDS = ("seed", "seeds")  # fields in which repetitions of a run differ
