@@ -188,4 +188,4 @@ program(main)([])
   command = [sys.executable, "-c", code]
   options: dict = {"capture_output": True, "text": True, "check": False}
   done = subprocess.run(command, cwd=ROOT, timeout=30, **options)
-  assert done.returncode == 130 and "the same command continues" in done.stdout
+  assert done.returncode == 130 and "the same command continues a run" in done.stdout

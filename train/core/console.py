@@ -79,8 +79,8 @@ def program(main: Callable[[Any], None]) -> Callable[[Any], None]:
       text = f"there is not enough memory: {one_line(error)[:200]}; --config.dry_run "
       exit_with(UserError(text + "shows what a config takes, if it can be run at all."))
     except KeyboardInterrupt:
-      message = "\nstopped; the same command continues from the last checkpoint."
-      print(message, flush=True)
+      message = "stopped; the same command continues a run from its last checkpoint."
+      print(f"\n{message}", flush=True)
       os._exit(130)  # the usual end may crash where threads still import or compile
 
   return run

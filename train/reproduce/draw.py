@@ -1,5 +1,6 @@
 """Drawings of the paper's figures: readable in print and without colour vision."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from train.core.figures import (
 
 def draw_density(data: dict[str, Any]) -> Any:
   """Draws expected and measured density over rotations a column."""
-  figure, (axes,) = _figure(1, (5, 3.6))
+  figure, ((axes,),) = new_figure((5, 3.6), 1, 1)
   for number, curve in enumerate(data["curves"]):
     color = COLORS[number]
     x = np.array(curve["rotations"]) / curve["size"]
@@ -38,11 +39,11 @@ def draw_spectrum(data: dict[str, Any]) -> Any:
   rows = list(dict.fromkeys(curve["activation"] for curve in curves))
   columns = list(dict.fromkeys(curve["distribution"] for curve in curves))
   starts = list(dict.fromkeys(curve["start"] for curve in curves))
-  panels = [(row, column) for row in rows for column in columns]
+  panels = list(itertools.product(rows, columns))
   shape = (1, len(rows)) if len(columns) == 1 else (len(rows), len(columns))
   size = (3.6 * shape[1] + 0.4, 3.0 * shape[0] + 0.4)
-  figure, grid = _figure(len(panels), size, num_columns=shape[1], sharey=True)
-  for axes, (activation, distribution) in zip(grid, panels, strict=True):
+  figure, grid = new_figure(size, *shape, sharey=True)
+  for axes, (activation, distribution) in zip(grid.flat, panels, strict=True):
     for curve in curves:
       if (curve["activation"], curve["distribution"]) == (activation, distribution):
         _draw_range(axes, curve, starts.index(curve["start"]))
@@ -50,9 +51,9 @@ def draw_spectrum(data: dict[str, Any]) -> Any:
     axes.set_title(f"{activation}, {distribution}", fontsize=10)
     axes.set_xlabel("density")
     _density_ticks(axes, curves[0]["density"])
-  for axes in grid[:: shape[1]]:
+  for axes in grid[:, 0]:
     axes.set_ylabel("singular value of the Jacobian")
-  grid[0].legend(frameon=False, fontsize=8)
+  grid[0, 0].legend(frameon=False, fontsize=8)
   figure.suptitle(
     f"mean of the singular values with its deviation over {data['seeds']} seeds; "
     f"shaded from the smallest to the largest (AI: {data['ai']})",
@@ -81,7 +82,7 @@ def _density_ticks(axes, densities) -> None:
 
 def draw_time(data: dict[str, Any]) -> Any:
   """Draws initialization time over size, a curve for each density."""
-  figure, (axes,) = _figure(1, (5, 3.6))
+  figure, ((axes,),) = new_figure((5, 3.6), 1, 1)
   for number, (name, seconds) in enumerate(data["curves"].items()):
     style = line_style(number) | {"marker": MARKERS[number % 4], "ms": 4}
     axes.plot(data["sizes"], 1e3 * np.array(seconds), label=name, **style)
@@ -101,9 +102,7 @@ def draw_angles(data: dict[str, Any]) -> Any:
 
   names = list(data["kernels"])
   ratios = {"width_ratios": [1.0] * len(names) + [1.3]}
-  figure, panels = _figure(
-    len(names) + 1, (13, 3.1), num_columns=len(names) + 1, gridspec_kw=ratios
-  )
+  figure, (panels,) = new_figure((13, 3.1), 1, len(names) + 1, gridspec_kw=ratios)
   shown: Any = None
   for axes, name in zip(panels, names, strict=False):
     image = np.abs(np.array(data["kernels"][name]))
@@ -138,9 +137,8 @@ def draw_delta(data: dict[str, Any]) -> Any:
   kinds = mask.astype(int) + (kernel != 0)
   colors = ("#F2F2F2", "#E69F00", "#0072B2")
   height, width = kinds.shape[:2]
-  figure, panels = _figure(height * width, (5.4, 5.8), num_columns=width)
-  for number, axes in enumerate(panels):
-    tap = divmod(number, width)
+  figure, panels = new_figure((5.4, 5.8), height, width)
+  for tap, axes in np.ndenumerate(panels):
     cmap = ListedColormap(colors)
     axes.imshow(kinds[tap], cmap=cmap, vmin=0, vmax=2, interpolation="nearest")
     axes.set_title(f"tap ({tap[0]}, {tap[1]})", fontsize=8)
@@ -148,8 +146,7 @@ def draw_delta(data: dict[str, Any]) -> Any:
     axes.set_yticks([])
     axes.grid(False)
     axes.spines[["top", "right"]].set_visible(True)
-  corner = panels[(height - 1) * width]
-  corner.set(xlabel="output channel", ylabel="input channel")
+  panels[-1, 0].set(xlabel="output channel", ylabel="input channel")
   labels = ("not trained", "trained, starts at 0", "trained, orthogonal")
   handles = [
     Patch(facecolor=color, edgecolor=QUIET, linewidth=0.5, label=label)
@@ -161,7 +158,7 @@ def draw_delta(data: dict[str, Any]) -> Any:
 
 def draw_curves(data: dict[str, Any]) -> Any:
   """Draws training loss and held-out accuracy over epochs."""
-  figure, (loss, accuracy) = _figure(2, (9, 3.6), num_columns=2)
+  figure, ((loss, accuracy),) = new_figure((9, 3.6), 1, 2)
   loss.set(xlabel="epoch", ylabel="training loss (nats)", yscale="log")
   for number, (name, curve) in enumerate(data.items()):
     label = f"{name} ({curve['runs']} run{'s' if curve['runs'] > 1 else ''})"
@@ -190,7 +187,7 @@ def _draw_band(axes, curve, factor: float, number: int, label: str) -> None:
 
 def draw_accuracy(data: dict[str, Any]) -> Any:
   """Draws test accuracy over density, with deviations over seeds."""
-  figure, (axes,) = _figure(1, (5, 3.6))
+  figure, ((axes,),) = new_figure((5, 3.6), 1, 1)
   for number, (name, curve) in enumerate(data.items()):
     mean, std = (100 * np.array(curve[value]) for value in ("mean", "std"))
     style = line_style(number) | {"marker": MARKERS[number % 4], "ms": 4, "capsize": 2}
@@ -201,11 +198,3 @@ def draw_accuracy(data: dict[str, Any]) -> Any:
   _density_ticks(axes, densities)
   axes.legend(frameon=False, fontsize=8)
   return figure
-
-
-def _figure(
-  count: int, size: tuple[float, float], *, num_columns: int = 1, **options
-) -> Any:
-  """An empty figure and its axes, row by row."""
-  figure, panels = new_figure(size, -(-count // num_columns), num_columns, **options)
-  return figure, panels.ravel()
