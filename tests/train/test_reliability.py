@@ -84,7 +84,7 @@ def terminate_while_saving(step, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["28", "60", "saving 60"])
+@pytest.mark.parametrize("moment", ["28", "60", "saving 60", "waiting 60"])
 def test_sigterm_saves_and_the_same_command_goes_on(
   finished, tmp_path, monkeypatch, moment
 ):
@@ -92,6 +92,9 @@ def test_sigterm_saves_and_the_same_command_goes_on(
   with monkeypatch.context() as patch:
     if moment == "saving 60":
       terminate_while_saving(step, patch)
+    elif moment == "waiting 60":  # for the last write
+      wait = Checkpoints.wait
+      patch.setattr(Checkpoints, "wait", lambda self: terminate() or wait(self))
     else:
       stop_after(step, terminate, patch)
     with pytest.raises(SystemExit) as stop:

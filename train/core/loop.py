@@ -145,7 +145,6 @@ def train_and_evaluate(
       if plan.recipe.dynamic.method != "static":
         first = take_seed(state, 0)
         summary |= summaries.count_live(first.params, first.masks, plan.recipe.model)
-    checkpoints.wait()
     curves = figures.Curves(metrics.records, summary, at_start.support)
     if mesh.is_primary():
       replace_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
@@ -293,8 +292,8 @@ def _train(run: _Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         run.checkpoints.save(state, last["accuracy"] if evaluated else None)
       if leave:
         break
+    run.checkpoints.wait()
     if preemption.noticed:  # also while the last step was evaluated and saved
-      run.checkpoints.wait()
       logger.warning(
         "stopped by SIGTERM after step %d, which is saved; the same command continues.",
         step,
