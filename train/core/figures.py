@@ -43,6 +43,14 @@ def line_style(number: int) -> dict[str, Any]:
   return {"color": COLORS[number % len(COLORS)], "linestyle": dashes}
 
 
+def draw_band(axes, x: Any, mean: Any, band: Any, number: int, label: str) -> None:
+  """Draws a curve in the style of a number, and shades its band, `(low, high)`."""
+  style = line_style(number)
+  if band is not None:
+    axes.fill_between(x, *band, color=style["color"], alpha=0.2, lw=0)
+  axes.plot(x, mean, linewidth=1.8, label=label, **style)
+
+
 def save(figure: Any, path: Path, dpi: int = 200) -> None:
   """Writes `path.pdf` and `path.png`."""
   for suffix in ("pdf", "png"):
@@ -60,12 +68,11 @@ def draw_runs(runs: dict[str, Curves], title: str = "") -> Any:
   figure, panels = new_figure(size, 1, 3, width_ratios=(1.25, 1.25, 1))
   accuracy, loss, kernel = panels[0]
   for number, (name, curves) in enumerate(runs.items()):
-    style = line_style(number) | {"linewidth": 1.8}
     label = f"{name}: test {_test_accuracy(curves.summary)}"
     evaluations = [r for r in curves.records if r["split"] in ("validation", "monitor")]
-    _draw_curve(accuracy, evaluations, "accuracy", 100, label=label, **style)
+    _draw_curve(accuracy, evaluations, "accuracy", 100, number, label)
     training = [r for r in curves.records if r["split"] == "train"]
-    _draw_curve(loss, training, "loss", 1, label=name, **style)
+    _draw_curve(loss, training, "loss", 1, number, name)
   first = next(iter(runs.values()))
   _finish_accuracy(accuracy, first)
   if many:
@@ -89,14 +96,13 @@ def _test_accuracy(summary: dict[str, Any]) -> str:
   return f"{summary['test_accuracy']:.1%}{spread}"
 
 
-def _draw_curve(axes, records, value: str, factor: float, **style) -> None:
+def _draw_curve(axes, records, value: str, factor: float, number, label) -> None:
   """Draws a value over epochs; of several seeds mean and range."""
-  epochs = [record["epoch"] for record in records]
-  axes.plot(epochs, [factor * record[value] for record in records], **style)
-  seeds = [record.get("seeds", {}).get(value) for record in records]
+  epochs, means = [r["epoch"] for r in records], [factor * r[value] for r in records]
+  seeds, band = [r.get("seeds", {}).get(value) for r in records], None
   if seeds and all(seeds):
-    low, high = (factor * reduce(seeds, axis=1) for reduce in (np.min, np.max))
-    axes.fill_between(epochs, low, high, color=style["color"], alpha=0.2, lw=0)
+    band = factor * np.min(seeds, axis=1), factor * np.max(seeds, axis=1)
+  draw_band(axes, epochs, means, band, number, label)
 
 
 def _finish_accuracy(axes, first: Curves) -> None:

@@ -9,6 +9,7 @@ from train.core.figures import (
   COLORS,
   MARKERS,
   QUIET,
+  draw_band,
   line_style,
   new_figure,
   plain_log_ticks,
@@ -116,10 +117,8 @@ def draw_angles(data: dict[str, Any]) -> Any:
   axes = panels[-1]
   for number, name in enumerate(names):
     losses = np.array(data["loss"][name])
-    low, high = losses.min(axis=0), losses.max(axis=0)
-    axes.fill_between(data["epoch"], low, high, color=COLORS[number], alpha=0.2, lw=0)
-    style = line_style(number) | {"linewidth": 1.8}
-    axes.plot(data["epoch"], losses.mean(axis=0), label=name, **style)
+    band = losses.min(axis=0), losses.max(axis=0)
+    draw_band(axes, data["epoch"], losses.mean(axis=0), band, number, name)
   axes.set(xlabel="epoch", ylabel="training loss (nats)", yscale="log")
   plain_log_ticks(axes)
   title = f"{data['network']} on {data['data']}, density {data['density']:g}"
@@ -162,8 +161,12 @@ def draw_curves(data: dict[str, Any]) -> Any:
   loss.set(xlabel="epoch", ylabel="training loss (nats)", yscale="log")
   for number, (name, curve) in enumerate(data.items()):
     label = f"{name} ({curve['runs']} run{'s' if curve['runs'] > 1 else ''})"
-    _draw_band(loss, curve["loss"], 1, number, label)
-    _draw_band(accuracy, curve["accuracy"], 100, number, label)
+    for axes, value, factor in ((loss, "loss", 1), (accuracy, "accuracy", 100)):
+      mean, std = (factor * np.array(curve[value][part]) for part in ("mean", "std"))
+      # A logarithmic axis has no zero.
+      low = np.maximum(mean - std, 0.5 * mean) if axes is loss else mean - std
+      band = low, mean + std
+      draw_band(axes, curve[value]["epoch"], mean, band, number, label)
   plain_log_ticks(loss)
   accuracy.set(xlabel="epoch", ylabel="held-out accuracy (%)")
   if len(data) > len(COLORS):  # too many for a legend inside the axes
@@ -173,16 +176,6 @@ def draw_curves(data: dict[str, Any]) -> Any:
   else:
     accuracy.legend(frameon=False, fontsize=8)
   return figure
-
-
-def _draw_band(axes, curve, factor: float, number: int, label: str) -> None:
-  mean, std = (factor * np.array(curve[name]) for name in ("mean", "std"))
-  style, low = line_style(number), mean - std
-  if axes.get_yscale() == "log":  # which has no zero
-    low = np.maximum(low, 0.5 * mean)
-  shade = {"color": style["color"], "alpha": 0.2, "lw": 0}
-  axes.fill_between(curve["epoch"], low, mean + std, **shade)
-  axes.plot(curve["epoch"], mean, lw=1.8, label=label, **style)
 
 
 def draw_accuracy(data: dict[str, Any]) -> Any:
