@@ -102,8 +102,8 @@ def make(name: str, out: Path, arguments: list[str]) -> Path:
   if bool(arguments) != figure.from_runs:
     need = "needs directories of runs" if figure.from_runs else "takes no directories"
     raise UserError(f"figure {name!r} {need}.")
+  out.mkdir(parents=True, exist_ok=True)  # before the work, which would be lost
   data = figure.compute(arguments)
-  out.mkdir(parents=True, exist_ok=True)
   replace_text(out / f"{name}.json", json.dumps(data) + "\n")
   figures.save(figure.draw(data), out / name)
   return out / f"{name}.png"

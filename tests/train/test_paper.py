@@ -184,3 +184,10 @@ def test_the_command(tmp_path):
 def test_mistakes(name, arguments, words, tmp_path):
   with pytest.raises(UserError, match=words):
     paper.make(name, tmp_path, arguments)
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_work(tmp_path, monkeypatch):
+  (tmp_path / "file").touch()
+  monkeypatch.setitem(paper.FIGURES, "delta", paper.Figure(pytest.fail, pytest.fail))
+  with pytest.raises(OSError, match="file"):
+    paper.make("delta", tmp_path / "file", [])

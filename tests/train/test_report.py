@@ -177,3 +177,10 @@ def test_a_damaged_file_is_named(name, text, workdir):
     UserError, match=f"{name} (cannot be read|must hold a JSON object)"
   ):
     tables.read_table(workdir)
+
+
+def test_a_table_that_cannot_be_written_leaves_nothing(workdir):
+  (workdir / "table.md").mkdir()
+  with pytest.raises(IsADirectoryError):
+    write_report(workdir)
+  assert not list(workdir.glob("*.part"))

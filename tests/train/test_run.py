@@ -95,7 +95,7 @@ def test_words_of_the_command_line_have_the_types_of_their_fields(words, field, 
   [
     (
       OSError(28, "No space left on device", "a/table.md"),
-      "No space left .*a/table.md",
+      "cannot use a/table.md: No space left",
     ),
     (MemoryError("Unable to allocate 4 TiB"), "not enough memory: MemoryError: Unable"),
     (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), "not enough memory"),

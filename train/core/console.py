@@ -71,8 +71,11 @@ def program(main: Callable[[Any], None]) -> Callable[[Any], None]:
   def run(argv: Any) -> None:
     try:
       main(argv)
-    except (UserError, OSError) as error:
+    except UserError as error:
       exit_with(error)
+    except OSError as error:
+      place = f"cannot use {error.filename}: {error.strerror}."
+      exit_with(UserError(place) if error.filename else error)
     except Exception as error:
       if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
         raise

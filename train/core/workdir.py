@@ -127,8 +127,11 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 def replace_text(path: Path, text: str) -> None:
   """Writes a file so that a reader, or a crash, sees all of it or none."""
   part = path.with_name(f"{path.name}.{os.getpid()}.part")
-  part.write_text(text, encoding="utf-8")
-  part.replace(path)
+  try:
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+  finally:
+    part.unlink(missing_ok=True)
 
 
 def environment() -> dict[str, str]:
