@@ -1,7 +1,5 @@
 """Arrays whose types say how they lie on a mesh: explicit shardings, manual axes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

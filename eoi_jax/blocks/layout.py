@@ -11,8 +11,6 @@ block has a zero row or column where its group is smaller: it reads zeros and wr
 what is cut off, so it has no gradient.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

@@ -15,8 +15,6 @@ These three are each other's derivatives, so one primitive has derivatives of ev
 order, forward and reverse, and each of them gathers: `outputs` is the inverse table.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 

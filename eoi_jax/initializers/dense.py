@@ -12,8 +12,6 @@ Three readings of "orthogonal" for a convolution kernel `(*window, in, out)`:
 For dense kernels `(in, out)` all three are the same matrix.
 """
 
-from __future__ import annotations
-
 import math
 
 import jax

@@ -7,13 +7,11 @@ where the blocks are dense. Masks and what is put together from samples are NumP
 outside of `jax.jit`, and traced arrays under it.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.core
@@ -253,7 +251,7 @@ class _Stack(NamedTuple):
     nothing = np.zeros((len(self.names), *self.shape), bool)
     return fill(self.mask_keys, nothing, self.known_budgets())
 
-  def rows(self, rows: np.ndarray) -> _Stack:
+  def rows(self, rows: np.ndarray) -> Self:
     """Some of the blocks."""
     return self._replace(
       names=tuple(self.names[n] for n in rows),

@@ -27,8 +27,6 @@ else is evaluated as it stands.
   choices are sums.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

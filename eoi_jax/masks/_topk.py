@@ -1,7 +1,5 @@
 """Exactly the `count` highest of many scores, under tracing and on the host."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -5,8 +5,6 @@ scores of all weights, into densities whose counts add up to the total exactly: 
 it returns, `round(density * size)` is the number of trained weights of each layer.
 """
 
-from __future__ import annotations
-
 import bisect
 import math
 from collections.abc import Collection

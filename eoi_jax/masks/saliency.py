@@ -9,8 +9,6 @@ and enables 64-bit types for the one call. Scores come back in float32 at least.
 functions work under `jax.jit`; checks of values are skipped where values are traced.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """SynFlow: scores of the flow through a network without data, and masks in rounds."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Masks as data: trees of bools like the parameters, True = trained, None = dense."""
 
-from __future__ import annotations
-
 import contextlib
 import numbers
 from typing import Any, NamedTuple

@@ -3,8 +3,6 @@
 Arrays are laid out as others are: explicit shardings, manual axes of `shard_map`.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 import operator

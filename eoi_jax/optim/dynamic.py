@@ -1,7 +1,5 @@
 """Dynamic sparse training: masks that change while any optax optimizer runs."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple

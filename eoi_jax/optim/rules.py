@@ -11,8 +11,6 @@ comes back at once is as if never touched. Of equal drop scores the lowest indic
 kept, of equal growth scores the lowest indices are grown.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import zlib

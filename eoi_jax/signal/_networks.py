@@ -1,7 +1,5 @@
 """Calls of a network: inputs of any structure, its outputs as one float array."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Singular values of a convolution as a linear map from image to image."""
 
-from __future__ import annotations
-
 import math
 import operator
 

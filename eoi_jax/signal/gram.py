@@ -1,7 +1,5 @@
 """How far the kernels of a network are from isometries."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from typing import Any

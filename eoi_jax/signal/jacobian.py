@@ -9,8 +9,6 @@ attention mask) are constants. Token ids have no derivative: split the network b
 its embedding, and pass the embedded tokens as inputs.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import math

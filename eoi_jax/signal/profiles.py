@@ -7,8 +7,6 @@ parameters go, through scans, branches and rematerialization, in any framework, 
 backward pass reads them all.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
