@@ -220,20 +220,16 @@ def _rows(rules: Rules, key, name, kernel, mask, weights, slopes, fraction) -> t
   drop = scores(rules.drop, 0)
   grow = drop if rules.grow is None else scores(rules.grow, 1)
   counts = jnp.sum(live.reshape(num_layers, -1), axis=1, keepdims=True, dtype=jnp.int32)
-  if rules.scope != "unit":
-    rows = [x.reshape(num_layers, -1) for x in (drop, grow, live)]
-    if rules.densities is not None:
-      first, last = (density_of(each, name) for each in rules.densities)
-      sizes = np.full(num_layers, live[0].size)
-      counts = _pruned(sizes, first, last, fraction)[:, None]
-    return (*rows, counts)
-  outputs = live.shape[-1]
-  rows = (
-    x.reshape(num_layers, -1, outputs).swapaxes(1, 2).reshape(num_layers * outputs, -1)
-    for x in (drop, grow, live)
-  )
-  shares = counts // outputs + (jnp.arange(outputs)[None] < counts % outputs)
-  return (*rows, shares.reshape(-1, 1))
+  if rules.scope == "unit":
+    outputs = live.shape[-1]
+    apart = (x.reshape(num_layers, -1, outputs) for x in (drop, grow, live))
+    rows = (x.swapaxes(1, 2).reshape(num_layers * outputs, -1) for x in apart)
+    shares = counts // outputs + (jnp.arange(outputs)[None] < counts % outputs)
+    return (*rows, shares.reshape(-1, 1))
+  if rules.densities is not None:
+    first, last = (density_of(each, name) for each in rules.densities)
+    counts = _pruned(np.full(num_layers, live[0].size), first, last, fraction)[:, None]
+  return (*(x.reshape(num_layers, -1) for x in (drop, grow, live)), counts)
 
 
 def check_densities(rules: Rules, masks: Any, kernels: dict[str, Kernel]) -> None:
@@ -291,8 +287,7 @@ def _select_together(rules: Rules, rows: list[tuple], fraction) -> list[jax.Arra
     least = 0
     drop, grow, live, target = map(jnp.concatenate, zip(*rows, strict=True))
     ends = np.cumsum([size[0] for size in sizes])[:-1].tolist()
-  growing = rules.grow is not None
-  options = {"regrow": rules.regrow, "growing": growing, "least": least}
+  options = {"regrow": rules.regrow, "growing": rules.grow is not None, "least": least}
   new = _select(drop, grow, live, target, fraction, **options)
   parts = jnp.split(new[0] if rules.scope == "global" else new, ends)
   return [part.reshape(size) for part, size in zip(parts, sizes, strict=True)]
