@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
 
 
 def varying(aval: Any) -> frozenset[str]:
@@ -30,7 +29,7 @@ def vary_alike(tree: Any, *others: Any) -> Any:
   )
 
 
-def partitioned(function: Callable, spec: PartitionSpec, *operands: Any) -> Any:
+def partitioned(function: Callable, spec: jax.P, *operands: Any) -> Any:
   """Calls a function of explicitly sharded arrays; the partitioner sees to the rest.
 
   Args:
@@ -46,7 +45,5 @@ def partitioned(function: Callable, spec: PartitionSpec, *operands: Any) -> Any:
   mesh = next((mesh for mesh in meshes if mesh.explicit_axes), None)
   if mesh is None:
     return function(*operands)
-  run = jax.sharding.auto_axes(
-    function, axes=mesh.explicit_axes, out_sharding=NamedSharding(mesh, spec)
-  )
-  return run(*operands)
+  options = {"axes": mesh.explicit_axes, "out_sharding": jax.NamedSharding(mesh, spec)}
+  return jax.sharding.auto_axes(function, **options)(*operands)

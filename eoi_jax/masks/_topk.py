@@ -3,8 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 
 def top_mask(scores: jax.Array, count) -> jax.Array:
@@ -44,11 +42,10 @@ def top_masks(scores: dict[str, jax.Array], count) -> dict[str, jax.Array]:
   with jax.numpy_dtype_promotion("standard"):
     dtype = jnp.result_type(jnp.uint8, *scores.values())  # bools are 0 and 1
   own = {name: jax.typeof(score).sharding for name, score in scores.items()}
-  whole = [NamedSharding(sharding.mesh, P()) for sharding in own.values()]
-  flat = [
-    jnp.ravel(score, out_sharding=sharding).astype(dtype)
-    for score, sharding in zip(scores.values(), whole, strict=True)
-  ]
+  flat = []
+  for name, score in scores.items():
+    whole = jax.NamedSharding(own[name].mesh, jax.P())
+    flat.append(jnp.ravel(score, out_sharding=whole).astype(dtype))
   ends = np.cumsum([piece.size for piece in flat])[:-1]
   pieces = jnp.split(top_mask(jnp.concatenate(flat), count), ends)
   return {

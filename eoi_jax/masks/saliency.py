@@ -168,17 +168,14 @@ def grasp_scores(
 
     return jax.grad(slope)(_weights(params, kernels))
 
-  def add(left, right):
-    return jax.tree.map(jnp.add, left, right)
-
   with _precision(dtype, (params, batches)):
     params_cast, batches = _cast((params, batches), dtype)
     weights = _weights(params_cast, kernels)
     g = h = jax.tree.map(jnp.zeros_like, weights)
     for batch in batches:
-      g = add(g, gradient_jit(params_cast, batch))
+      g = optax.tree.add(g, gradient_jit(params_cast, batch))
     for batch in batches:
-      h = add(h, curvature(params_cast, g, batch))
+      h = optax.tree.add(h, curvature(params_cast, g, batch))
     scores = _normalize(_multiply(weights, h), _GRASP_EPSILON)
   return _finish("grasp_scores", params, kernels, scores)
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from eoi_jax import _checks as checks
 
@@ -67,8 +66,8 @@ def replicate(tree: Any) -> Any:
 
   def whole(array):
     mesh = jax.typeof(array).sharding.mesh
-    if AxisType.Explicit not in mesh.axis_types:
+    if not mesh.explicit_axes:
       return array
-    return jax.sharding.reshard(array, NamedSharding(mesh, PartitionSpec()))
+    return jax.sharding.reshard(array, jax.NamedSharding(mesh, jax.P()))
 
   return jax.tree.map(whole, tree)
