@@ -29,6 +29,21 @@ def vary_alike(tree: Any, *others: Any) -> Any:
   )
 
 
+def replicate(tree: Any) -> Any:
+  """Arrays of an explicit mesh whole on every device; others as they are.
+
+  Reshapes and products of explicitly sharded arrays need to be told a sharding.
+  """
+
+  def whole(array):
+    mesh = jax.typeof(array).sharding.mesh
+    if not mesh.explicit_axes:
+      return array
+    return jax.sharding.reshard(array, jax.NamedSharding(mesh, jax.P()))
+
+  return jax.tree.map(whole, tree)
+
+
 def partitioned(function: Callable, spec: jax.P, *operands: Any) -> Any:
   """Calls a function of explicitly sharded arrays; the partitioner sees to the rest.
 

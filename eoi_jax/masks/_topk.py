@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eoi_jax._sharding import replicate
+
 
 def top_mask(scores: jax.Array, count) -> jax.Array:
   """Marks the `count` highest scores; ties go to the lowest index.
@@ -42,10 +44,7 @@ def top_masks(scores: dict[str, jax.Array], count) -> dict[str, jax.Array]:
   with jax.numpy_dtype_promotion("standard"):
     dtype = jnp.result_type(jnp.uint8, *scores.values())  # bools are 0 and 1
   own = {name: jax.typeof(score).sharding for name, score in scores.items()}
-  flat = []
-  for name, score in scores.items():
-    whole = jax.NamedSharding(own[name].mesh, jax.P())
-    flat.append(jnp.ravel(score, out_sharding=whole).astype(dtype))
+  flat = [jnp.ravel(replicate(score)).astype(dtype) for score in scores.values()]
   ends = np.cumsum([piece.size for piece in flat])[:-1]
   pieces = jnp.split(top_mask(jnp.concatenate(flat), count), ends)
   return {

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from eoi_jax import _checks as checks
+from eoi_jax._sharding import replicate
 
 ApplyFn = Callable[[Any, Any], Any]
 
@@ -56,18 +57,3 @@ def outputs_of(apply_fn: ApplyFn, params: Any, inputs: Any) -> jax.Array:
 def is_float(dtype: Any) -> bool:
   """Whether a dtype is real floating point."""
   return jnp.issubdtype(dtype, jnp.floating)
-
-
-def replicate(tree: Any) -> Any:
-  """Arrays of an explicit mesh whole on every device; others as they are.
-
-  Reshapes and products of explicitly sharded arrays need to be told a sharding.
-  """
-
-  def whole(array):
-    mesh = jax.typeof(array).sharding.mesh
-    if not mesh.explicit_axes:
-      return array
-    return jax.sharding.reshard(array, jax.NamedSharding(mesh, jax.P()))
-
-  return jax.tree.map(whole, tree)
