@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Self
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -28,8 +27,10 @@ from eoi_jax.masks.trees import (
   check_masks,
   fill,
   given_kernels,
+  is_traced,
   kernel_counts,
   live_counts,
+  on_host,
   place_like,
 )
 
@@ -115,7 +116,8 @@ def sparsify(
     raise ValueError(f"`scale` must be a finite number, got {scale!r}.")
   leaves = jax.tree.leaves(densities_or_masks)
   dtypes = {getattr(leaf, "dtype", None) for leaf in leaves}
-  if masked := dtypes == {jnp.dtype(bool)}:
+  masked = dtypes == {jnp.dtype(bool)}
+  if masked:
     check_masks(params, densities_or_masks)
     found = given_kernels(params, densities_or_masks, layouts, "masks")
   else:
@@ -130,9 +132,10 @@ def sparsify(
         f"kernel {name!r} must have a real floating dtype of at least 16 bits, got "
         f"{dtype}."
       )
-    mask, counts = (_on_host(value), None) if masked else (None, value)
-    if masked and not _is_traced(mask):
-      counts = live_counts(kernel, mask)
+    mask, counts = None, value
+    if masked:
+      mask = on_host(value)
+      counts = None if is_traced(mask) else live_counts(kernel, mask)
     strided = ((), False)
     if options.get("taps") == "polyphase":
       strided = (kernel.layout.strides, kernel.layout.transposed)
@@ -157,7 +160,7 @@ def sparsify(
   values, masks = {}, {}
   done = run([stack for _, stack in todo], scale, **options)
   for (kernels, _), blocks in zip(todo, done, strict=True):
-    new, live = map(_on_host, blocks)
+    new, live = map(on_host, blocks)
     ends = np.cumsum([kernel.num_blocks for kernel in kernels]).tolist()
     for kernel, end in zip(kernels, ends, strict=True):
       rows = slice(end - kernel.num_blocks, end)
@@ -185,13 +188,9 @@ def _check_names(options: Mapping[str, Any], known: tuple[str, ...], of: str) ->
       raise ValueError(f"`options` of {of} must be among {known}, got {name!r}.")
 
 
-def _is_traced(*arrays: Any) -> bool:
-  return any(isinstance(array, jax.core.Tracer) for array in arrays)
-
-
 def _numpy(*arrays: Any) -> Any:
   """The module for these arrays: NumPy, or that of JAX under tracing."""
-  return jnp if _is_traced(*arrays) else np
+  return jnp if is_traced(*arrays) else np
 
 
 def _join(parts: list[Any]) -> Any:
@@ -298,7 +297,7 @@ def _base(
 ) -> Blocks:
   """A dense reference times the mask."""
   masks = stack.known_masks()
-  values = _on_host(_dense_blocks(stack, scale, kind=reference)[0])
+  values = on_host(_dense_blocks(stack, scale, kind=reference)[0])
   xp = _numpy(masks, values)
   return xp.where(masks, values, xp.zeros((), values.dtype)), masks
 
@@ -351,7 +350,7 @@ def _eoi_in_mask(
   known = STARTS[fallback][1] if fallback in ("ai", "base") else ()
   _check_names(options, known, f"`fallback` {fallback!r}")
   masks = stack.known_masks()
-  if _is_traced(masks):
+  if is_traced(masks):
     stack._replace(budgets=None).known_budgets()
   dtype = stack.wide_dtype
   matrices = np.zeros((len(masks), *stack.matrix_shape), dtype)
@@ -378,7 +377,7 @@ def _eoi_in_mask(
   if failed and fallback != "partial":
     part = stack.rows(np.array(failed))
     start = functools.partial(_ai, method="adam") if fallback == "ai" else _base
-    values[failed] = _on_host(start(part, scale, **options)[0])
+    values[failed] = on_host(start(part, scale, **options)[0])
   return values, masks
 
 
@@ -488,7 +487,7 @@ def _sample(
   for stack, shape, counts in zip(stacks, shapes, budgets, strict=True):
     dtype = stack.wide_dtype
     shared = shape == stack.matrix_shape and law.get("schedule") in (None, "iid")
-    shared = shared and not _is_traced(stack.keys) and len(stack.names) < _MANY
+    shared = shared and not is_traced(stack.keys) and len(stack.names) < _MANY
     parts.append((stack, shape, counts, dtype, shared))
     if shared:
       blocks = zip(stack.keys, [shape] * len(counts), counts.tolist(), strict=True)
@@ -519,7 +518,7 @@ def _sample_alike(
     drawn = _draw(
       stack.keys[rows], budgets[rows].astype(np.int32), largest=largest, **static
     )
-    return (scale * _on_host(drawn)).astype(stack.dtype)
+    return (scale * on_host(drawn)).astype(stack.dtype)
 
   largest = np.array([_rung(shape, int(budget)) for budget in budgets])
   return _by_value(largest, sample)
@@ -551,7 +550,7 @@ def _rung(shape: tuple[int, ...], budget: int) -> int:
 def _by_value(values: np.ndarray, sample: Callable[..., Any]) -> Any:
   """Concatenates `sample(rows, value)` of equal values, in the order of the rows."""
   rows = [np.flatnonzero(values == value) for value in np.unique(values)]
-  parts = [_on_host(sample(r, int(values[r[0]]))) for r in rows]
+  parts = [on_host(sample(r, int(values[r[0]]))) for r in rows]
   if len(parts) == 1:
     return parts[0]
   return _join(parts)[np.argsort(np.concatenate(rows))]
@@ -566,7 +565,7 @@ def _delta(stack: _Stack, matrices: Any) -> Any:
   shape = (len(matrices), *stack.shape)
   if math.prod(window) == 1:
     return matrices.reshape(shape)
-  if _is_traced(matrices):
+  if is_traced(matrices):
     return jnp.zeros(shape, matrices.dtype).at[place].set(matrices)
   kernels = np.zeros(shape, matrices.dtype)
   kernels[place] = matrices
@@ -578,11 +577,6 @@ def _at_all_taps(stack: _Stack, support: Any) -> Any:
   ones = (1,) * len(stack.shape[:-2])
   support = support.reshape(-1, *ones, *stack.matrix_shape)
   return _numpy(support).broadcast_to(support, (len(support), *stack.shape))
-
-
-def _on_host(array: Any) -> Any:
-  """A NumPy array; None and a traced array as they are."""
-  return array if array is None or _is_traced(array) else np.asarray(array)
 
 
 def _one_by_one(start: Callable[..., Blocks], **fixed: Any):

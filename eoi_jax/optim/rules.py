@@ -18,7 +18,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -33,7 +32,7 @@ from eoi_jax.layouts.trees import (
   present_leaves,
 )
 from eoi_jax.masks._topk import top_mask
-from eoi_jax.masks.trees import check_masks
+from eoi_jax.masks.trees import check_masks, is_traced
 from eoi_jax.optim._masked import check_trees, gathered, is_none, match_type
 
 # `(key, weights, updates) -> scores` of one layer, all of its shape.
@@ -138,7 +137,7 @@ def evolve_masks(
   slopes = fill_tree(params, match_leaves(params, updates, "updates"))
   key = None if key is None else _keys.as_key(key)
   check_trees(used, slopes, params)
-  if not isinstance(fraction, jax.core.Tracer):
+  if not is_traced(fraction):
     fraction = _checks.fraction("fraction", fraction)
   fraction = jnp.asarray(fraction, jnp.float32)
   return change_masks(rules, key, params, slopes, used, fraction)[0]
