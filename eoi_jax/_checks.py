@@ -1,9 +1,8 @@
 """Checks of arguments that several modules share."""
 
-from __future__ import annotations
-
 import math
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -47,36 +46,32 @@ def as_float(value: Any) -> float:
     return math.nan
 
 
+def _checked(name: str, value: Any, rule: str, holds: Callable[[float], bool]) -> float:
+  result = as_float(value)
+  if not holds(result):
+    raise ValueError(f"`{name}` must be {rule}, got {value!r}.")
+  return result
+
+
 def number(name: str, value: Any) -> float:
   """Returns `value` as a finite Python float or raises ValueError."""
-  result = as_float(value)
-  if not math.isfinite(result):
-    raise ValueError(f"`{name}` must be a finite number, got {value!r}.")
-  return result
+  return _checked(name, value, "a finite number", math.isfinite)
 
 
 def positive(name: str, value: Any) -> float:
   """Returns `value` as a positive finite Python float or raises ValueError."""
-  result = number(name, value)
-  if result <= 0:
-    raise ValueError(f"`{name}` must be positive, got {value!r}.")
-  return result
+  number(name, value)
+  return _checked(name, value, "positive", lambda x: x > 0)
 
 
 def fraction(name: str, value: Any) -> float:
   """Returns `value` as a Python float in `[0, 1]` or raises ValueError."""
-  result = as_float(value)
-  if not 0.0 <= result <= 1.0:
-    raise ValueError(f"`{name}` must be in [0, 1], got {value!r}.")
-  return result
+  return _checked(name, value, "in [0, 1]", lambda x: 0 <= x <= 1)
 
 
 def density(value: Any) -> float:
   """Returns a density in `(0, 1]` as a Python float or raises ValueError."""
-  result = as_float(value)
-  if not 0.0 < result <= 1.0:
-    raise ValueError(f"`density` must be in (0, 1], got {value!r}.")
-  return result
+  return _checked("density", value, "in (0, 1]", lambda x: 0 < x <= 1)
 
 
 def compute_dtype(dtype: Any) -> jnp.dtype:

@@ -14,8 +14,6 @@ Where groups differ by one unit, the larger ones of the smaller side have a chan
 more. It goes along the first matching, which joins larger groups with larger ones.
 """
 
-from __future__ import annotations
-
 import functools
 
 import jax

@@ -6,8 +6,6 @@ with `C` the kernel as a matrix, on the smaller Gram side. Layers are independen
 are optimized side by side, equal shapes in one compiled loop.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Layouts of the kernels of single layers of Flax, from what they are set to."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from typing import Any

@@ -1,7 +1,5 @@
 """What the modules of a model say of its parameters, put together."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Sequence

@@ -15,8 +15,6 @@ with one letter an axis:
     "sio"   scanned layers, experts            "iiio"  patches: stride = window
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json

@@ -1,7 +1,5 @@
 """Layouts read off a Flax Linen model."""
 
-from __future__ import annotations
-
 import itertools
 import sys
 from collections.abc import Mapping

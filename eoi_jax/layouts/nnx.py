@@ -1,7 +1,5 @@
 """Layouts read off a Flax NNX module."""
 
-from __future__ import annotations
-
 import fnmatch
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Trees by the names of their leaves, and the layouts of these: by hand, by shape."""
 
-from __future__ import annotations
-
 import collections
 import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
@@ -147,7 +145,7 @@ class Layouts(Mapping[str, Layout | None]):
   def __hash__(self) -> int:
     return hash(tuple(self._entries.items()))
 
-  def replace(self, table: Mapping[str, str | Layout | None]) -> Layouts:
+  def replace(self, table: Mapping[str, str | Layout | None]) -> "Layouts":
     """Layouts with other entries where a pattern of the table fits.
 
     Args:

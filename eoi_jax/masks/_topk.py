@@ -1,12 +1,10 @@
 """Exactly the `count` highest of many scores, under tracing and on the host."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+
+from eoi_jax._sharding import replicate
 
 
 def top_mask(scores: jax.Array, count) -> jax.Array:
@@ -46,11 +44,7 @@ def top_masks(scores: dict[str, jax.Array], count) -> dict[str, jax.Array]:
   with jax.numpy_dtype_promotion("standard"):
     dtype = jnp.result_type(jnp.uint8, *scores.values())  # bools are 0 and 1
   own = {name: jax.typeof(score).sharding for name, score in scores.items()}
-  whole = [NamedSharding(sharding.mesh, P()) for sharding in own.values()]
-  flat = [
-    jnp.ravel(score, out_sharding=sharding).astype(dtype)
-    for score, sharding in zip(scores.values(), whole, strict=True)
-  ]
+  flat = [jnp.ravel(replicate(score)).astype(dtype) for score in scores.values()]
   ends = np.cumsum([piece.size for piece in flat])[:-1]
   pieces = jnp.split(top_mask(jnp.concatenate(flat), count), ends)
   return {

@@ -5,8 +5,6 @@ scores of all weights, into densities whose counts add up to the total exactly: 
 it returns, `round(density * size)` is the number of trained weights of each layer.
 """
 
-from __future__ import annotations
-
 import bisect
 import math
 from collections.abc import Collection
@@ -54,12 +52,16 @@ def uniform(
     {'bias': None, 'kernel': 0.5}
   """
   density = _checks.density(density)
-  densities = dict.fromkeys(find_kernels(params, layouts), density)
-  for name in dense:
-    if name not in densities:
-      raise ValueError(f"`dense` must name kernels of {[*densities]}, got {name!r}.")
-    densities[name] = 1.0
+  kernels = find_kernels(params, layouts)
+  _check_dense(dense, kernels)
+  densities = dict.fromkeys(kernels, density) | dict.fromkeys(dense, 1.0)
   return fill_tree(params, densities)
+
+
+def _check_dense(dense: Collection[str], kernels: Collection[str]) -> None:
+  for name in [dense] if isinstance(dense, str) else dense:
+    if isinstance(dense, str) or name not in kernels:
+      raise ValueError(f"`dense` must name kernels of {[*kernels]}, got {name!r}.")
 
 
 def erk(
@@ -167,9 +169,7 @@ def allocate(
   if dense:  # the rule is for the others
     values = 1.0 if isinstance(rule, str) else rule
     known = given_kernels(params, values, layouts, "rule")
-    for name in [dense] if isinstance(dense, str) else dense:
-      if isinstance(dense, str) or name not in known:
-        raise ValueError(f"`dense` must name kernels of {[*known]}, got {name!r}.")
+    _check_dense(dense, known)
     densities, none = dict.fromkeys(dense, 1.0), dict.fromkeys(dense)
     any_left = len(densities) < len(known)
     others = fill_tree(params, none, keep=True)

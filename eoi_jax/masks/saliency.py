@@ -9,14 +9,11 @@ and enables 64-bit types for the one call. Scores come back in float32 at least.
 functions work under `jax.jit`; checks of values are skipped where values are traced.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -31,7 +28,7 @@ from eoi_jax.layouts.trees import (
   present_leaves,
 )
 from eoi_jax.masks._topk import mark_highest, top_masks
-from eoi_jax.masks.trees import place_like
+from eoi_jax.masks.trees import is_traced, place_like
 
 # Added to the sum that GraSP's scores are divided by, as published.
 _GRASP_EPSILON = 1e-10
@@ -170,17 +167,14 @@ def grasp_scores(
 
     return jax.grad(slope)(_weights(params, kernels))
 
-  def add(left, right):
-    return jax.tree.map(jnp.add, left, right)
-
   with _precision(dtype, (params, batches)):
     params_cast, batches = _cast((params, batches), dtype)
     weights = _weights(params_cast, kernels)
     g = h = jax.tree.map(jnp.zeros_like, weights)
     for batch in batches:
-      g = add(g, gradient_jit(params_cast, batch))
+      g = optax.tree.add(g, gradient_jit(params_cast, batch))
     for batch in batches:
-      h = add(h, curvature(params_cast, g, batch))
+      h = optax.tree.add(h, curvature(params_cast, g, batch))
     scores = _normalize(_multiply(weights, h), _GRASP_EPSILON)
   return _finish("grasp_scores", params, kernels, scores)
 
@@ -266,7 +260,7 @@ def global_masks(scores: Any, density: float) -> Any:
   if not leaves:
     raise ValueError("`scores` must have at least one leaf that is not None.")
   count = round(density * sum(np.size(leaf) for leaf in leaves.values()))
-  if _is_traced(leaves):
+  if is_traced(leaves):
     return fill_tree(scores, top_masks(leaves, count))
   arrays = {name: np.asarray(leaf, np.float64) for name, leaf in leaves.items()}
   for name, array in arrays.items():
@@ -286,7 +280,7 @@ def _precision(dtype: Any, values: Any) -> Iterator[None]:
   with contextlib.ExitStack() as stack:
     wide = dtype is not None and jnp.dtype(dtype) == jnp.float64
     if wide and jax.dtypes.canonicalize_dtype(jnp.float64) != jnp.float64:
-      if _is_traced(values):
+      if is_traced(values):
         raise ValueError(
           "`dtype` must not be float64 under `jax.jit` unless 64-bit types are enabled."
         )
@@ -310,10 +304,6 @@ def _weights(params: Any, kernels: dict[str, Kernel]) -> dict[str, jax.Array]:
   return {name: leaves[name] for name in kernels}
 
 
-def _is_traced(tree: Any) -> bool:
-  return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
-
-
 def _first(outputs: Any) -> Any:
   """The logits of a network that returns them, or a tuple that they lead."""
   return outputs[0] if isinstance(outputs, tuple) else outputs
@@ -324,7 +314,7 @@ def _loss(apply_fn, params, batches, loss, temperature=1.0):
   if loss is None:
     for inputs, labels in batches:
       logits = _first(jax.eval_shape(apply_fn, params, inputs))
-      _check_labels(logits, (jnp if _is_traced(labels) else np).asarray(labels))
+      _check_labels(logits, (jnp if is_traced(labels) else np).asarray(labels))
 
   def loss_fn(weights, params, batch):
     inputs, labels = batch
@@ -395,7 +385,7 @@ def _finish(
     dtype = _checks.compute_dtype(kernel.leaf.dtype)
     scores[name] = scores[name].astype(dtype)
   tops = {name: jnp.max(jnp.abs(score)) for name, score in scores.items()}
-  if not _is_traced(tops):
+  if not is_traced(tops):
     _check_tops(function, tops)
   return fill_tree(params, scores)
 

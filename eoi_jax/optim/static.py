@@ -1,7 +1,5 @@
 """Static sparse training under any optax optimizer."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import optax

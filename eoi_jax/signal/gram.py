@@ -1,7 +1,5 @@
 """How far the kernels of a network are from isometries."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from typing import Any
@@ -11,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax import _checks as checks
+from eoi_jax._sharding import replicate
 from eoi_jax.layouts.trees import Layouts, find_kernels
-from eoi_jax.signal._networks import replicate
 
 
 def gram_errors(

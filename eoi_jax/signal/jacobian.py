@@ -9,8 +9,6 @@ attention mask) are constants. Token ids have no derivative: split the network b
 its embedding, and pass the embedded tokens as inputs.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import math
@@ -23,14 +21,8 @@ from jax.flatten_util import ravel_pytree
 
 from eoi_jax import _checks as checks
 from eoi_jax import _keys as keys_lib
-from eoi_jax._sharding import vary_alike
-from eoi_jax.signal._networks import (
-  ApplyFn,
-  check_inputs,
-  is_float,
-  outputs_of,
-  replicate,
-)
+from eoi_jax._sharding import replicate, vary_alike
+from eoi_jax.signal._networks import ApplyFn, check_inputs, is_float, outputs_of
 
 
 class SpectrumSummary(NamedTuple):
