@@ -37,6 +37,12 @@ def strides(value: Any, rank: int) -> tuple[int, ...]:
   return values
 
 
+def function(name: str, value: Any) -> None:
+  """Raises ValueError unless `value` can be called."""
+  if not callable(value):
+    raise ValueError(f"`{name}` must be a function, got {value!r}.")
+
+
 def as_float(value: Any) -> float:
   """Returns `value` as a Python float, nan if it is no number that is known."""
   if isinstance(value, str | bytes | bool | np.bool_):

@@ -256,8 +256,10 @@ def test_the_rule_is_for_what_is_not_dense(rule, value_error):
   found = eoi_jax.allocate(tree, 0.3, rule=rules[0], dense={"a/w"})
   alone = eoi_jax.allocate({n: tree[n] for n in "bc"}, 0.3, rule=rules[1])
   assert found == {"a": {"w": 1.0}} | alone
-  with value_error("`dense`", "'a/w'"):
-    eoi_jax.allocate(tree, 0.3, dense="a/w")
+  for bad in ("a/w", 5, iter(["a/w"])):
+    for function in (eoi_jax.allocate, eoi_jax.uniform):
+      with value_error("`dense`", "kernels of ['a/w'", f"got {bad!r}"):
+        function(tree, 0.3, dense=bad)
 
 
 def test_what_cannot_be_met_is_refused(value_error):

@@ -658,6 +658,24 @@ def test_a_state_of_nnx_is_read_by_shape(value_error):
     nnx_layouts(nnx.state(attention, nnx.Param))
 
 
+def test_modules_of_nnx_in_a_list_are_read_as_modules():
+  rngs = nnx.Rngs(0)
+  cell, conv = nnx.GRUCell(4, 8, rngs=rngs), nnx.Conv(4, 8, 3, 2, rngs=rngs)
+  layouts = nnx_layouts([cell, {"conv": conv}])
+  assert layouts["0/dense_h/kernel"].groups == 3
+  assert layouts["1/conv/kernel"] == nnx_layouts(conv)["kernel"]
+
+
+@pytest.mark.parametrize("bad", [None, {}, 3, nnx.Linear, lambda x: x])
+def test_what_is_no_module_is_refused(bad, value_error):
+  with value_error("`model`", "flax.linen.Module", "`kernel_layouts(params)`"):
+    linen_layouts(bad, jnp.ones((1, 4)))
+  with value_error("`module`", "flax.nnx.Module", type(bad).__name__):
+    nnx_layouts(bad)
+  with value_error("`module`", "flax.nnx.Module", "tuple"):
+    nnx_layouts(nnx.split(nnx.Linear(4, 8, rngs=nnx.Rngs(0))))
+
+
 @pytest.mark.slow
 def test_block_sparse_layers_have_no_kernel_to_prune():
   model = nn.Sequential([BlockDense(16, 0.25, block_size=4), nn.Dense(4)])

@@ -445,6 +445,11 @@ def test_errors(tanh_case, value_error):
       eoi_jax.snip_scores(_tanh_net, params, (x, y.at[3].set(bad)))
   with value_error("`apply_fn`", "dict", "`loss`"):
     eoi_jax.snip_scores(lambda p, x: {"out": _tanh_net(p, x)}, params, (x, y))
+  for score in (eoi_jax.snip_scores, eoi_jax.grasp_scores):
+    with value_error("`apply_fn`", "a function", "None"):
+      score(None, params, (x, y))
+    with value_error("`loss`", "a function", "3"):
+      score(_tanh_net, params, (x, y), loss=3)
   with value_error("`batches`", "none"):
     eoi_jax.grasp_scores(_tanh_net, params, [])
   with value_error("`temperature`", "positive", "-1"):

@@ -386,6 +386,8 @@ def test_errors(value_error):
   def dense(params, inputs):
     return inputs @ params["kernel"]
 
+  with value_error("`apply_fn`", "a function", "None"):
+    eoi_jax.synflow_scores(None, params, (1, 3))
   with value_error("`density`", "(0, 1]", "1.5"):
     eoi_jax.synflow_masks(dense, params, (1, 3), 1.5)
   with value_error("`num_rounds`", "at least 1", "0"):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from eoi_jax.layouts._layers import conv, conv_transpose, einsum, own_method
 from eoi_jax.layouts._reading import Reading
 from eoi_jax.layouts.layout import Layout
-from eoi_jax.layouts.trees import Layouts
+from eoi_jax.layouts.trees import Layouts, present_leaves
 
 
 def nnx_layouts(
@@ -20,8 +20,8 @@ def nnx_layouts(
   """Layouts of the state of a Flax NNX module, read off the module.
 
   Args:
-    module: a `flax.nnx.Module`; or a state of one, whose leaves are then read by shape
-      alone, as by `kernel_layouts`.
+    module: a `flax.nnx.Module`, or a list or dict of them; or a state of one, whose
+      leaves are then read by shape alone, as by `kernel_layouts`.
     table: as in `kernel_layouts`; it overrules what is read.
 
   Returns:
@@ -39,13 +39,20 @@ def nnx_layouts(
   """
   from flax import nnx
 
-  reading = Reading()
-  if isinstance(module, nnx.Module):
+  reading, parts = Reading(), list(nnx.iter_graph(module))
+  if any(isinstance(part, nnx.Module) for _, part in parts):
     read_nnx(reading, module)
-    for path, part in nnx.iter_graph(module):
+    for path, part in parts:
       if isinstance(part, nnx.bridge.ToNNX):
         _check_bridged(part, "/".join(map(str, path)), table)
     module = nnx.state(module)
+  elif any(isinstance(part, nnx.GraphDef) for _, part in parts) or not all(
+    hasattr(leaf, "shape") for leaf in present_leaves(module).values() or [None]
+  ):
+    raise ValueError(
+      "`module` must be a flax.nnx.Module or a state of one with parameters, got "
+      f"{type(module).__name__}."
+    )
   return reading.assemble(module, table, "nnx_layouts(module, table={})")
 
 

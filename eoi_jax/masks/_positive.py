@@ -41,6 +41,8 @@ import jax.extend.core as jex_core
 import jax.numpy as jnp
 import numpy as np
 
+from eoi_jax import _checks
+
 # fmt: off
 # Activations by the name of their call in a jaxpr; a slope of 1 stands for them.
 _ACTIVATIONS = frozenset((
@@ -128,6 +130,7 @@ def positive_network(
   Raises:
     ValueError: if the outputs do not depend on the inputs, or by way of a `while` loop.
   """
+  _checks.function("apply_fn", apply_fn)
   inputs = jax.tree.map(_struct, input_shape, is_leaf=_is_shape)
 
   def logits(params, inputs):

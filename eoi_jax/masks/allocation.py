@@ -55,11 +55,8 @@ def uniform(
   """
   density = _checks.density(density)
   densities = dict.fromkeys(find_kernels(params, layouts), density)
-  for name in dense:
-    if name not in densities:
-      raise ValueError(f"`dense` must name kernels of {[*densities]}, got {name!r}.")
-    densities[name] = 1.0
-  return fill_tree(params, densities)
+  _check_dense(dense, densities)
+  return fill_tree(params, densities | dict.fromkeys(dense, 1.0))
 
 
 def erk(
@@ -167,9 +164,7 @@ def allocate(
   if dense:  # the rule is for the others
     values = 1.0 if isinstance(rule, str) else rule
     known = given_kernels(params, values, layouts, "rule")
-    for name in [dense] if isinstance(dense, str) else dense:
-      if isinstance(dense, str) or name not in known:
-        raise ValueError(f"`dense` must name kernels of {[*known]}, got {name!r}.")
+    _check_dense(dense, known)
     densities, none = dict.fromkeys(dense, 1.0), dict.fromkeys(dense)
     any_left = len(densities) < len(known)
     others = fill_tree(params, none, keep=True)
@@ -186,6 +181,14 @@ def allocate(
       part = part / kernel.layer_size
       densities[kernel.name] = part if np.ptp(part) else float(part[0])
   return fill_tree(params, densities)
+
+
+def _check_dense(dense: Any, known: Collection[str]) -> None:
+  """Raises ValueError unless `dense` is a collection of names of kernels."""
+  is_names = isinstance(dense, Collection) and not isinstance(dense, str)
+  for name in dense if is_names else [dense]:
+    if not is_names or name not in known:
+      raise ValueError(f"`dense` must name kernels of {[*known]}, got {name!r}.")
 
 
 def _wanted(params, density: float, rule, layouts) -> tuple[list[Kernel], list]:

@@ -321,7 +321,10 @@ def _first(outputs: Any) -> Any:
 
 def _loss(apply_fn, params, batches, loss, temperature=1.0):
   """The loss as a function of the kernels, all parameters and a batch."""
-  if loss is None:
+  _checks.function("apply_fn", apply_fn)
+  if loss is not None:
+    _checks.function("loss", loss)
+  else:
     for inputs, labels in batches:
       logits = _first(jax.eval_shape(apply_fn, params, inputs))
       _check_labels(logits, (jnp if _is_traced(labels) else np).asarray(labels))

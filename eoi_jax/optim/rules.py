@@ -79,7 +79,7 @@ def make_rules(
   if not isinstance(regrow, bool):
     raise ValueError(f"`regrow` must be True or False, got {regrow!r}.")
   for name, rule in (("drop", drop), ("grow", grow)):
-    if not callable(rule) and rule not in RULES:
+    if not callable(rule) and rule not in tuple(RULES):
       raise ValueError(
         f"`{name}` must be one of {tuple(RULES)} or a function, got {rule!r}."
       )
