@@ -334,6 +334,11 @@ LINEN = {
   "circular_patches": (nn.Conv(16, (2, 2), 2, padding="CIRCULAR"), (1, 8, 8, 3), 1),
   "grouped_patches": (nn.Conv(32, (2, 2), 2, feature_group_count=4), (1, 8, 8, 8), 1),
   "causal": (nn.Conv(8, (4,), padding="CAUSAL"), (1, 6, 8), 1),
+  "causal_amounts": (
+    nn.Conv(8, (3,), padding=[(4, 0)], kernel_dilation=2),
+    (1, 6, 8),
+    1,
+  ),
   "even_transposed": (nn.ConvTranspose(8, (4, 2)), (1, 5, 5, 4), 1),
   "flipped": (nn.ConvTranspose(8, (4, 2), transpose_kernel=True), (1, 5, 5, 4), 1),
   "in_nnx": (
@@ -345,6 +350,15 @@ LINEN = {
   "lstm": (nn.RNN(nn.LSTMCell(8)), (1, 5, 4), 8),
   "gru": (nn.RNN(nn.GRUCell(8)), (1, 5, 4), 6),
 }
+
+
+@pytest.mark.parametrize("letters", ["bti,ti->bti", "bti,ti->bt"])
+def test_an_einsum_that_is_no_matrix_stays_dense(letters):
+  inputs = jnp.ones((2, 5, 8))
+  model = nn.Sequential([nn.Dense(8), nn.Einsum((5, 8), letters, use_bias=False)])
+  layouts = linen_layouts(model, inputs)
+  assert layouts["layers_1/kernel"] is None and layouts["layers_0/kernel"]
+  assert nnx_layouts(nnx.Einsum(letters, (5, 8), rngs=nnx.Rngs(0)))["kernel"] is None
 
 
 @pytest.mark.slow
@@ -444,6 +458,18 @@ def test_layers_that_apply_another_matrix_than_their_kernel(value_error):
   inputs = jnp.ones((1, 4, 4, 16))
   with value_error("'kernel'", "Standardized.param may change it", '{"kernel": None}'):
     linen_layouts(Standardized(8, (3, 3)), inputs)
+
+  masked, rngs = jnp.ones((3, 3, 16, 8)), nnx.Rngs(0)
+  for change, options in {
+    "`mask` may": {"mask": masked},
+    "`input_dilation` may": {"input_dilation": (1, 2), "padding": 1},
+  }.items():
+    with value_error("'kernel'", change):
+      linen_layouts(nn.Conv(8, (3, 3), **options), inputs)
+    with value_error("'kernel'", change):
+      nnx_layouts(nnx.Conv(16, 8, (3, 3), **options, rngs=rngs))
+  with value_error("'kernel'", "`mask` may"):
+    linen_layouts(nn.ConvTranspose(8, (3, 3), mask=masked), inputs)
 
   class Scaled(nnx.Linear):
     def __call__(self, x):
