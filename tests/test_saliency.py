@@ -450,6 +450,22 @@ def test_errors(tanh_case, value_error):
       score(None, params, (x, y))
     with value_error("`loss`", "a function", "3"):
       score(_tanh_net, params, (x, y), loss=3)
+    for value, words in ((lambda z, _: z.sum(-1), "float32[12]"), (lambda *_: 3, "3")):
+      with value_error("`loss`", "a scalar", words):
+        score(_tanh_net, params, (x, y), loss=value)
+    with value_error("`dtype`", "floating", "int"):
+      score(_tanh_net, params, (x, y), dtype=int)
+    for labels in (5 * jax.nn.one_hot(y, 4), jax.nn.one_hot(y, 4) * 3 - 0.5):
+      with value_error("`labels`", "probabilities", "of sum 1", "`loss`"):
+        score(_tanh_net, params, (x, labels))
+    whole = jax.tree.map(lambda w: w.astype(jnp.int32), params)
+    with value_error("'a/kernel'", "real floating dtype", "int32"):
+      score(lambda p, x: _tanh_net(params, x), whole, (x, y))
+  for batch, words in (({"x": x}, "dict"), ((x, y, y), "tuple of 3"), (x[:2], "Array")):
+    with value_error("`batch`", "(inputs, labels)", words):
+      eoi_jax.snip_scores(_tanh_net, params, batch)
+  with value_error("`batches`", "(inputs, labels)", "tuple of 3"):
+    eoi_jax.grasp_scores(_tanh_net, params, [(x, y, y)])
   with value_error("`batches`", "none"):
     eoi_jax.grasp_scores(_tanh_net, params, [])
   with value_error("`temperature`", "positive", "-1"):

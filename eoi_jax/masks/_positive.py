@@ -131,11 +131,22 @@ def positive_network(
     ValueError: if the outputs do not depend on the inputs, or by way of a `while` loop.
   """
   _checks.function("apply_fn", apply_fn)
+  if isinstance(input_shape, int | float | str) or not jax.tree.leaves(input_shape):
+    raise ValueError(
+      "`input_shape` must be a shape, or a tree of shapes, arrays or shape-dtype "
+      f"structs, got {input_shape!r}."
+    )
   inputs = jax.tree.map(_struct, input_shape, is_leaf=_is_shape)
 
   def logits(params, inputs):
     outputs = apply_fn(params, inputs)
-    return jax.tree.leaves(outputs[0] if isinstance(outputs, tuple) else outputs)
+    outputs = outputs[0] if isinstance(outputs, tuple) else outputs
+    if not jax.tree_util.all_leaves([outputs]):
+      raise ValueError(
+        "`apply_fn` must return logits or a tuple that they lead, got "
+        f"{type(outputs).__name__}."
+      )
+    return outputs
 
   closed = jax.make_jaxpr(logits)(params, inputs)
   consts = [_absolute(c) for c in closed.consts]
