@@ -99,7 +99,8 @@ def dynamic_sparsity(
   change pay nothing.
 
   It must be the outermost transformation that changes updates: `optax.scale` after it
-  in a chain, or `optax.lookahead` around it, would bring dropped weights back. Write
+  in a chain, or around it what averages or scales parameters (`optax.lookahead`,
+  `schedule_free`, `sam` or `mechanize`), would bring dropped weights back. Write
   `dynamic_sparsity(optax.chain(...), masks, ...)`. `optax.MultiSteps` may stand around
   it, which then counts the steps that are taken. Not supported as `inner`: optimizers
   that divide by the second moment of the step before (`optax.contrib.acprop`), since
@@ -616,16 +617,19 @@ def current_masks(opt_state: Any) -> Any:
       f"{type(opt_state).__name__}."
     )
   masks, *rest = [
-    jax.tree.map(
-      lambda mask: mask.to_mask() if isinstance(mask, LiveWeights) else mask,
-      *(tree,),
-      is_leaf=lambda node: isinstance(node, LiveWeights),
-    )
+    jax.tree.map(_to_mask, tree, is_leaf=lambda node: isinstance(node, LiveWeights))
     for tree in found
   ]
   for other in rest:
     masks = _both(masks, other)
   return masks
+
+
+def _to_mask(mask: Any) -> Any:
+  """The bool mask; `optax.contrib.sam` makes an integer of it."""
+  if isinstance(mask, LiveWeights):
+    return mask.to_mask()
+  return mask if mask.dtype == jnp.bool_ else mask.astype(bool)
 
 
 def _both(left: Any, right: Any) -> Any:
