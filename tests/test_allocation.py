@@ -270,6 +270,9 @@ def test_what_cannot_be_met_is_refused(value_error):
     eoi_jax.allocate(tree, 0.1, floors="raise")
   with value_error("`rule`", "'uniform', 'erk'", "'snip'"):
     eoi_jax.allocate(tree, 0.1, rule="snip")
+  for bad, words in ((np.nan, "nan"), (0, "all zero"), (1j, "complex128")):
+    with value_error("`rule`", words):
+      eoi_jax.allocate(tree, 0.5, rule=[np.full((8, 8), bad), np.full((8, 8), bad)])
   with value_error("`rule`", "'1'", "(3,)"):
     eoi_jax.allocate(tree, 0.1, rule=[0.5, np.ones(3)])
   with value_error("`density`", "(0, 1]", "1.5"):

@@ -459,6 +459,11 @@ def test_layers_that_apply_another_matrix_than_their_kernel(value_error):
   with value_error("'kernel'", "Standardized.param may change it", '{"kernel": None}'):
     linen_layouts(Standardized(8, (3, 3)), inputs)
 
+  class Adapted(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      return nn.Dense(8)(x) + nn.Dense(8, name="lora_up")(x)
+
   masked, rngs = jnp.ones((3, 3, 16, 8)), nnx.Rngs(0)
   for change, options in {
     "`mask` may": {"mask": masked},
@@ -470,6 +475,11 @@ def test_layers_that_apply_another_matrix_than_their_kernel(value_error):
       nnx_layouts(nnx.Conv(16, 8, (3, 3), **options, rngs=rngs))
   with value_error("'kernel'", "`mask` may"):
     linen_layouts(nn.ConvTranspose(8, (3, 3), mask=masked), inputs)
+
+  with value_error("'lora_up/kernel'", "a low-rank adapter", '"lora_up/kernel": None'):
+    linen_layouts(Adapted(), inputs)
+  with value_error("'lora_up/kernel'", "a low-rank adapter"):
+    nnx_layouts(nnx.Dict(lora_up=nnx.Linear(4, 4, rngs=rngs)))
 
   class Scaled(nnx.Linear):
     def __call__(self, x):

@@ -478,5 +478,7 @@ def test_errors(tanh_case, value_error):
     eoi_jax.global_masks(magnitude_scores(params), 0.0)
   with value_error("`scores`", "nan", "'1'"):
     eoi_jax.global_masks([np.ones(3), np.array([1.0, np.nan])], 0.5)
+  with value_error("`scores`", "real", "complex64", "'0'"):
+    eoi_jax.global_masks([jnp.array([1j, 2.0])], 0.5)
   with value_error("`scores`", "not None"):
     eoi_jax.global_masks([None], 0.5)

@@ -11,22 +11,24 @@ import jax
 from eoi_jax.layouts.layout import Layout
 
 
-def what_changes(module, *methods: str) -> str:
-  """What may make a layer of Flax apply another matrix than its kernel, "" if nothing.
+def find_doubt(module, name: str, *methods: str) -> str:
+  """Why the kernel of a layer of Flax may not be the matrix to start, "" if it is.
 
-  A mask, pixels that are spread, or a method that a subclass has of its own: it may
-  standardize the kernel, say.
+  The layer may apply another matrix: with a mask, where pixels are spread, or by a
+  method that a subclass has of its own, which may standardize the kernel, say.
   """
+  if "lora" in name.lower() and type(module).__name__ in ("Dense", "Linear"):
+    return "named like a low-rank adapter"
   if getattr(module, "mask", None) is not None:
-    return "`mask`"
+    return "`mask` may change it"
   if max(jax.tree.leaves(getattr(module, "input_dilation", 1)), default=1) > 1:
-    return "`input_dilation`"
+    return "`input_dilation` may change it"
   flax = ("flax.", "eoi_jax.")
   own = itertools.takewhile(
     lambda kind: not kind.__module__.startswith(flax), type(module).__mro__
   )
   found = (f"{k.__name__}.{m}" for k in own for m in methods if m in vars(k))
-  return next(found, "")
+  return next((f"{method} may change it" for method in found), "")
 
 
 def einsum(einsum_str: str, shape: tuple[int, ...]) -> Layout | None:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from eoi_jax.layouts._layers import conv, conv_transpose, einsum, what_changes
+from eoi_jax.layouts._layers import conv, conv_transpose, einsum, find_doubt
 from eoi_jax.layouts._reading import Reading
 from eoi_jax.layouts.layout import Layout
 from eoi_jax.layouts.nnx import read_nnx
@@ -86,8 +86,9 @@ def linen_layouts(
       else:
         layout = read(module, own[name])
       mapped = any("Map_variables" in part for part in module.path)
-      change = "map_variables" if mapped else what_changes(module, "__call__", "param")
-      reading.add((*module.path, name), own[name], layout, change)
+      doubt = find_doubt(module, module.name or "", "__call__", "param")
+      doubt = "map_variables may change it" if mapped else doubt
+      reading.add((*module.path, name), own[name], layout, doubt)
     nnx = sys.modules.get("flax.nnx")  # loaded, if a module of it is here
     if nnx is not None and isinstance(module, nnx.bridge.ToLinen):
       read_nnx(reading, _abstract(nnx, module), module.path, scope)

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from eoi_jax.layouts._layers import conv, conv_transpose, einsum, what_changes
+from eoi_jax.layouts._layers import conv, conv_transpose, einsum, find_doubt
 from eoi_jax.layouts._reading import Reading
 from eoi_jax.layouts.layout import Layout
 from eoi_jax.layouts.trees import Layouts, present_leaves
@@ -77,7 +77,8 @@ def read_nnx(
     for name, (shape, layout) in _read_layer(nnx, part, gates).items():
       place = places.get(id(getattr(part, name, None)), (*path, name))
       reading.add_shape((*prefix, *place), shape, origin)
-      reading.add((*prefix, *place), shape, layout, what_changes(part, "__call__"))
+      doubt = find_doubt(part, str(path[-1:]), "__call__")
+      reading.add((*prefix, *place), shape, layout, doubt)
     if isinstance(getattr(part, "out_features", None), int):
       reading.add_shape((*prefix, *path, "bias"), (part.out_features,), origin)
     if isinstance(part, getattr(nnx, "WeightNorm", ())):  # of flax 0.12.1 and later

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,12 +61,30 @@ def top_masks(scores: dict[str, jax.Array], count) -> dict[str, jax.Array]:
   }
 
 
-def mark_highest(scores: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+def mark_highest(
+  argument: str, given: dict[str, Any], count: int
+) -> dict[str, np.ndarray]:
   """Masks of the `count` highest of all scores; of equal ones, the first.
 
-  Selection in linear time on the host, where it is many times faster than sorting, of
-  arrays without nan and of one dtype.
+  Selection in linear time on the host, where it is many times faster than sorting.
+
+  Raises:
+    ValueError: if a score is complex or nan, or all are zero; it names the argument.
   """
+  scores = {}
+  for name, leaf in given.items():
+    array = np.asarray(leaf)
+    if array.dtype.kind in "cOUS" or np.isnan(array := array.astype(np.float64)).any():
+      got = array.dtype if array.dtype != np.float64 else "nan"
+      raise ValueError(
+        f"`{argument}` must hold real scores, not nan, got {got} in {name!r}."
+      )
+    scores[name] = array
+  if not any(array.any() for array in scores.values()):
+    raise ValueError(
+      f"`{argument}` must not be scores that are all zero: they rank no weight above "
+      "another."
+    )
   if count == 0:
     return {name: np.zeros(s.shape, bool) for name, s in scores.items()}
   flat = np.concatenate([s.reshape(-1) for s in scores.values()])

@@ -219,12 +219,9 @@ def _wanted(params, density: float, rule, layouts) -> tuple[list[Kernel], list]:
 
 def _highest(found, density: float) -> list[np.ndarray]:
   """Weights of each layer among the highest scores of all."""
-  scores = {name: np.asarray(value, np.float64) for name, (_, value) in found.items()}
-  for name, score in scores.items():
-    if np.isnan(score).any():
-      raise ValueError(f"`rule` must hold scores without nan, got nan in {name!r}.")
-  total = sum(score.size for score in scores.values())
-  marked = mark_highest(scores, round(density * total))
+  scores = {name: value for name, (_, value) in found.items()}
+  count = round(density * sum(np.size(score) for score in scores.values()))
+  marked = mark_highest("rule", scores, count)
   return [live_counts(kernel, marked[name]) for name, (kernel, _) in found.items()]
 
 

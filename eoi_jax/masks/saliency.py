@@ -269,15 +269,7 @@ def global_masks(scores: Any, density: float) -> Any:
   count = round(density * sum(np.size(leaf) for leaf in leaves.values()))
   if _is_traced(leaves):
     return fill_tree(scores, top_masks(leaves, count))
-  arrays = {name: np.asarray(leaf, np.float64) for name, leaf in leaves.items()}
-  for name, array in arrays.items():
-    if np.isnan(array).any():
-      raise ValueError(f"`scores` must not be nan, got nan in {name!r}.")
-  if not any(array.any() for array in arrays.values()):
-    raise ValueError(
-      "`scores` must not all be zero: they rank no weight above another."
-    )
-  masks = mark_highest(arrays, count)
+  masks = mark_highest("scores", leaves, count)
   return fill_tree(scores, place_like(masks, leaves))
 
 
