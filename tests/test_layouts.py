@@ -704,7 +704,7 @@ def test_modules_of_nnx_in_a_list_are_read_as_modules():
 
 @pytest.mark.parametrize("bad", [None, {}, 3, nnx.Linear, lambda x: x])
 def test_what_is_no_module_is_refused(bad, value_error):
-  with value_error("`model`", "flax.linen.Module", "`kernel_layouts(params)`"):
+  with value_error("`model`", "flax.linen.Module", type(bad).__name__):
     linen_layouts(bad, jnp.ones((1, 4)))
   with value_error("`module`", "flax.nnx.Module", type(bad).__name__):
     nnx_layouts(bad)

@@ -51,10 +51,7 @@ def linen_layouts(
   import flax.linen as nn
 
   if not isinstance(model, nn.Module):
-    raise ValueError(
-      f"`model` must be a flax.linen.Module, got {type(model).__name__}; layouts of "
-      "others: `nnx_layouts(module)`, `kernel_layouts(params)`."
-    )
+    raise ValueError(f"`model` must be a flax.linen.Module, got {type(model)}.")
   reading, readers = Reading(), _readers()
 
   def record(next_fun, args, context_kwargs, context):

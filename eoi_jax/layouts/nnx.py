@@ -49,10 +49,7 @@ def nnx_layouts(
   elif any(isinstance(part, nnx.GraphDef) for _, part in parts) or not all(
     hasattr(leaf, "shape") for leaf in present_leaves(module).values() or [None]
   ):
-    raise ValueError(
-      "`module` must be a flax.nnx.Module or a state of one with parameters, got "
-      f"{type(module).__name__}."
-    )
+    raise ValueError(f"`module` must be a flax.nnx.Module, got {type(module)}.")
   return reading.assemble(module, table, "nnx_layouts(module, table={})")
 
 

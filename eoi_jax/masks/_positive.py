@@ -132,20 +132,14 @@ def positive_network(
   """
   _checks.function("apply_fn", apply_fn)
   if isinstance(input_shape, int | float | str) or not jax.tree.leaves(input_shape):
-    raise ValueError(
-      "`input_shape` must be a shape, or a tree of shapes, arrays or shape-dtype "
-      f"structs, got {input_shape!r}."
-    )
+    raise ValueError(f"`input_shape` must be shapes or arrays, got {input_shape!r}.")
   inputs = jax.tree.map(_struct, input_shape, is_leaf=_is_shape)
 
   def logits(params, inputs):
     outputs = apply_fn(params, inputs)
     outputs = outputs[0] if isinstance(outputs, tuple) else outputs
     if not jax.tree_util.all_leaves([outputs]):
-      raise ValueError(
-        "`apply_fn` must return logits or a tuple that they lead, got "
-        f"{type(outputs).__name__}."
-      )
+      raise ValueError(f"`apply_fn` must return logits first, got {type(outputs)}.")
     return outputs
 
   closed = jax.make_jaxpr(logits)(params, inputs)

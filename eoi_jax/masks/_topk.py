@@ -71,20 +71,13 @@ def mark_highest(
   Raises:
     ValueError: if a score is complex or nan, or all are zero; it names the argument.
   """
-  scores = {}
-  for name, leaf in given.items():
-    array = np.asarray(leaf)
-    if array.dtype.kind in "cOUS" or np.isnan(array := array.astype(np.float64)).any():
-      got = array.dtype if array.dtype != np.float64 else "nan"
-      raise ValueError(
-        f"`{argument}` must hold real scores, not nan, got {got} in {name!r}."
-      )
-    scores[name] = array
-  if not any(array.any() for array in scores.values()):
-    raise ValueError(
-      f"`{argument}` must not be scores that are all zero: they rank no weight above "
-      "another."
-    )
+  scores = {name: np.asarray(leaf) for name, leaf in given.items()}
+  for name, score in scores.items():
+    if np.iscomplexobj(score) or np.isnan(score.astype(np.float64)).any():
+      raise ValueError(f"`{argument}` must be real numbers, got others in {name!r}.")
+    scores[name] = score.astype(np.float64)
+  if not any(score.any() for score in scores.values()):
+    raise ValueError(f"`{argument}` must not be zero everywhere: that ranks nothing.")
   if count == 0:
     return {name: np.zeros(s.shape, bool) for name, s in scores.items()}
   flat = np.concatenate([s.reshape(-1) for s in scores.values()])

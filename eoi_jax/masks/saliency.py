@@ -87,7 +87,7 @@ def snip_scores(
 
   Reference: Lee et al., 2019, arXiv:1810.02340.
   """
-  kernels, batch = find_kernels(params, layouts), _pair("batch", batch)
+  kernels = find_kernels(params, layouts)
   loss_fn = _loss(apply_fn, params, [batch], loss)
   with _precision(dtype, (params, batch)):
 
@@ -158,7 +158,6 @@ def grasp_scores(
     batches = [(batches[0], batches[1])]
   if not batches:
     raise ValueError("`batches` must hold at least one (inputs, labels), got none.")
-  batches = [_pair("batches", batch) for batch in batches]
   kernels = find_kernels(params, layouts)
   gradient_fn = jax.grad(_loss(apply_fn, params, batches, loss, temperature))
   gradient_jit = jax.jit(lambda p, batch: gradient_fn(_weights(p, kernels), p, batch))
@@ -277,11 +276,7 @@ def global_masks(scores: Any, density: float) -> Any:
 def _precision(dtype: Any, values: Any) -> Iterator[None]:
   """Enables float64 if asked for; networks may then mix it with float32 arrays."""
   with contextlib.ExitStack() as stack:
-    try:
-      known = dtype is None or jnp.issubdtype(dtype, jnp.floating)
-    except TypeError:
-      known = False
-    if not known:
+    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
       raise ValueError(f"`dtype` must be None or a floating dtype, got {dtype!r}.")
     wide = dtype is not None and jnp.dtype(dtype) == jnp.float64
     if wide and jax.dtypes.canonicalize_dtype(jnp.float64) != jnp.float64:
@@ -309,20 +304,8 @@ def _weights(params: Any, kernels: dict[str, Kernel]) -> dict[str, jax.Array]:
   weights = {name: leaves[name] for name in kernels}
   for name, weight in weights.items():
     if not jnp.issubdtype(weight.dtype, jnp.floating):
-      raise ValueError(
-        f"kernel {name!r} must have a real floating dtype, got {weight.dtype}."
-      )
+      raise ValueError(f"kernel {name!r} must be real floating, got {weight.dtype}.")
   return weights
-
-
-def _pair(argument: str, batch: Any) -> tuple[Any, Any]:
-  """The inputs and labels of a batch."""
-  if not isinstance(batch, tuple | list) or len(batch) != 2:
-    number = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
-    raise ValueError(
-      f"`{argument}` must be (inputs, labels), got {type(batch).__name__}{number}."
-    )
-  return batch[0], batch[1]
 
 
 def _is_traced(tree: Any) -> bool:
@@ -337,6 +320,10 @@ def _first(outputs: Any) -> Any:
 def _loss(apply_fn, params, batches, loss, temperature=1.0):
   """The loss as a function of the kernels, all parameters and a batch."""
   _checks.function("apply_fn", apply_fn)
+  for batch in batches:
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+      got = type(batch).__name__
+      raise ValueError(f"a batch must be a pair `(inputs, labels)`, got {got}.")
   if loss is not None:
     _checks.function("loss", loss)
   else:
@@ -390,13 +377,11 @@ def _check_labels(logits: Any, labels: jax.Array | np.ndarray) -> None:
         "`loss` that leaves out what is not to count."
       )
   if floats and labels.size and isinstance(labels, np.ndarray):
-    labels = labels.astype(np.float64)
-    sums, least = labels.sum(axis=-1), labels.min(axis=-1)
-    for n in np.argwhere((np.abs(sums - 1) > 0.05) | (least < 0))[:1]:
+    sums = np.abs(labels.astype(np.float64)).sum(axis=-1)
+    for total in sums[np.abs(sums - 1) > 0.05][:1]:
       raise ValueError(
-        "`labels` of floating dtype must be probabilities, at least 0 and of sum 1, "
-        f"got a sum of {sums[*n]:.3g} and a least entry of {least[*n]:.3g}; pass a "
-        "`loss` for others."
+        "`labels` of floating dtype must be probabilities, of sum 1, got absolute "
+        f"values of sum {total:.3g}; pass a `loss` for others."
       )
 
 
