@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -41,6 +42,12 @@ def function(name: str, value: Any) -> None:
   """Raises ValueError unless `value` can be called."""
   if not callable(value):
     raise ValueError(f"`{name}` must be a function, got {value!r}.")
+
+
+def one_of(name: str, value: Any, options: Iterable[Any]) -> None:
+  """Raises ValueError, with the known ones, unless `value` is one of the options."""
+  if value not in (known := tuple(options)):
+    raise ValueError(f"`{name}` must be one of {known}, got {value!r}.")
 
 
 def as_float(value: Any) -> float:

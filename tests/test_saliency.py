@@ -462,9 +462,9 @@ def test_errors(tanh_case, value_error):
     with value_error("'a/kernel'", "real floating", "int32"):
       score(lambda p, x: _tanh_net(params, x), whole, (x, y))
   for batch, words in (({"x": x}, "dict"), ((x, y, y), "tuple"), (x[:2], "Array")):
-    with value_error("a batch", "`(inputs, labels)`", words):
+    with value_error("a batch", "(inputs, labels)", words):
       eoi_jax.snip_scores(_tanh_net, params, batch)
-  with value_error("a batch", "`(inputs, labels)`", "tuple"):
+  with value_error("a batch", "(inputs, labels)", "tuple"):
     eoi_jax.grasp_scores(_tanh_net, params, [(x, y, y)])
   with value_error("`batches`", "none"):
     eoi_jax.grasp_scores(_tanh_net, params, [])

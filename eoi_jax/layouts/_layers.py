@@ -12,10 +12,9 @@ from eoi_jax.layouts.layout import Layout
 
 
 def find_doubt(module, name: str, *methods: str) -> str:
-  """Why the kernel of a layer of Flax may not be the matrix to start, "" if it is.
+  """Why a layer of Flax may apply another matrix than its kernel, "" if it does not.
 
-  The layer may apply another matrix: with a mask, where pixels are spread, or by a
-  method that a subclass has of its own, which may standardize the kernel, say.
+  A method that a subclass has of its own may standardize the kernel, say.
   """
   if "lora" in name.lower() and type(module).__name__ in ("Dense", "Linear"):
     return "named like a low-rank adapter"
@@ -32,10 +31,7 @@ def find_doubt(module, name: str, *methods: str) -> str:
 
 
 def einsum(einsum_str: str, shape: tuple[int, ...]) -> Layout | None:
-  """Axes of an einsum's second operand: contracted, kept, or shared with the first.
-
-  None if none is contracted or none is kept: a scale of each entry, say.
-  """
+  """Axes of an einsum's second operand; None if none is contracted or none is kept."""
   operands, _, result = einsum_str.replace(" ", "").replace("...", "").partition("->")
   inputs, kernel = operands.split(",")
   if len(kernel) != len(shape):

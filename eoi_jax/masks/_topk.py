@@ -67,9 +67,6 @@ def mark_highest(
   """Masks of the `count` highest of all scores; of equal ones, the first.
 
   Selection in linear time on the host, where it is many times faster than sorting.
-
-  Raises:
-    ValueError: if a score is complex or nan, or all are zero; it names the argument.
   """
   scores = {name: np.asarray(leaf) for name, leaf in given.items()}
   for name, score in scores.items():

@@ -153,12 +153,10 @@ def allocate(
     [4, 2]
   """
   density = _checks.density(density)
-  if floors not in FLOORS:
-    raise ValueError(f"`floors` must be one of {FLOORS}, got {floors!r}.")
+  _checks.one_of("floors", floors, FLOORS)
   if isinstance(rule, str) and rule not in RULES:
     raise ValueError(f"`rule` must be one of {RULES} or a tree, got {rule!r}.")
-  if taps not in TAPS:
-    raise ValueError(f"`taps` must be one of {TAPS}, got {taps!r}.")
+  _checks.one_of("taps", taps, TAPS)
   densities: dict[str, Any] = {}
   others, any_left = params, True
   if dense:  # the rule is for the others

@@ -322,8 +322,7 @@ def _loss(apply_fn, params, batches, loss, temperature=1.0):
   _checks.function("apply_fn", apply_fn)
   for batch in batches:
     if not isinstance(batch, tuple | list) or len(batch) != 2:
-      got = type(batch).__name__
-      raise ValueError(f"a batch must be a pair `(inputs, labels)`, got {got}.")
+      raise ValueError(f"a batch must be (inputs, labels), got {type(batch)}.")
   if loss is not None:
     _checks.function("loss", loss)
   else:

@@ -39,8 +39,7 @@ def gram_errors(
     Dict from the name of each kernel to its errors, float array `[num_layers]`.
 
   Raises:
-    ValueError: if there is no kernel, one has no values (under `jit`, say), or
-      `layouts` does not fit `params`.
+    ValueError: if there is no kernel or value, or `layouts` does not fit `params`.
 
   Example:
     >>> gram_errors({"kernel": 2 * jnp.eye(3)})["kernel"].tolist()
