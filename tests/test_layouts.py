@@ -349,6 +349,7 @@ LINEN = {
   "transposed": (nn.ConvTranspose(8, (3, 3), (2, 2)), (1, 5, 5, 4), 1),
   "lstm": (nn.RNN(nn.LSTMCell(8)), (1, 5, 4), 8),
   "gru": (nn.RNN(nn.GRUCell(8)), (1, 5, 4), 6),
+  "conv_lstm": (nn.RNN(nn.ConvLSTMCell(8, (3, 3))), (1, 5, 4, 4, 8), 2),
 }
 
 
@@ -374,6 +375,8 @@ def test_linen_layers_are_isometric(name):
   density = 0.6 if name in ("depthwise", "gray", "grouped_patches") else 0.4
   new, _ = check_isometric(params, layouts, density)
   assert len(find_kernels(new, layouts)) == number
+  if name == "conv_lstm":
+    assert {x.groups for x in layouts.values() if x} == {4}
   if model.__class__ in (nn.Conv, nn.ConvTranspose) or name == "in_nnx":
     outputs = model.apply({"params": new}, inputs)
     np.testing.assert_allclose(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import sys
 from collections.abc import Mapping
@@ -82,6 +83,8 @@ def linen_layouts(
         layout = einsum(next(g for g in given if g is not None), own[name])
       else:
         layout = read(module, own[name])
+      if layout and isinstance(module.parent, nn.ConvLSTMCell):  # four gates
+        layout = dataclasses.replace(layout, groups=4)
       mapped = any("Map_variables" in part for part in module.path)
       doubt = find_doubt(module, module.name or "", "__call__", "param")
       doubt = "map_variables may change it" if mapped else doubt
