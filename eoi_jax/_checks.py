@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -34,6 +34,18 @@ def strides(value: Any, rank: int) -> tuple[int, ...]:
       f"`strides` must be a positive integer or {rank} of them, got {value!r}."
     )
   return values
+
+
+def function(name: str, value: Any) -> None:
+  """Raises ValueError unless `value` can be called."""
+  if not callable(value):
+    raise ValueError(f"`{name}` must be a function, got {value!r}.")
+
+
+def one_of(name: str, value: Any, options: Iterable[Any]) -> None:
+  """Raises ValueError, with the known ones, unless `value` is one of the options."""
+  if value not in (known := tuple(options)):
+    raise ValueError(f"`{name}` must be one of {known}, got {value!r}.")
 
 
 def as_float(value: Any) -> float:

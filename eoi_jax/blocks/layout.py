@@ -265,6 +265,7 @@ def dense_to_blocks(matrix: jax.Array, layout: BlockLayout) -> jax.Array:
     >>> int(matrix.sum()), bool((dense_to_blocks(matrix, layout) == blocks).all())
     (48, True)
   """
+  check_layout(layout)
   expected = (*layout.stack_shape, *layout.shape)
   if matrix.shape != expected:
     raise ValueError(f"`matrix` must have shape {expected}, got {matrix.shape}.")
@@ -287,11 +288,19 @@ def block_mask(layout: BlockLayout) -> jax.Array:
     >>> int(block_mask(layout).sum()) == layout.num_weights
     True
   """
+  check_layout(layout)
   return blocks_to_dense(jnp.ones(layout.blocks_shape, bool), layout)
+
+
+def check_layout(layout: BlockLayout) -> None:
+  """Raises ValueError if this is no layout of blocks."""
+  if not isinstance(layout, BlockLayout):
+    raise ValueError(f"`layout` must be made by `block_layout`, got {layout!r}.")
 
 
 def check_blocks(blocks: jax.Array, layout: BlockLayout) -> None:
   """Raises ValueError if the blocks are not those of the layout."""
+  check_layout(layout)
   if blocks.shape != layout.blocks_shape:
     raise ValueError(
       f"`blocks` must have shape {layout.blocks_shape} for this layout, got "

@@ -57,6 +57,7 @@ def block_orthogonal(
     True
   """
   key = keys_lib.as_key(key)
+  layout_lib.check_layout(layout)
   dtype = orthogonal.check_dtype(dtype)
   scale = checks.number("scale", scale)
   draw = functools.partial(_sample_stack, dtype=dtype)

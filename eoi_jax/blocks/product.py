@@ -74,8 +74,7 @@ def block_matmul(
     >>> bool(jnp.allclose(block_matmul(x, blocks, layout), dense, atol=1e-5))
     True
   """
-  if method not in METHODS:
-    raise ValueError(f"`method` must be one of {METHODS}, got {method!r}.")
+  checks.one_of("method", method, METHODS)
   layout_lib.check_blocks(blocks, layout)
   stack = layout.stack_shape
   if x.shape[-1:] != layout.shape[:1] or x.shape[: len(stack)] != stack:

@@ -18,8 +18,6 @@ A rotation turns the supports `S_i`, `S_j` of its columns into `S_i | S_j` and s
 the budget is known before any arithmetic.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Iterator

@@ -4,8 +4,6 @@ On a CPU work goes in pieces that stay in cache, and a batch goes matrix by matr
 several devices each computes its part of a sharded matrix, with nothing exchanged.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

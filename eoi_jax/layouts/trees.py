@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from eoi_jax import _checks
 from eoi_jax.layouts.layout import (
   CONVENTIONS,
   LINE,
@@ -219,10 +220,7 @@ def kernel_layouts(
     query/bias    (4, 16)      dense
     query/kernel  (64, 4, 16)  ioo
   """
-  if convention not in (None, *CONVENTIONS):
-    raise ValueError(
-      f"`convention` must be None or one of {tuple(CONVENTIONS)}, got {convention!r}."
-    )
+  _checks.one_of("convention", convention, (None, *CONVENTIONS))
   leaves = present_leaves(params)
   shapes = {name: jnp.shape(leaf) for name, leaf in leaves.items()}
   known = "table | " if table else ""

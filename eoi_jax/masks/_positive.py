@@ -39,6 +39,8 @@ import jax.extend.core as jex_core
 import jax.numpy as jnp
 import numpy as np
 
+from eoi_jax import _checks
+
 # fmt: off
 # Activations by the name of their call in a jaxpr; a slope of 1 stands for them.
 _ACTIVATIONS = frozenset((
@@ -135,11 +137,17 @@ def positive_network(
   Raises:
     ValueError: if the outputs do not depend on the inputs, or by way of a `while` loop.
   """
+  _checks.function("apply_fn", apply_fn)
+  if isinstance(input_shape, int | float | str) or not jax.tree.leaves(input_shape):
+    raise ValueError(f"`input_shape` must be shapes or arrays, got {input_shape!r}.")
   inputs = jax.tree.map(_struct, input_shape, is_leaf=_is_shape)
 
   def logits(params, inputs):
     outputs = apply_fn(params, inputs)
-    return jax.tree.leaves(outputs[0] if isinstance(outputs, tuple) else outputs)
+    outputs = outputs[0] if isinstance(outputs, tuple) else outputs
+    if not jax.tree_util.all_leaves([outputs]):
+      raise ValueError(f"`apply_fn` must return logits first, got {type(outputs)}.")
+    return outputs
 
   closed = jax.make_jaxpr(logits)(params, inputs)
   consts = [_absolute(c) for c in closed.consts]

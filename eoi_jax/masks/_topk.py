@@ -1,5 +1,7 @@
 """Exactly the `count` highest of many scores, under tracing and on the host."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,12 +55,20 @@ def top_masks(scores: dict[str, jax.Array], count) -> dict[str, jax.Array]:
   }
 
 
-def mark_highest(scores: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+def mark_highest(
+  argument: str, given: dict[str, Any], count: int
+) -> dict[str, np.ndarray]:
   """Masks of the `count` highest of all scores; of equal ones, the first.
 
-  Selection in linear time on the host, where it is many times faster than sorting, of
-  arrays without nan and of one dtype.
+  Selection in linear time on the host, where it is many times faster than sorting.
   """
+  scores = {name: np.asarray(leaf) for name, leaf in given.items()}
+  for name, score in scores.items():
+    if np.iscomplexobj(score) or np.isnan(score.astype(np.float64)).any():
+      raise ValueError(f"`{argument}` must be real numbers, got others in {name!r}.")
+    scores[name] = score.astype(np.float64)
+  if not any(score.any() for score in scores.values()):
+    raise ValueError(f"`{argument}` must not be zero everywhere: that ranks nothing.")
   if count == 0:
     return {name: np.zeros(s.shape, bool) for name, s in scores.items()}
   flat = np.concatenate([s.reshape(-1) for s in scores.values()])

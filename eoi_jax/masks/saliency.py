@@ -262,15 +262,7 @@ def global_masks(scores: Any, density: float) -> Any:
   count = round(density * sum(np.size(leaf) for leaf in leaves.values()))
   if is_traced(leaves):
     return fill_tree(scores, top_masks(leaves, count))
-  arrays = {name: np.asarray(leaf, np.float64) for name, leaf in leaves.items()}
-  for name, array in arrays.items():
-    if np.isnan(array).any():
-      raise ValueError(f"`scores` must not be nan, got nan in {name!r}.")
-  if not any(array.any() for array in arrays.values()):
-    raise ValueError(
-      "`scores` must not all be zero: they rank no weight above another."
-    )
-  masks = mark_highest(arrays, count)
+  masks = mark_highest("scores", leaves, count)
   return fill_tree(scores, place_like(masks, leaves))
 
 
@@ -278,6 +270,8 @@ def global_masks(scores: Any, density: float) -> Any:
 def _precision(dtype: Any, values: Any) -> Iterator[None]:
   """Enables float64 if asked for; networks may then mix it with float32 arrays."""
   with contextlib.ExitStack() as stack:
+    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+      raise ValueError(f"`dtype` must be None or a floating dtype, got {dtype!r}.")
     wide = dtype is not None and jnp.dtype(dtype) == jnp.float64
     if wide and jax.dtypes.canonicalize_dtype(jnp.float64) != jnp.float64:
       if is_traced(values):
@@ -301,7 +295,11 @@ def _cast(tree: Any, dtype: Any) -> Any:
 
 def _weights(params: Any, kernels: dict[str, Kernel]) -> dict[str, jax.Array]:
   leaves = named_leaves(params)
-  return {name: leaves[name] for name in kernels}
+  weights = {name: leaves[name] for name in kernels}
+  for name, weight in weights.items():
+    if not jnp.issubdtype(weight.dtype, jnp.floating):
+      raise ValueError(f"kernel {name!r} must be real floating, got {weight.dtype}.")
+  return weights
 
 
 def _first(outputs: Any) -> Any:
@@ -311,7 +309,13 @@ def _first(outputs: Any) -> Any:
 
 def _loss(apply_fn, params, batches, loss, temperature=1.0):
   """The loss as a function of the kernels, all parameters and a batch."""
-  if loss is None:
+  _checks.function("apply_fn", apply_fn)
+  for batch in batches:
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+      raise ValueError(f"a batch must be (inputs, labels), got {type(batch)}.")
+  if loss is not None:
+    _checks.function("loss", loss)
+  else:
     for inputs, labels in batches:
       logits = _first(jax.eval_shape(apply_fn, params, inputs))
       _check_labels(logits, (jnp if is_traced(labels) else np).asarray(labels))
@@ -322,7 +326,11 @@ def _loss(apply_fn, params, batches, loss, temperature=1.0):
     if temperature != 1.0:
       logits = jax.tree.map(lambda x: x / temperature, logits)
     if loss is not None:
-      return loss(logits, labels)
+      value = loss(logits, labels)
+      shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", bool)
+      if shape != () or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"`loss` must return a scalar of floating dtype, got {value}.")
+      return value
     labels = jnp.asarray(labels)
     logits = logits.astype(_checks.compute_dtype(logits.dtype))
     if jnp.issubdtype(labels.dtype, jnp.integer):
@@ -356,6 +364,13 @@ def _check_labels(logits: Any, labels: jax.Array | np.ndarray) -> None:
       raise ValueError(
         f"`labels` must be in [0, {classes}), got {low if low < 0 else high}; pass a "
         "`loss` that leaves out what is not to count."
+      )
+  if floats and labels.size and isinstance(labels, np.ndarray):
+    sums = np.abs(labels.astype(np.float64)).sum(axis=-1)
+    for total in sums[np.abs(sums - 1) > 0.05][:1]:
+      raise ValueError(
+        "`labels` of floating dtype must be probabilities, of sum 1, got absolute "
+        f"values of sum {total:.3g}; pass a `loss` for others."
       )
 
 

@@ -98,7 +98,8 @@ def dynamic_sparsity(
   change pay nothing.
 
   It must be the outermost transformation that changes updates: `optax.scale` after it
-  in a chain, or `optax.lookahead` around it, would bring dropped weights back. Write
+  in a chain, or around it what averages or scales parameters (`optax.lookahead`,
+  `schedule_free`, `sam` or `mechanize`), would bring dropped weights back. Write
   `dynamic_sparsity(optax.chain(...), masks, ...)`. `optax.MultiSteps` may stand around
   it, which then counts the steps that are taken. Not supported as `inner`: optimizers
   that divide by the second moment of the step before (`optax.contrib.acprop`), since
@@ -603,9 +604,7 @@ def current_masks(opt_state: Any) -> Any:
   kinds = (StaticSparsityState, DynamicSparsityState)
   nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kinds))
   found = [
-    jax.tree.map(
-      lambda m: m.to_mask() if _is_compact(m) else m, node.masks, is_leaf=_is_compact
-    )
+    jax.tree.map(_to_mask, node.masks, is_leaf=_is_compact)
     for node in nodes
     if isinstance(node, kinds)
   ]
@@ -615,6 +614,13 @@ def current_masks(opt_state: Any) -> Any:
       f"{type(opt_state).__name__}."
     )
   return functools.reduce(_both, found)
+
+
+def _to_mask(mask: Any) -> Any:
+  """The bool mask; `optax.contrib.sam` makes an integer of it."""
+  if _is_compact(mask):
+    return mask.to_mask()
+  return mask if mask.dtype == jnp.bool_ else mask.astype(bool)
 
 
 def _both(left: Any, right: Any) -> Any:

@@ -71,12 +71,11 @@ def make_rules(
   has_key: bool,
 ) -> Rules:
   """Checks the options of a change of masks."""
-  if scope not in SCOPES:
-    raise ValueError(f"`scope` must be one of {SCOPES}, got {scope!r}.")
+  _checks.one_of("scope", scope, SCOPES)
   if not isinstance(regrow, bool):
     raise ValueError(f"`regrow` must be True or False, got {regrow!r}.")
   for name, rule in (("drop", drop), ("grow", grow)):
-    if not callable(rule) and rule not in RULES:
+    if not callable(rule) and rule not in tuple(RULES):
       raise ValueError(
         f"`{name}` must be one of {tuple(RULES)} or a function, got {rule!r}."
       )

@@ -42,6 +42,7 @@ def check_inputs(inputs: Any) -> Any:
 
 def outputs_of(apply_fn: ApplyFn, params: Any, inputs: Any) -> jax.Array:
   """The network's outputs in float32 at least; the first if it returns a tuple."""
+  checks.function("apply_fn", apply_fn)
   outputs = apply_fn(params, inputs)
   if isinstance(outputs, tuple | list) and outputs:
     outputs = outputs[0]

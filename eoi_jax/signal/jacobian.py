@@ -73,8 +73,9 @@ def jacobian_singular_values(
 
   Args:
     apply_fn: `(params, inputs) -> outputs`, or a tuple with the outputs first; a
-      leading batch axis. It is static: pass the same function again to reuse the
-      compiled program.
+      leading batch axis; in evaluation mode, since batches of one have no statistics.
+      It is static: pass the same function again to reuse the compiled program, and
+      as `params` what changes in between: what it closes over is read once.
     params: tree of arrays.
     inputs: float array `[batch, ...]`, or a tree of arrays, some of them float.
     batch_size: samples at a time; less memory if smaller.
