@@ -38,7 +38,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.init import hardware
+from benchmarks.hardware import hardware
 from eoi_jax import blocks as blocks_lib
 from eoi_jax import static_sparsity
 

@@ -19,12 +19,13 @@ import argparse
 import json
 import os
 import pathlib
-import platform
 import re
 import subprocess
 import sys
 import tempfile
 import time
+
+from benchmarks.hardware import hardware
 
 CONFIGS = (
   "quickstart",
@@ -53,16 +54,6 @@ for call in range(3):
   jax.block_until_ready(eoi_jax.sparsify(key, params, 0.1, layouts=layouts))
   print("seconds", time.perf_counter() - start, flush=True)
 """
-
-
-def processor() -> str:
-  """Model of the processor and its widest vector instructions, as far as known."""
-  info = pathlib.Path("/proc/cpuinfo")
-  text = info.read_text() if info.exists() else ""
-  name = re.search(r"model name\s*: (.*)", text)
-  vectors = "AVX-512" if "avx512f" in text else "AVX2" if "avx2" in text else ""
-  parts = (name[1] if name else platform.machine(), vectors, f"{os.cpu_count()} cores")
-  return ", ".join(filter(None, parts))
 
 
 def environment(cache: pathlib.Path) -> dict[str, str]:
@@ -141,12 +132,12 @@ def main(argv: list[str] | None = None) -> None:
     print("sparsify", json.dumps({"cold": cold, "warm": warm}), flush=True)
   output = pathlib.Path(arguments.output)
   output.parent.mkdir(parents=True, exist_ok=True)
-  result = {"processor": processor(), "command": " ".join(sys.argv), "rows": rows}
+  result = {"hardware": hardware(), "command": " ".join(sys.argv), "rows": rows}
   output.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
   lines = [
     "# From command to first step",
     "",
-    f"{processor()}; one run each; `python -m benchmarks.first_step --kernels`.",
+    f"{hardware()}; one run each; `python -m benchmarks.first_step --kernels`.",
     "",
     "| | cold, s | warm, s | programs of the process |",
     "| --- | --- | --- | --- |",

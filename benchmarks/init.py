@@ -1,4 +1,4 @@
-"""Initialization time of one kernel, of a thousand kernels, of a ResNet-50's kernels.
+"""Initialization time of a kernel, of convolutions, a thousand kernels, a ResNet-50's.
 
 python -m benchmarks.init [--sizes 128,512,1024,2048,4096,8192] [--densities .05,.1,.3]
   [--repeats 9] [--output benchmarks/results/init]
@@ -15,8 +15,6 @@ import argparse
 import functools
 import json
 import math
-import os
-import platform
 import statistics
 import sys
 import time
@@ -27,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.hardware import hardware
 from eoi_jax import eoi_init, sparse_orthogonal
 
 NUM_LAYERS, LAYER_SIZE, LAYER_DENSITY = 998, 128, 0.125
@@ -185,6 +184,19 @@ def resnet50(density: float, repeats: int) -> dict[str, dict]:
   )
 
 
+def one_convolution(channels: int, density: float, repeats: int) -> dict[str, dict]:
+  """Times one 3 x 3 kernel, at the centre tap and on all taps."""
+  shape = (3, 3, channels, channels)
+  inits = {
+    "jax delta_orthogonal": jax.nn.initializers.delta_orthogonal(),
+    "centre": eoi_init(density),
+    'centre, "more"': eoi_init(density, center="more"),
+    "all taps": eoi_init(density, taps="all"),
+  }
+  draw = lambda init: jax.jit(lambda key: init(key, shape))  # noqa: E731
+  return measure({name: draw(init) for name, init in inits.items()}, repeats)
+
+
 def _one_by_one(init):
   return lambda keys: jax.lax.map(init, keys)
 
@@ -194,14 +206,6 @@ def _dense_delta(key, shape):
   kernel = jnp.zeros(shape)
   matrix = jax.nn.initializers.orthogonal()(key, shape[2:])
   return kernel.at[(shape[0] - 1) // 2, (shape[1] - 1) // 2].set(matrix)
-
-
-def hardware() -> str:
-  """Names what the numbers were measured on."""
-  device = jax.devices()[0]
-  kind = device.device_kind if device.platform != "cpu" else platform.machine() + " CPU"
-  python = platform.python_version()
-  return f"{os.cpu_count()} cores, {kind}, jax {jax.__version__}, Python {python}"
 
 
 def markdown(results: dict) -> str:
@@ -291,6 +295,9 @@ def main() -> None:
   tables[f"{NUM_LAYERS} of 128 x 128, density {LAYER_DENSITY}"] = many_layers(
     args.repeats
   )
+  for channels in (64, 128, 256, 512):
+    title = f"3 x 3, {channels} -> {channels}, density 0.1"
+    tables[title] = one_convolution(channels, 0.1, args.repeats)
   tables["ResNet-50, density 0.1"] = resnet50(0.1, 3)
   results = {
     "command": " ".join(["python -m benchmarks.init", *sys.argv[1:]]),

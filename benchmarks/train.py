@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -27,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.init import hardware
+from benchmarks.hardware import hardware
 from configs import (
   cifar10_cnn100,
   cifar10_cnn1000,
@@ -253,19 +252,6 @@ def markdown(results: dict) -> str:
   return "\n".join(lines) + "\n"
 
 
-def processor() -> str:
-  """Names the processor and the widest vectors it has."""
-  try:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-  except OSError:
-    return platform.processor() or platform.machine()
-  fields = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
-  flags = fields.get("flags", "").split()
-  widest = next((flag for flag in ("avx512f", "avx2", "avx") if flag in flags), "")
-  family = f"family {fields.get('cpu family')}, model {fields.get('model')}"
-  return f"{fields.get('model name', platform.machine())} ({family}) {widest}".strip()
-
-
 def main() -> None:
   """Measures the networks and writes the results."""
   parser = argparse.ArgumentParser(description=__doc__)
@@ -285,7 +271,7 @@ def main() -> None:
     )
   results = {
     "command": " ".join(["python -m benchmarks.train", *sys.argv[1:]]),
-    "hardware": f"{hardware()}, {processor()}",
+    "hardware": hardware(),
     "repeats": args.repeats,
     "tables": tables,
   }

@@ -1,9 +1,8 @@
 """Checks of arguments that several modules share."""
 
-from __future__ import annotations
-
 import math
 import operator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -37,6 +36,18 @@ def strides(value: Any, rank: int) -> tuple[int, ...]:
   return values
 
 
+def function(name: str, value: Any) -> None:
+  """Raises ValueError unless `value` can be called."""
+  if not callable(value):
+    raise ValueError(f"`{name}` must be a function, got {value!r}.")
+
+
+def one_of(name: str, value: Any, options: Iterable[Any]) -> None:
+  """Raises ValueError, with the known ones, unless `value` is one of the options."""
+  if value not in (known := tuple(options)):
+    raise ValueError(f"`{name}` must be one of {known}, got {value!r}.")
+
+
 def as_float(value: Any) -> float:
   """Returns `value` as a Python float, nan if it is no number that is known."""
   if isinstance(value, str | bytes | bool | np.bool_):
@@ -47,36 +58,32 @@ def as_float(value: Any) -> float:
     return math.nan
 
 
+def _checked(name: str, value: Any, rule: str, holds: Callable[[float], bool]) -> float:
+  result = as_float(value)
+  if not holds(result):
+    raise ValueError(f"`{name}` must be {rule}, got {value!r}.")
+  return result
+
+
 def number(name: str, value: Any) -> float:
   """Returns `value` as a finite Python float or raises ValueError."""
-  result = as_float(value)
-  if not math.isfinite(result):
-    raise ValueError(f"`{name}` must be a finite number, got {value!r}.")
-  return result
+  return _checked(name, value, "a finite number", math.isfinite)
 
 
 def positive(name: str, value: Any) -> float:
   """Returns `value` as a positive finite Python float or raises ValueError."""
-  result = number(name, value)
-  if result <= 0:
-    raise ValueError(f"`{name}` must be positive, got {value!r}.")
-  return result
+  number(name, value)
+  return _checked(name, value, "positive", lambda x: x > 0)
 
 
 def fraction(name: str, value: Any) -> float:
   """Returns `value` as a Python float in `[0, 1]` or raises ValueError."""
-  result = as_float(value)
-  if not 0.0 <= result <= 1.0:
-    raise ValueError(f"`{name}` must be in [0, 1], got {value!r}.")
-  return result
+  return _checked(name, value, "in [0, 1]", lambda x: 0 <= x <= 1)
 
 
 def density(value: Any) -> float:
   """Returns a density in `(0, 1]` as a Python float or raises ValueError."""
-  result = as_float(value)
-  if not 0.0 < result <= 1.0:
-    raise ValueError(f"`density` must be in (0, 1], got {value!r}.")
-  return result
+  return _checked("density", value, "in (0, 1]", lambda x: 0 < x <= 1)
 
 
 def compute_dtype(dtype: Any) -> jnp.dtype:

@@ -5,8 +5,6 @@ The keys are those of `jax.random.fold_in`, computed by arithmetic that NumPy an
 share: outside of `jax.jit` nothing is compiled for them.
 """
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Sequence
 from typing import Any

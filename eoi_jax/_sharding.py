@@ -1,12 +1,9 @@
 """Arrays whose types say how they lie on a mesh: explicit shardings, manual axes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
 
 
 def varying(aval: Any) -> frozenset[str]:
@@ -32,7 +29,22 @@ def vary_alike(tree: Any, *others: Any) -> Any:
   )
 
 
-def partitioned(function: Callable, spec: PartitionSpec, *operands: Any) -> Any:
+def replicate(tree: Any) -> Any:
+  """Arrays of an explicit mesh whole on every device; others as they are.
+
+  Reshapes and products of explicitly sharded arrays need to be told a sharding.
+  """
+
+  def whole(array):
+    mesh = jax.typeof(array).sharding.mesh
+    if not mesh.explicit_axes:
+      return array
+    return jax.sharding.reshard(array, jax.NamedSharding(mesh, jax.P()))
+
+  return jax.tree.map(whole, tree)
+
+
+def partitioned(function: Callable, spec: jax.P, *operands: Any) -> Any:
   """Calls a function of explicitly sharded arrays; the partitioner sees to the rest.
 
   Args:
@@ -48,7 +60,5 @@ def partitioned(function: Callable, spec: PartitionSpec, *operands: Any) -> Any:
   mesh = next((mesh for mesh in meshes if mesh.explicit_axes), None)
   if mesh is None:
     return function(*operands)
-  run = jax.sharding.auto_axes(
-    function, axes=mesh.explicit_axes, out_sharding=NamedSharding(mesh, spec)
-  )
-  return run(*operands)
+  options = {"axes": mesh.explicit_axes, "out_sharding": jax.NamedSharding(mesh, spec)}
+  return jax.sharding.auto_axes(function, **options)(*operands)

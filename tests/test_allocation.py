@@ -256,8 +256,10 @@ def test_the_rule_is_for_what_is_not_dense(rule, value_error):
   found = eoi_jax.allocate(tree, 0.3, rule=rules[0], dense={"a/w"})
   alone = eoi_jax.allocate({n: tree[n] for n in "bc"}, 0.3, rule=rules[1])
   assert found == {"a": {"w": 1.0}} | alone
-  with value_error("`dense`", "'a/w'"):
-    eoi_jax.allocate(tree, 0.3, dense="a/w")
+  for bad in ("a/w", 5, iter(["a/w"])):
+    for function in (eoi_jax.allocate, eoi_jax.uniform):
+      with value_error("`dense`", "kernels of ['a/w'", f"got {bad!r}"):
+        function(tree, 0.3, dense=bad)
 
 
 def test_what_cannot_be_met_is_refused(value_error):
@@ -268,6 +270,9 @@ def test_what_cannot_be_met_is_refused(value_error):
     eoi_jax.allocate(tree, 0.1, floors="raise")
   with value_error("`rule`", "'uniform', 'erk'", "'snip'"):
     eoi_jax.allocate(tree, 0.1, rule="snip")
+  for bad, words in ((np.nan, "real"), (0, "zero everywhere"), (1j, "real")):
+    with value_error("`rule`", words):
+      eoi_jax.allocate(tree, 0.5, rule=[np.full((8, 8), bad), np.full((8, 8), bad)])
   with value_error("`rule`", "'1'", "(3,)"):
     eoi_jax.allocate(tree, 0.1, rule=[0.5, np.ones(3)])
   with value_error("`density`", "(0, 1]", "1.5"):

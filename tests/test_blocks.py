@@ -170,6 +170,15 @@ def test_errors(value_error):
     blocks_lib.dense_to_blocks(jnp.zeros((32, 16)), layout)
   with value_error("scale"):
     blocks_lib.block_orthogonal(jax.random.key(0), layout, scale=np.nan)
+  x = jnp.ones((4, 4))
+  for call in (
+    lambda: blocks_lib.block_matmul(x, x, None),
+    lambda: blocks_lib.block_orthogonal(jax.random.key(0), None),
+    lambda: blocks_lib.dense_to_blocks(x, None),
+    lambda: blocks_lib.block_mask(None),
+  ):
+    with value_error("`layout`", "`block_layout`", "None"):
+      call()
 
 
 def test_shardings_that_are_part_of_types():

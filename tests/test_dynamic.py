@@ -366,6 +366,12 @@ def test_masks_are_found_in_any_state():
   masks = current_masks(both.init(PARAMS))
   assert masks["kernel"].tolist() == [[T, F, T], [F, F, F]]
   assert masks["bias"].tolist() == [T, F, F]
+  # It mixes states by arithmetic, which makes integers of masks.
+  inner = static_sparsity(optax.sgd(0.1), MASKS)
+  sam = optax.contrib.sam(inner, optax.sgd(0.1), sync_period=2)
+  _, state = sam.update(PARAMS, sam.init(PARAMS), PARAMS)
+  chex.assert_trees_all_equal_dtypes(current_masks(state), MASKS)
+  chex.assert_trees_all_equal(current_masks(state), MASKS)
 
 
 def test_a_state_without_masks(value_error):

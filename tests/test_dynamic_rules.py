@@ -198,6 +198,7 @@ BAD = {
   "scope": ({"scope": "network"}, ("scope", "layer", "network")),
   "drop": ({"drop": "smallest"}, ("drop", "magnitude", "smallest")),
   "grow": ({"grow": 3}, ("grow", "gradient", "3")),
+  "unhashable grow": ({"grow": []}, ("grow", "gradient", "[]")),
   "key": ({"grow": "random"}, ("key", "random")),
   "regrow": ({"regrow": "yes"}, ("regrow", "yes")),
 }

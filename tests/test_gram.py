@@ -108,3 +108,13 @@ def test_a_kernel_in_doubt_is_an_error(value_error):
     gram_errors({"query": {"kernel": jnp.ones((12, 4, 3))}})
   with value_error("`params`", "kernel"):
     gram_errors({"bias": jnp.ones(3)})
+
+
+def test_a_kernel_without_values_is_an_error(value_error):
+  params = {"kernel": jnp.ones((4, 4))}
+  for function in (
+    jax.jit(gram_errors),
+    lambda p: gram_errors(jax.eval_shape(lambda: p)),
+  ):
+    with value_error("`params` must hold values", "float32", "'kernel'"):
+      function(params)

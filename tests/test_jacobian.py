@@ -328,6 +328,7 @@ def _values(inputs, apply_fn=linear_net, **options):
   [
     (lambda: _values(jnp.ones((1, 2), jnp.complex64)), ["`inputs`", "complex64"]),
     (lambda: _values(jnp.ones((0, 2))), ["`inputs`", "(0, 2)"]),
+    (lambda: _values(jnp.ones((1, 2)), None), ["`apply_fn`", "a function", "None"]),
     (lambda: _values([jnp.ones((1, 2)), jnp.ones((2, 2))]), ["one batch size"]),
     (lambda: _values(jnp.ones((1, 2)), batch_size=0), ["`batch_size`"]),
     (lambda: _values(jnp.ones((1, 2)), lambda _, x: jnp.fft.fft(x)), ["complex64"]),

@@ -334,6 +334,11 @@ LINEN = {
   "circular_patches": (nn.Conv(16, (2, 2), 2, padding="CIRCULAR"), (1, 8, 8, 3), 1),
   "grouped_patches": (nn.Conv(32, (2, 2), 2, feature_group_count=4), (1, 8, 8, 8), 1),
   "causal": (nn.Conv(8, (4,), padding="CAUSAL"), (1, 6, 8), 1),
+  "causal_amounts": (
+    nn.Conv(8, (3,), padding=[(4, 0)], kernel_dilation=2),
+    (1, 6, 8),
+    1,
+  ),
   "even_transposed": (nn.ConvTranspose(8, (4, 2)), (1, 5, 5, 4), 1),
   "flipped": (nn.ConvTranspose(8, (4, 2), transpose_kernel=True), (1, 5, 5, 4), 1),
   "in_nnx": (
@@ -344,7 +349,17 @@ LINEN = {
   "transposed": (nn.ConvTranspose(8, (3, 3), (2, 2)), (1, 5, 5, 4), 1),
   "lstm": (nn.RNN(nn.LSTMCell(8)), (1, 5, 4), 8),
   "gru": (nn.RNN(nn.GRUCell(8)), (1, 5, 4), 6),
+  "conv_lstm": (nn.RNN(nn.ConvLSTMCell(8, (3, 3))), (1, 5, 4, 4, 8), 2),
 }
+
+
+@pytest.mark.parametrize("letters", ["bti,ti->bti", "bti,ti->bt"])
+def test_an_einsum_that_is_no_matrix_stays_dense(letters):
+  inputs = jnp.ones((2, 5, 8))
+  model = nn.Sequential([nn.Dense(8), nn.Einsum((5, 8), letters, use_bias=False)])
+  layouts = linen_layouts(model, inputs)
+  assert layouts["layers_1/kernel"] is None and layouts["layers_0/kernel"]
+  assert nnx_layouts(nnx.Einsum(letters, (5, 8), rngs=nnx.Rngs(0)))["kernel"] is None
 
 
 @pytest.mark.slow
@@ -360,6 +375,8 @@ def test_linen_layers_are_isometric(name):
   density = 0.6 if name in ("depthwise", "gray", "grouped_patches") else 0.4
   new, _ = check_isometric(params, layouts, density)
   assert len(find_kernels(new, layouts)) == number
+  if name == "conv_lstm":
+    assert {x.groups for x in layouts.values() if x} == {4}
   if model.__class__ in (nn.Conv, nn.ConvTranspose) or name == "in_nnx":
     outputs = model.apply({"params": new}, inputs)
     np.testing.assert_allclose(
@@ -444,6 +461,28 @@ def test_layers_that_apply_another_matrix_than_their_kernel(value_error):
   inputs = jnp.ones((1, 4, 4, 16))
   with value_error("'kernel'", "Standardized.param may change it", '{"kernel": None}'):
     linen_layouts(Standardized(8, (3, 3)), inputs)
+
+  class Adapted(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      return nn.Dense(8)(x) + nn.Dense(8, name="lora_up")(x)
+
+  masked, rngs = jnp.ones((3, 3, 16, 8)), nnx.Rngs(0)
+  for change, options in {
+    "`mask` may": {"mask": masked},
+    "`input_dilation` may": {"input_dilation": (1, 2), "padding": 1},
+  }.items():
+    with value_error("'kernel'", change):
+      linen_layouts(nn.Conv(8, (3, 3), **options), inputs)
+    with value_error("'kernel'", change):
+      nnx_layouts(nnx.Conv(16, 8, (3, 3), **options, rngs=rngs))
+  with value_error("'kernel'", "`mask` may"):
+    linen_layouts(nn.ConvTranspose(8, (3, 3), mask=masked), inputs)
+
+  with value_error("'lora_up/kernel'", "a low-rank adapter", '"lora_up/kernel": None'):
+    linen_layouts(Adapted(), inputs)
+  with value_error("'lora_up/kernel'", "a low-rank adapter"):
+    nnx_layouts(nnx.Dict(lora_up=nnx.Linear(4, 4, rngs=rngs)))
 
   class Scaled(nnx.Linear):
     def __call__(self, x):
@@ -656,6 +695,24 @@ def test_a_state_of_nnx_is_read_by_shape(value_error):
   attention = nnx.MultiHeadAttention(4, 32, 32, decode=False, rngs=nnx.Rngs(0))
   with value_error("in doubt", "'query/kernel'"):
     nnx_layouts(nnx.state(attention, nnx.Param))
+
+
+def test_modules_of_nnx_in_a_list_are_read_as_modules():
+  rngs = nnx.Rngs(0)
+  cell, conv = nnx.GRUCell(4, 8, rngs=rngs), nnx.Conv(4, 8, 3, 2, rngs=rngs)
+  layouts = nnx_layouts([cell, {"conv": conv}])
+  assert layouts["0/dense_h/kernel"].groups == 3
+  assert layouts["1/conv/kernel"] == nnx_layouts(conv)["kernel"]
+
+
+@pytest.mark.parametrize("bad", [None, {}, 3, nnx.Linear, lambda x: x])
+def test_what_is_no_module_is_refused(bad, value_error):
+  with value_error("`model`", "flax.linen.Module", type(bad).__name__):
+    linen_layouts(bad, jnp.ones((1, 4)))
+  with value_error("`module`", "flax.nnx.Module", type(bad).__name__):
+    nnx_layouts(bad)
+  with value_error("`module`", "flax.nnx.Module", "tuple"):
+    nnx_layouts(nnx.split(nnx.Linear(4, 8, rngs=nnx.Rngs(0))))
 
 
 @pytest.mark.slow

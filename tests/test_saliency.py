@@ -445,6 +445,27 @@ def test_errors(tanh_case, value_error):
       eoi_jax.snip_scores(_tanh_net, params, (x, y.at[3].set(bad)))
   with value_error("`apply_fn`", "dict", "`loss`"):
     eoi_jax.snip_scores(lambda p, x: {"out": _tanh_net(p, x)}, params, (x, y))
+  for score in (eoi_jax.snip_scores, eoi_jax.grasp_scores):
+    with value_error("`apply_fn`", "a function", "None"):
+      score(None, params, (x, y))
+    with value_error("`loss`", "a function", "3"):
+      score(_tanh_net, params, (x, y), loss=3)
+    for value, words in ((lambda z, _: z.sum(-1), "float32[12]"), (lambda *_: 3, "3")):
+      with value_error("`loss`", "a scalar", words):
+        score(_tanh_net, params, (x, y), loss=value)
+    with value_error("`dtype`", "floating", "int"):
+      score(_tanh_net, params, (x, y), dtype=int)
+    for labels in (5 * jax.nn.one_hot(y, 4), jax.nn.one_hot(y, 4) * 3 - 0.5):
+      with value_error("`labels`", "probabilities", "of sum ", "`loss`"):
+        score(_tanh_net, params, (x, labels))
+    whole = jax.tree.map(lambda w: w.astype(jnp.int32), params)
+    with value_error("'a/kernel'", "real floating", "int32"):
+      score(lambda p, x: _tanh_net(params, x), whole, (x, y))
+  for batch, words in (({"x": x}, "dict"), ((x, y, y), "tuple"), (x[:2], "Array")):
+    with value_error("a batch", "(inputs, labels)", words):
+      eoi_jax.snip_scores(_tanh_net, params, batch)
+  with value_error("a batch", "(inputs, labels)", "tuple"):
+    eoi_jax.grasp_scores(_tanh_net, params, [(x, y, y)])
   with value_error("`batches`", "none"):
     eoi_jax.grasp_scores(_tanh_net, params, [])
   with value_error("`temperature`", "positive", "-1"):
@@ -455,7 +476,9 @@ def test_errors(tanh_case, value_error):
     eoi_jax.snip_scores(_tanh_net, params, (x * jnp.nan, y))
   with value_error("`density`", "(0, 1]", "0.0"):
     eoi_jax.global_masks(magnitude_scores(params), 0.0)
-  with value_error("`scores`", "nan", "'1'"):
+  with value_error("`scores`", "real numbers", "'1'"):
     eoi_jax.global_masks([np.ones(3), np.array([1.0, np.nan])], 0.5)
+  with value_error("`scores`", "real numbers", "'0'"):
+    eoi_jax.global_masks([jnp.array([1j, 2.0])], 0.5)
   with value_error("`scores`", "not None"):
     eoi_jax.global_masks([None], 0.5)

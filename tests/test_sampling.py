@@ -48,7 +48,16 @@ def test_the_matrix_is_the_longest_prefix_that_fits(seed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  "options", [{}, {"shape": (90, 33), "density": 0.9}, {"density": 0.05, "cover": True}]
+  "options",
+  [
+    {},
+    {"shape": (90, 33), "density": 0.9},
+    {"density": 0.05, "cover": True},
+    {"shape": (100, 2501), "density": 0.01},  # a block of many bytes
+    {"schedule": "matching"},
+    {"schedule": "matching", "shape": (33, 90), "density": 0.4},
+    {"schedule": "matching", "density": 0.05, "cover": True},
+  ],
 )
 def test_accelerators_get_the_same_matrices(options, monkeypatch):
   keys = jax.random.split(jax.random.key(0), 3)

@@ -386,6 +386,16 @@ def test_errors(value_error):
   def dense(params, inputs):
     return inputs @ params["kernel"]
 
+  with value_error("`apply_fn`", "a function", "None"):
+    eoi_jax.synflow_scores(None, params, (1, 3))
+  for outputs in (lambda p, x: {"y": x}, lambda p, x: [x, x], lambda p, x: ((x, x), x)):
+    with value_error("`apply_fn`", "logits first"):
+      eoi_jax.synflow_scores(outputs, params, (1, 3))
+  for shape in (None, 3):
+    with value_error("`input_shape`", f"got {shape}"):
+      eoi_jax.synflow_scores(dense, params, shape)
+  with value_error("`dtype`", "floating", "int"):
+    eoi_jax.synflow_scores(dense, params, (1, 3), dtype=int)
   with value_error("`density`", "(0, 1]", "1.5"):
     eoi_jax.synflow_masks(dense, params, (1, 3), 1.5)
   with value_error("`num_rounds`", "at least 1", "0"):

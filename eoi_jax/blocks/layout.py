@@ -11,8 +11,6 @@ block has a zero row or column where its group is smaller: it reads zeros and wr
 what is cut off, so it has no gradient.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math
@@ -211,24 +209,25 @@ def _sample_tables(key, *, shape, groups: int, matchings: int):
 
 def pad_groups(x: jax.Array, size: int, num_groups: int) -> jax.Array:
   """Brings all groups of the last axis to one size by zeros at the end of a group."""
-  larger = size % num_groups
-  if not larger:
-    return x
-  units = size // num_groups + 1
-  head, tail = jnp.split(x, [larger * units], axis=-1)
-  tail = tail.reshape(*tail.shape[:-1], num_groups - larger, units - 1)
-  tail = jnp.pad(tail, [(0, 0)] * (tail.ndim - 1) + [(0, 1)])
-  return jnp.concatenate([head, tail.reshape(*tail.shape[:-2], -1)], axis=-1)
+
+  def pad(groups):
+    return jnp.pad(groups, [(0, 0)] * (groups.ndim - 1) + [(0, 1)])
+
+  return _change_small(pad, x, size, num_groups)
 
 
 def trim_groups(x: jax.Array, size: int, num_groups: int) -> jax.Array:
   """Inverse of `pad_groups`."""
+  return _change_small(lambda groups: groups[..., :-1], x, size, num_groups)
+
+
+def _change_small(change, x: jax.Array, size: int, num_groups: int) -> jax.Array:
+  """Changes the smaller groups of the last axis, `[..., groups, units]`, if any."""
   larger = size % num_groups
   if not larger:
     return x
-  units = size // num_groups + 1
-  head, tail = jnp.split(x, [larger * units], axis=-1)
-  tail = tail.reshape(*tail.shape[:-1], num_groups - larger, units)[..., :-1]
+  head, tail = jnp.split(x, [larger * (size // num_groups + 1)], axis=-1)
+  tail = change(tail.reshape(*tail.shape[:-1], num_groups - larger, -1))
   return jnp.concatenate([head, tail.reshape(*tail.shape[:-2], -1)], axis=-1)
 
 
@@ -266,6 +265,7 @@ def dense_to_blocks(matrix: jax.Array, layout: BlockLayout) -> jax.Array:
     >>> int(matrix.sum()), bool((dense_to_blocks(matrix, layout) == blocks).all())
     (48, True)
   """
+  check_layout(layout)
   expected = (*layout.stack_shape, *layout.shape)
   if matrix.shape != expected:
     raise ValueError(f"`matrix` must have shape {expected}, got {matrix.shape}.")
@@ -288,11 +288,19 @@ def block_mask(layout: BlockLayout) -> jax.Array:
     >>> int(block_mask(layout).sum()) == layout.num_weights
     True
   """
+  check_layout(layout)
   return blocks_to_dense(jnp.ones(layout.blocks_shape, bool), layout)
+
+
+def check_layout(layout: BlockLayout) -> None:
+  """Raises ValueError if this is no layout of blocks."""
+  if not isinstance(layout, BlockLayout):
+    raise ValueError(f"`layout` must be made by `block_layout`, got {layout!r}.")
 
 
 def check_blocks(blocks: jax.Array, layout: BlockLayout) -> None:
   """Raises ValueError if the blocks are not those of the layout."""
+  check_layout(layout)
   if blocks.shape != layout.blocks_shape:
     raise ValueError(
       f"`blocks` must have shape {layout.blocks_shape} for this layout, got "

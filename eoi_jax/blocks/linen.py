@@ -1,7 +1,5 @@
 """Block-sparse layer for Flax Linen; importing this module imports Flax."""
 
-from __future__ import annotations
-
 import functools
 import math
 import zlib

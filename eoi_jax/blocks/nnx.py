@@ -1,7 +1,5 @@
 """Block-sparse layer for Flax NNX; importing this module imports Flax."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, Literal
 

@@ -14,8 +14,6 @@ Where groups differ by one unit, the larger ones of the smaller side have a chan
 more. It goes along the first matching, which joins larger groups with larger ones.
 """
 
-from __future__ import annotations
-
 import functools
 
 import jax
@@ -59,6 +57,7 @@ def block_orthogonal(
     True
   """
   key = keys_lib.as_key(key)
+  layout_lib.check_layout(layout)
   dtype = orthogonal.check_dtype(dtype)
   scale = checks.number("scale", scale)
   draw = functools.partial(_sample_stack, dtype=dtype)

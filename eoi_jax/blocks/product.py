@@ -15,8 +15,6 @@ These three are each other's derivatives, so one primitive has derivatives of ev
 order, forward and reverse, and each of them gathers: `outputs` is the inverse table.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 
@@ -76,8 +74,7 @@ def block_matmul(
     >>> bool(jnp.allclose(block_matmul(x, blocks, layout), dense, atol=1e-5))
     True
   """
-  if method not in METHODS:
-    raise ValueError(f"`method` must be one of {METHODS}, got {method!r}.")
+  checks.one_of("method", method, METHODS)
   layout_lib.check_blocks(blocks, layout)
   stack = layout.stack_shape
   if x.shape[-1:] != layout.shape[:1] or x.shape[: len(stack)] != stack:
@@ -177,13 +174,11 @@ def _product_loop(first, second, inputs, outputs, *, target: str, precision):
       return dot(columns(source, layer, other), block, (((1,), (axis,)), ((), ())))
 
     if matchings > _UNROLL:
-      total = lax.fori_loop(
-        0,
-        matchings,
+      add, start = (
         lambda c, total: total + term(c),
         zeros((source.shape[1], size), wide),
-        unroll=_UNROLL,
       )
+      total = lax.fori_loop(0, matchings, add, start, unroll=_UNROLL)
     else:
       total = sum(map(term, range(1, matchings)), term(0))
     start = (layer, zero, group * size)
@@ -248,18 +243,6 @@ def _result_type(*operands, target: str, precision, method: str) -> ShapedArray:
   return ShapedArray((depth, n, groups * side), first.dtype)
 
 
-def _jvp(primals, tangents, **options):
-  first, second, *tables = primals
-  first_dot, second_dot = tangents[:2]
-  bind = functools.partial(product_p.bind, **options)
-  terms = []
-  if type(first_dot) is not ad.Zero:
-    terms.append(bind(first_dot, second, *tables))
-  if type(second_dot) is not ad.Zero:
-    terms.append(bind(first, second_dot, *tables))
-  return bind(first, second, *tables), sum(terms[1:], terms[0])
-
-
 def _transpose(cotangent, first, second, *tables, target: str, **options):
   """The cotangent of an operand is the product of the result's and the other one."""
   names = _operands(target)
@@ -275,11 +258,8 @@ def _transpose(cotangent, first, second, *tables, target: str, **options):
 
 def _batched(operands, axes, *, target: str, **options):
   """`vmap`: more rows for one kernel, or a longer stack of kernels."""
-  size = next(
-    operand.shape[axis]
-    for operand, axis in zip(operands, axes, strict=True)
-    if axis is not None
-  )
+  pairs = list(zip(operands, axes, strict=True))
+  size = next(operand.shape[axis] for operand, axis in pairs if axis is not None)
   bind = functools.partial(product_p.bind, target=target, **options)
   first, second, inputs, outputs = operands
   place = _operands(target).index("y" if target == "x" else "x")
@@ -294,7 +274,7 @@ def _batched(operands, axes, *, target: str, **options):
     jnp.broadcast_to(operand, (size, *operand.shape))
     if axis is None
     else jnp.moveaxis(operand, axis, 0)
-    for operand, axis in zip(operands, axes, strict=True)
+    for operand, axis in pairs
   ]
   result = bind(*(operand.reshape(-1, *operand.shape[2:]) for operand in moved))
   return result.reshape(size, -1, *result.shape[1:]), 0
@@ -317,7 +297,13 @@ product_p.def_impl(
   jax.jit(product_p.bind, static_argnames=("target", "precision", "method"))
 )
 product_p.def_abstract_eval(_result_type)
-ad.primitive_jvps[product_p] = _jvp
+ad.defjvp(
+  product_p,
+  lambda dot, first, *rest, **options: product_p.bind(dot, *rest, **options),
+  lambda dot, first, _, *rest, **options: product_p.bind(first, dot, *rest, **options),
+  None,
+  None,
+)
 ad.primitive_transposes[product_p] = _transpose
 batching.primitive_batchers[product_p] = _batched
 mlir.register_lowering(product_p, _lower("other"))

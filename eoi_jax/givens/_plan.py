@@ -18,8 +18,6 @@ A rotation turns the supports `S_i`, `S_j` of its columns into `S_i | S_j` and s
 the budget is known before any arithmetic.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Iterator
@@ -483,16 +481,18 @@ def _take(values: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def rotate(columns: jax.Array, levels: Levels) -> jax.Array:
-  """Applies levels of rotations, each as one gather, to columns `[N, rows]`.
+  """Applies levels of rotations to columns `[N, rows]`.
 
   One column of the matrix is a row here; an int `depth` runs as `lax.scan`.
   """
-
-  def level(place, columns):
-    partner, cos, sin = (
-      jax.lax.dynamic_index_in_dim(table, place, keepdims=False) for table in levels[:3]
-    )
-    return cos[:, None] * columns + sin[:, None] * _take(columns, partner)
-
   columns = vary_alike(columns, levels.cos)
+  level = lambda place, columns: rotate_level(columns, levels, place)  # noqa: E731
   return jax.lax.fori_loop(0, levels.depth, level, columns)
+
+
+def rotate_level(columns: jax.Array, levels: Levels, place) -> jax.Array:
+  """Applies one level, as one gather."""
+  partner, cos, sin = (
+    jax.lax.dynamic_index_in_dim(table, place, keepdims=False) for table in levels[:3]
+  )
+  return cos[:, None] * columns + sin[:, None] * _take(columns, partner)

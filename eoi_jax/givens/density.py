@@ -6,8 +6,6 @@ random, to `W exp(2 t / N)` with `W` exponential of mean 1, then follows the log
 curve of its mean: this limit inverts in under a millisecond for any `N`.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 

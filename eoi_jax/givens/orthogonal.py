@@ -5,8 +5,6 @@ any arithmetic, and rotations of disjoint columns run together (`_plan.py`): doz
 wide steps instead of thousands of narrow ones.
 """
 
-from __future__ import annotations
-
 import concurrent.futures
 import functools
 import math

@@ -7,8 +7,6 @@ matchings of the pairs that the pattern allows, of columns and of rows in turn, 
 the pattern as far as such rotations reach.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from typing import Any, NamedTuple

@@ -3,8 +3,6 @@
 Reference: Nowak et al., 2024, arXiv:2406.01755, section 4.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.core
 import jax.numpy as jnp

@@ -14,8 +14,6 @@ The nonzeros of the kernel are counted on packed bits before any arithmetic: rot
 of the output channels merge columns of the kernel's support, as those of a matrix do.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from typing import NamedTuple

@@ -12,8 +12,6 @@ the kernel `H1_p[:, d == t] H2_p[d == t, :]` at its tap `t`, as in `_paraunitary
 whose counting of nonzeros on bits it shares.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math

@@ -12,8 +12,6 @@ Three readings of "orthogonal" for a convolution kernel `(*window, in, out)`:
 For dense kernels `(in, out)` all three are the same matrix.
 """
 
-from __future__ import annotations
-
 import math
 
 import jax
@@ -41,13 +39,7 @@ def dense_orthogonal(scale: float = 1.0) -> Initializer:
 
   Reference: Saxe et al., 2014, arXiv:1312.6120.
   """
-  scale = _checks.number("scale", scale)
-
-  def init(key, shape, dtype=jnp.float32, out_sharding=None):
-    shape, dtype, key = check_shape(shape), check_dtype(dtype), _keys.as_key(key)
-    return place(_flat(key, shape, dtype, scale), out_sharding)
-
-  return init
+  return _initializer(scale, _flat)
 
 
 def delta_orthogonal(scale: float = 1.0) -> Initializer:
@@ -67,15 +59,11 @@ def delta_orthogonal(scale: float = 1.0) -> Initializer:
 
   Reference: Xiao et al., 2018, arXiv:1806.05393.
   """
-  scale = _checks.number("scale", scale)
 
-  def init(key, shape, dtype=jnp.float32, out_sharding=None):
-    *window, rows, cols = check_shape(shape)
-    dtype = check_dtype(dtype)
-    matrix = _flat(_keys.as_key(key), (rows, cols), dtype, scale)
-    return place(delta_kernel(matrix, tuple(window)), out_sharding)
+  def sample(key, shape, dtype, scale):
+    return delta_kernel(_flat(key, shape[-2:], dtype, scale), shape[:-2])
 
-  return init
+  return _initializer(scale, sample)
 
 
 def conv_orthogonal(scale: float = 1.0) -> Initializer:
@@ -100,12 +88,11 @@ def conv_orthogonal(scale: float = 1.0) -> Initializer:
 
   Reference: Xiao et al., 2018, arXiv:1806.05393, algorithms 1 and 2.
   """
-  scale = _checks.number("scale", scale)
 
-  def init(key, shape, dtype=jnp.float32, out_sharding=None):
-    *window, rows, cols = check_shape(shape)
-    compute_dtype = _checks.compute_dtype(dtype := check_dtype(dtype))
-    key_matrix, key_blocks = jax.random.split(_keys.as_key(key))
+  def sample(key, shape, dtype, scale):
+    *window, rows, cols = shape
+    compute_dtype = _checks.compute_dtype(dtype)
+    key_matrix, key_blocks = jax.random.split(key)
     kernel = _flat(key_matrix, (rows, cols), compute_dtype, scale)
     if rows > cols:
       kernel = kernel.T
@@ -114,9 +101,19 @@ def conv_orthogonal(scale: float = 1.0) -> Initializer:
       key_step = jax.random.fold_in(key_blocks, step)
       projection = _projection(key_step, max(rows, cols), compute_dtype)
       kernel = _widen(kernel, projection, axis)
-    if rows > cols:
-      kernel = jnp.swapaxes(kernel, -1, -2)
-    return place(kernel.astype(dtype), out_sharding)
+    kernel = jnp.swapaxes(kernel, -1, -2) if rows > cols else kernel
+    return kernel.astype(dtype)
+
+  return _initializer(scale, sample)
+
+
+def _initializer(scale: float, sample) -> Initializer:
+  """A JAX initializer of `sample(key, shape, dtype, scale)`, its arguments checked."""
+  scale = _checks.number("scale", scale)
+
+  def init(key, shape, dtype=jnp.float32, out_sharding=None):
+    shape, dtype, key = check_shape(shape), check_dtype(dtype), _keys.as_key(key)
+    return place(sample(key, shape, dtype, scale), out_sharding)
 
   return init
 

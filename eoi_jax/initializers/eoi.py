@@ -1,7 +1,5 @@
 """Initializers of dense and convolution kernels with the call shape of JAX's own."""
 
-from __future__ import annotations
-
 import functools
 import math
 import operator
@@ -179,10 +177,8 @@ def _check_without_doubt(shape: tuple[int, ...]) -> None:
 
 def check_options(taps: str, center: str, schedule: str | None) -> None:
   """Raises ValueError, with the known ones, unless the options are known."""
-  if taps not in TAPS:
-    raise ValueError(f"`taps` must be one of {TAPS}, got {taps!r}.")
-  if center not in CENTER_RULES:
-    raise ValueError(f"`center` must be one of {CENTER_RULES}, got {center!r}.")
+  _checks.one_of("taps", taps, TAPS)
+  _checks.one_of("center", center, CENTER_RULES)
   check_schedule(schedule or "iid")
 
 

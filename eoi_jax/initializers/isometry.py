@@ -6,8 +6,6 @@ with `C` the kernel as a matrix, on the smaller Gram side. Layers are independen
 are optimized side by side, equal shapes in one compiled loop.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from typing import NamedTuple
@@ -80,8 +78,7 @@ def approximate_isometry(
 
   Reference: Nowak et al., 2024, arXiv:2406.01755; Lee et al., 2020, arXiv:1906.06307.
   """
-  if method not in METHODS:
-    raise ValueError(f"`method` must be one of {tuple(METHODS)}, got {method!r}.")
+  checks.one_of("method", method, METHODS)
   kernels, masks = jnp.asarray(kernels), jnp.asarray(masks)
   fits = kernels.ndim > 2 and kernels.shape == masks.shape and kernels.size
   floating = jnp.issubdtype(kernels.dtype, jnp.floating)

@@ -6,8 +6,6 @@ The columns of a `(lo, hi)` matrix are dealt at random into `hi / degree` sets o
 `degree lo / hi`. Nothing is drawn twice: which degrees fit is decided by division.
 """
 
-from __future__ import annotations
-
 import functools
 
 import jax

@@ -7,16 +7,13 @@ where the blocks are dense. Masks and what is put together from samples are NumP
 outside of `jax.jit`, and traced arrays under it.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -25,14 +22,15 @@ from eoi_jax.givens import patterns
 from eoi_jax.givens.orthogonal import sample_many
 from eoi_jax.givens.rotations import Angle
 from eoi_jax.initializers import dense, eoi, isometry, sao
-from eoi_jax.layouts.layout import Kernel
 from eoi_jax.layouts.trees import Layouts, fill_tree
 from eoi_jax.masks.trees import (
   check_masks,
   fill,
   given_kernels,
+  is_traced,
   kernel_counts,
   live_counts,
+  on_host,
   place_like,
 )
 
@@ -113,43 +111,48 @@ def sparsify(
     raise ValueError(f"`start` must be one of {tuple(STARTS)}, got {start!r}.")
   run, known = STARTS[start]
   options = dict(options or {})
-  for name in options:
-    if name not in known:
-      raise ValueError(
-        f"`options` of start {start!r} must be among {known}, got {name!r}."
-      )
+  _check_names(options, known, f"start {start!r}")
   if isinstance(scale, str | bool) or not math.isfinite(scale := float(scale)):
     raise ValueError(f"`scale` must be a finite number, got {scale!r}.")
-  given = _given_masks(params, densities_or_masks, layouts)
-  if given is None:
-    counts = kernel_counts(params, densities_or_masks, layouts)
+  leaves = jax.tree.leaves(densities_or_masks)
+  dtypes = {getattr(leaf, "dtype", None) for leaf in leaves}
+  masked = dtypes == {jnp.dtype(bool)}
+  if masked:
+    check_masks(params, densities_or_masks)
+    found = given_kernels(params, densities_or_masks, layouts, "masks")
   else:
-    counts = {
-      name: (kernel, None if _is_traced(mask) else live_counts(kernel, mask))
-      for name, (kernel, mask) in given.items()
-    }
+    found = kernel_counts(params, densities_or_masks, layouts)
   data = _keys.key_data(key)
   key_values, key_masks = _keys.fold_in(data, 0), _keys.fold_in(data, 1)
-  stacks: dict[Any, list[str]] = {}
-  for name, (kernel, _) in counts.items():
-    _check_dtype(kernel)
+  alike: dict[Any, list[tuple]] = {}  # kernels whose blocks have one shape
+  for name, (kernel, value) in found.items():
+    dtype = jnp.dtype(kernel.leaf.dtype)
+    if not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize < 2:
+      raise ValueError(
+        f"kernel {name!r} must have a real floating dtype of at least 16 bits, got "
+        f"{dtype}."
+      )
+    mask, counts = None, value
+    if masked:
+      mask = on_host(value)
+      counts = None if is_traced(mask) else live_counts(kernel, mask)
     strided = ((), False)
     if options.get("taps") == "polyphase":
       strided = (kernel.layout.strides, kernel.layout.transposed)
     kind = (kernel.block_shape, kernel.leaf.dtype, kernel.groups)
-    stacks.setdefault((*kind, strided, kernel.center), []).append(name)
+    member = (kernel, counts, mask)
+    alike.setdefault((*kind, strided, kernel.center), []).append(member)
   todo = []
-  for (shape, dtype, _, strided, center), names in stacks.items():
-    kernels = [counts[name][0] for name in names]
-    budgets: list[Any] = [_block_counts(*counts[name]) for name in names]
+  for (shape, dtype, groups, strided, center), members in alike.items():
+    kernels = [kernel for kernel, _, _ in members]
     stack = _Stack(
       names=tuple(k.name for k in kernels for _ in range(k.num_blocks)),
       shape=shape,
       dtype=dtype,
       keys=_keys.block_keys(key_values, kernels),
       mask_keys=_keys.block_keys(key_masks, kernels),
-      budgets=None if any(b is None for b in budgets) else np.concatenate(budgets),
-      masks=given and _join([k.to_blocks(_on_host(given[k.name][1])) for k in kernels]),
+      budgets=_block_counts([counts for _, counts, _ in members], groups),
+      masks=_join([k.to_blocks(mask) for k, _, mask in members]) if masked else None,
       strided=strided,
       center=center,
     )
@@ -157,53 +160,41 @@ def sparsify(
   values, masks = {}, {}
   done = run([stack for _, stack in todo], scale, **options)
   for (kernels, _), blocks in zip(todo, done, strict=True):
-    new, live = map(_on_host, blocks)
+    new, live = map(on_host, blocks)
     ends = np.cumsum([kernel.num_blocks for kernel in kernels]).tolist()
     for kernel, end in zip(kernels, ends, strict=True):
       rows = slice(end - kernel.num_blocks, end)
       values[kernel.name] = kernel.from_blocks(new[rows])
       if live is not None:
         masks[kernel.name] = kernel.from_blocks(live[rows])
-  leaves = {name: kernel.leaf for name, (kernel, _) in counts.items()}
+  leaves = {name: kernel.leaf for name, (kernel, _) in found.items()}
   return (
     fill_tree(params, place_like(values, leaves), keep=True),
     fill_tree(params, place_like(masks, leaves)),
   )
 
 
-def _given_masks(params: Any, tree: Any, layouts) -> dict[str, Any] | None:
-  """Kernels and their masks by name, or None if the tree holds densities."""
-  leaves = jax.tree.leaves(tree)
-  if not leaves or not all(getattr(x, "dtype", None) == jnp.bool_ for x in leaves):
-    return None
-  check_masks(params, tree)
-  return given_kernels(params, tree, layouts, "masks")
-
-
-def _block_counts(kernel: Kernel, counts: np.ndarray | None) -> np.ndarray | None:
+def _block_counts(counts: list[Any], groups: int) -> np.ndarray | None:
   """Shares the trained weights of each layer out to its groups, evenly."""
-  if counts is None:
+  if any(each is None for each in counts):
     return None
-  groups = kernel.groups
-  shares = (counts[:, None] + groups - 1 - np.arange(groups)) // groups
-  return shares.ravel()
+  layers = np.concatenate(counts)[:, None]
+  return ((layers + groups - 1 - np.arange(groups)) // groups).ravel()
 
 
-def _check_dtype(kernel: Kernel) -> None:
-  dtype = jnp.dtype(kernel.leaf.dtype)
-  if not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize < 2:
-    raise ValueError(
-      f"kernel {kernel.name!r} must have a real floating dtype of at least 16 bits, "
-      f"got {dtype}."
-    )
+def _check_names(options: Mapping[str, Any], known: tuple[str, ...], of: str) -> None:
+  for name in options:
+    if name not in known:
+      raise ValueError(f"`options` of {of} must be among {known}, got {name!r}.")
 
 
-def _is_traced(*arrays: Any) -> bool:
-  return any(isinstance(array, jax.core.Tracer) for array in arrays)
+def _numpy(*arrays: Any) -> Any:
+  """The module for these arrays: NumPy, or that of JAX under tracing."""
+  return jnp if is_traced(*arrays) else np
 
 
 def _join(parts: list[Any]) -> Any:
-  return (jnp if _is_traced(*parts) else np).concatenate(parts)
+  return _numpy(*parts).concatenate(parts)
 
 
 # The starts.
@@ -237,6 +228,11 @@ class _Stack(NamedTuple):
     """`(in, out)`."""
     return (self.shape[-2], self.shape[-1])
 
+  @property
+  def wide_dtype(self) -> Any:
+    """Dtype of the arithmetic: float32 at least."""
+    return np.promote_types(self.dtype, jnp.float32)
+
   def known_budgets(self) -> np.ndarray:
     """The budgets, for a start that draws masks of its own."""
     if self.budgets is None:
@@ -253,7 +249,7 @@ class _Stack(NamedTuple):
     nothing = np.zeros((len(self.names), *self.shape), bool)
     return fill(self.mask_keys, nothing, self.known_budgets())
 
-  def rows(self, rows: np.ndarray) -> _Stack:
+  def rows(self, rows: np.ndarray) -> Self:
     """Some of the blocks."""
     return self._replace(
       names=tuple(self.names[n] for n in rows),
@@ -301,8 +297,8 @@ def _base(
 ) -> Blocks:
   """A dense reference times the mask."""
   masks = stack.known_masks()
-  values = _on_host(_dense_blocks(stack, scale, kind=reference)[0])
-  xp = jnp if _is_traced(masks, values) else np
+  values = on_host(_dense_blocks(stack, scale, kind=reference)[0])
+  xp = _numpy(masks, values)
   return xp.where(masks, values, xp.zeros((), values.dtype)), masks
 
 
@@ -352,15 +348,11 @@ def _eoi_in_mask(
   if fallback not in (None, *FALLBACKS):
     raise ValueError(f"`fallback` must be None or in {FALLBACKS}, got {fallback!r}.")
   known = STARTS[fallback][1] if fallback in ("ai", "base") else ()
-  for name in options:
-    if name not in known:
-      raise ValueError(
-        f"`options` of `fallback` {fallback!r} must be among {known}, got {name!r}."
-      )
+  _check_names(options, known, f"`fallback` {fallback!r}")
   masks = stack.known_masks()
-  if _is_traced(masks):
+  if is_traced(masks):
     stack._replace(budgets=None).known_budgets()
-  dtype = np.promote_types(stack.dtype, jnp.float32)
+  dtype = stack.wide_dtype
   matrices = np.zeros((len(masks), *stack.matrix_shape), dtype)
   failed = []
   for n, pattern in enumerate(np.asarray(masks)[(slice(None), *stack.center)]):
@@ -385,7 +377,7 @@ def _eoi_in_mask(
   if failed and fallback != "partial":
     part = stack.rows(np.array(failed))
     start = functools.partial(_ai, method="adam") if fallback == "ai" else _base
-    values[failed] = _on_host(start(part, scale, **options)[0])
+    values[failed] = on_host(start(part, scale, **options)[0])
   return values, masks
 
 
@@ -396,9 +388,8 @@ def _eoi_structured(stacks: list[_Stack], scale: float, **law: Any) -> Iterator[
   """
   is_sparse = [len(stack.shape) > 2 and stack.shape[-2] > 3 for stack in stacks]
   sparse = list(itertools.compress(stacks, is_sparse))
-  budgets = [_matrix_budgets(stack) for stack in sparse]
   shapes: list[Any] = [stack.matrix_shape for stack in sparse]
-  drawn = _sample(sparse, shapes, budgets, scale, law)
+  drawn = _sample(sparse, shapes, list(map(_matrix_budgets, sparse)), scale, law)
   for stack, sparsely in zip(stacks, is_sparse, strict=True):
     if sparsely:
       matrices = next(drawn)
@@ -433,7 +424,7 @@ def _sao(
   if (rows <= 3 or min(rows, cols) == 1) if window else rows != cols:
     return _dense_blocks(stack, scale, kind="delta_orthogonal")
   degrees = np.array([_degree(stack, n, degree, relu) for n in range(len(stack.names))])
-  dtype = np.promote_types(stack.dtype, jnp.float32)
+  dtype = stack.wide_dtype
 
   def sample(rows_of, value):
     return scale * _each(
@@ -490,31 +481,29 @@ def _sample(
   their own, for budgets up to a largest one: those are few, and which one a block gets
   depends on its own budget alone, so that its values do, too.
   """
-  dtypes = [np.promote_types(stack.dtype, jnp.float32) for stack in stacks]
+  rest = {name: value for name, value in law.items() if name != "schedule"}
+  parts = []
   few: dict[Any, list[tuple]] = {}
-  for stack, shape, counts, dtype in zip(stacks, shapes, budgets, dtypes, strict=True):
-    if _is_shared(stack, shape, law):
+  for stack, shape, counts in zip(stacks, shapes, budgets, strict=True):
+    dtype = stack.wide_dtype
+    shared = shape == stack.matrix_shape and law.get("schedule") in (None, "iid")
+    shared = shared and not is_traced(stack.keys) and len(stack.names) < _MANY
+    parts.append((stack, shape, counts, dtype, shared))
+    if shared:
       blocks = zip(stack.keys, [shape] * len(counts), counts.tolist(), strict=True)
       few.setdefault(dtype, []).extend(blocks)
-  rest = {name: value for name, value in law.items() if name != "schedule"}
   drawn = {}
   for dtype, blocks in few.items():
     keys, sizes, counts = map(list, zip(*blocks, strict=True))
     drawn[dtype] = sample_many(keys, sizes, counts, dtype, **rest)
-  for stack, shape, counts, dtype in zip(stacks, shapes, budgets, dtypes, strict=True):
-    if _is_shared(stack, shape, law):
-      kernels = np.empty((len(counts), *shape), stack.dtype)
-      for place in range(len(counts)):
-        kernels[place] = scale * next(drawn[dtype])
-      yield kernels
-    else:
+  for stack, shape, counts, dtype, shared in parts:
+    if not shared:
       yield _sample_alike(stack, shape, counts, dtype, scale, law)
-
-
-def _is_shared(stack: _Stack, shape: tuple[int, ...], law) -> bool:
-  """Whether the blocks share programs with those of other shapes."""
-  shared = shape == stack.matrix_shape and law.get("schedule") in (None, "iid")
-  return shared and not _is_traced(stack.keys) and len(stack.names) < _MANY
+      continue
+    kernels = np.empty((len(counts), *shape), stack.dtype)
+    for place in range(len(counts)):
+      kernels[place] = scale * next(drawn[dtype])
+    yield kernels
 
 
 def _sample_alike(
@@ -529,7 +518,7 @@ def _sample_alike(
     drawn = _draw(
       stack.keys[rows], budgets[rows].astype(np.int32), largest=largest, **static
     )
-    return (scale * _on_host(drawn)).astype(stack.dtype)
+    return (scale * on_host(drawn)).astype(stack.dtype)
 
   largest = np.array([_rung(shape, int(budget)) for budget in budgets])
   return _by_value(largest, sample)
@@ -561,7 +550,7 @@ def _rung(shape: tuple[int, ...], budget: int) -> int:
 def _by_value(values: np.ndarray, sample: Callable[..., Any]) -> Any:
   """Concatenates `sample(rows, value)` of equal values, in the order of the rows."""
   rows = [np.flatnonzero(values == value) for value in np.unique(values)]
-  parts = [_on_host(sample(r, int(values[r[0]]))) for r in rows]
+  parts = [on_host(sample(r, int(values[r[0]]))) for r in rows]
   if len(parts) == 1:
     return parts[0]
   return _join(parts)[np.argsort(np.concatenate(rows))]
@@ -576,7 +565,7 @@ def _delta(stack: _Stack, matrices: Any) -> Any:
   shape = (len(matrices), *stack.shape)
   if math.prod(window) == 1:
     return matrices.reshape(shape)
-  if _is_traced(matrices):
+  if is_traced(matrices):
     return jnp.zeros(shape, matrices.dtype).at[place].set(matrices)
   kernels = np.zeros(shape, matrices.dtype)
   kernels[place] = matrices
@@ -585,15 +574,9 @@ def _delta(stack: _Stack, matrices: Any) -> Any:
 
 def _at_all_taps(stack: _Stack, support: Any) -> Any:
   """Masks of the support of matrices, at every tap."""
-  window = stack.shape[:-2]
-  xp = jnp if _is_traced(support) else np
-  support = support.reshape(-1, *(1,) * len(window), *stack.matrix_shape)
-  return xp.broadcast_to(support, (len(support), *stack.shape))
-
-
-def _on_host(array: Any) -> Any:
-  """A NumPy array; None and a traced array as they are."""
-  return array if array is None or _is_traced(array) else np.asarray(array)
+  ones = (1,) * len(stack.shape[:-2])
+  support = support.reshape(-1, *ones, *stack.matrix_shape)
+  return _numpy(support).broadcast_to(support, (len(support), *stack.shape))
 
 
 def _one_by_one(start: Callable[..., Blocks], **fixed: Any):

@@ -1,7 +1,5 @@
 """Layouts of the kernels of single layers of Flax, from what they are set to."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from typing import Any
@@ -11,21 +9,27 @@ import jax
 from eoi_jax.layouts.layout import Layout
 
 
-def own_method(module, *methods: str) -> str:
-  """The method that a subclass of a layer of Flax has of its own, "" if none.
+def find_doubt(module, name: str, *methods: str) -> str:
+  """Why a layer of Flax may apply another matrix than its kernel, "" if it does not.
 
-  It may apply another matrix than the kernel: a standardized one, say.
+  A method that a subclass has of its own may standardize the kernel, say.
   """
+  if "lora" in name.lower() and type(module).__name__ in ("Dense", "Linear"):
+    return "named like a low-rank adapter"
+  if getattr(module, "mask", None) is not None:
+    return "`mask` may change it"
+  if max(jax.tree.leaves(getattr(module, "input_dilation", 1)), default=1) > 1:
+    return "`input_dilation` may change it"
   flax = ("flax.", "eoi_jax.")
   own = itertools.takewhile(
     lambda kind: not kind.__module__.startswith(flax), type(module).__mro__
   )
   found = (f"{k.__name__}.{m}" for k in own for m in methods if m in vars(k))
-  return next(found, "")
+  return next((f"{method} may change it" for method in found), "")
 
 
-def einsum(einsum_str: str, shape: tuple[int, ...]) -> Layout:
-  """Axes of an einsum's second operand: contracted, kept, or shared with the first."""
+def einsum(einsum_str: str, shape: tuple[int, ...]) -> Layout | None:
+  """Axes of an einsum's second operand; None if none is contracted or none is kept."""
   operands, _, result = einsum_str.replace(" ", "").replace("...", "").partition("->")
   inputs, kernel = operands.split(",")
   if len(kernel) != len(shape):
@@ -43,7 +47,8 @@ def einsum(einsum_str: str, shape: tuple[int, ...]) -> Layout:
       f"got {index!r} in {einsum_str!r}."
     )
 
-  return Layout("".join(map(letter, kernel)))
+  axes = "".join(map(letter, kernel))
+  return Layout(axes) if {"i", "o"} <= set(axes) else None
 
 
 def conv(module, shape: tuple[int, ...], groups: int) -> Layout:
@@ -51,6 +56,9 @@ def conv(module, shape: tuple[int, ...], groups: int) -> Layout:
   rank, window = len(shape) - 2, shape[:-2]
   strides, padding = _per_axis(module.strides, rank), _padding(module.padding)
   dilation = _per_axis(module.kernel_dilation, rank)
+  causal = [((k - 1) * step, 0) for k, step in zip(window, dilation, strict=True)]
+  if padding is None and jax.tree.leaves(module.padding) == jax.tree.leaves(causal):
+    padding = "CAUSAL"
   if max(dilation, default=1) > 1:  # taps see the same phase of an image more often
     pairs = zip(strides, dilation, strict=True)
     strides = tuple(stride // math.gcd(stride, step) for stride, step in pairs)

@@ -1,7 +1,5 @@
 """What the modules of a model say of its parameters, put together."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Sequence
@@ -36,15 +34,15 @@ class Reading:
     self.shapes.setdefault(name, tuple(shape))
     self.origins.setdefault(name, origin)
 
-  def add(self, path: Sequence[Any], shape, layout, change: str = "") -> None:
-    """Notes how a layer reads its kernel, and what may change it, "" if nothing."""
+  def add(self, path: Sequence[Any], shape, layout, doubt: str = "") -> None:
+    """Notes how a layer reads its kernel, and why that is in doubt, "" if it is not."""
     name = "/".join(map(str, path))
     before = self.layouts.setdefault(name, layout)
     if layout is None:
       return
     self.add_shape(path, shape)
-    if change:
-      self.layouts[name], self.reasons[name] = None, f"{change} may change it"
+    if doubt:
+      self.layouts[name], self.reasons[name] = None, doubt
     elif before != layout:
       self.reasons[name] = f"read as {before} and as {layout} by two layers"
 

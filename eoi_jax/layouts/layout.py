@@ -15,8 +15,6 @@ with one letter an axis:
     "sio"   scanned layers, experts            "iiio"  patches: stride = window
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json
@@ -27,6 +25,8 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+
+from eoi_jax import _checks
 
 LETTERS = "i input, o output, w window, s stack of layers or experts"
 LINE = "layouts=kernel_layouts(params, {})"  # to write, with {} for the table
@@ -80,10 +80,7 @@ class Layout:
         "`strides` must be a tuple of positive integers, one for each w of "
         f"{self.axes!r}, or (), got {steps!r}."
       )
-    if self.padding not in (None, *PADDINGS):
-      raise ValueError(
-        f"`padding` must be None or one of {PADDINGS}, got {self.padding!r}."
-      )
+    _checks.one_of("padding", self.padding, (None, *PADDINGS))
     if not isinstance(self.transposed, bool):
       raise ValueError(f"`transposed` must be True or False, got {self.transposed!r}.")
 
@@ -192,8 +189,7 @@ class Kernel:
     Raises:
       ValueError: if `taps` is unknown.
     """
-    if taps not in TAPS:
-      raise ValueError(f"`taps` must be one of {TAPS}, got {taps!r}.")
+    _checks.one_of("taps", taps, TAPS)
     strides = self.layout.strides if taps == "polyphase" else ()
     shape = self.block_shape
     if self.layout.transposed:  # the transpose of a convolution back

@@ -1,7 +1,6 @@
 """Layouts read off a Flax Linen model."""
 
-from __future__ import annotations
-
+import dataclasses
 import itertools
 import sys
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from eoi_jax.layouts._layers import conv, conv_transpose, einsum, own_method
+from eoi_jax.layouts._layers import conv, conv_transpose, einsum, find_doubt
 from eoi_jax.layouts._reading import Reading
 from eoi_jax.layouts.layout import Layout
 from eoi_jax.layouts.nnx import read_nnx
@@ -50,6 +49,8 @@ def linen_layouts(
   """
   import flax.linen as nn
 
+  if not isinstance(model, nn.Module):
+    raise ValueError(f"`model` must be a flax.linen.Module, got {type(model)}.")
   reading, readers = Reading(), _readers()
 
   def record(next_fun, args, context_kwargs, context):
@@ -80,9 +81,12 @@ def linen_layouts(
         layout = einsum(next(g for g in given if g is not None), own[name])
       else:
         layout = read(module, own[name])
+      if layout and isinstance(module.parent, nn.ConvLSTMCell):  # four gates
+        layout = dataclasses.replace(layout, groups=4)
       mapped = any("Map_variables" in part for part in module.path)
-      change = "map_variables" if mapped else own_method(module, "__call__", "param")
-      reading.add((*module.path, name), own[name], layout, change)
+      doubt = find_doubt(module, module.name or "", "__call__", "param")
+      doubt = "map_variables may change it" if mapped else doubt
+      reading.add((*module.path, name), own[name], layout, doubt)
     nnx = sys.modules.get("flax.nnx")  # loaded, if a module of it is here
     if nnx is not None and isinstance(module, nnx.bridge.ToLinen):
       read_nnx(reading, _abstract(nnx, module), module.path, scope)

@@ -1,17 +1,15 @@
 """Layouts read off a Flax NNX module."""
 
-from __future__ import annotations
-
 import fnmatch
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
-from eoi_jax.layouts._layers import conv, conv_transpose, einsum, own_method
+from eoi_jax.layouts._layers import conv, conv_transpose, einsum, find_doubt
 from eoi_jax.layouts._reading import Reading
 from eoi_jax.layouts.layout import Layout
-from eoi_jax.layouts.trees import Layouts
+from eoi_jax.layouts.trees import Layouts, present_leaves
 
 
 def nnx_layouts(
@@ -20,8 +18,8 @@ def nnx_layouts(
   """Layouts of the state of a Flax NNX module, read off the module.
 
   Args:
-    module: a `flax.nnx.Module`; or a state of one, whose leaves are then read by shape
-      alone, as by `kernel_layouts`.
+    module: a `flax.nnx.Module`, or a list or dict of them; or a state of one, whose
+      leaves are then read by shape alone, as by `kernel_layouts`.
     table: as in `kernel_layouts`; it overrules what is read.
 
   Returns:
@@ -39,13 +37,17 @@ def nnx_layouts(
   """
   from flax import nnx
 
-  reading = Reading()
-  if isinstance(module, nnx.Module):
+  reading, parts = Reading(), list(nnx.iter_graph(module))
+  if any(isinstance(part, nnx.Module) for _, part in parts):
     read_nnx(reading, module)
-    for path, part in nnx.iter_graph(module):
+    for path, part in parts:
       if isinstance(part, nnx.bridge.ToNNX):
         _check_bridged(part, "/".join(map(str, path)), table)
     module = nnx.state(module)
+  elif any(isinstance(part, nnx.GraphDef) for _, part in parts) or not all(
+    hasattr(leaf, "shape") for leaf in present_leaves(module).values() or [None]
+  ):
+    raise ValueError(f"`module` must be a flax.nnx.Module, got {type(module)}.")
   return reading.assemble(module, table, "nnx_layouts(module, table={})")
 
 
@@ -70,7 +72,8 @@ def read_nnx(
     for name, (shape, layout) in _read_layer(nnx, part, gates).items():
       place = places.get(id(getattr(part, name, None)), (*path, name))
       reading.add_shape((*prefix, *place), shape, origin)
-      reading.add((*prefix, *place), shape, layout, own_method(part, "__call__"))
+      doubt = find_doubt(part, str(path[-1:]), "__call__")
+      reading.add((*prefix, *place), shape, layout, doubt)
     if isinstance(getattr(part, "out_features", None), int):
       reading.add_shape((*prefix, *path, "bias"), (part.out_features,), origin)
     if isinstance(part, getattr(nnx, "WeightNorm", ())):  # of flax 0.12.1 and later

@@ -1,7 +1,5 @@
 """Trees by the names of their leaves, and the layouts of these: by hand, by shape."""
 
-from __future__ import annotations
-
 import collections
 import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from eoi_jax import _checks
 from eoi_jax.layouts.layout import (
   CONVENTIONS,
   LINE,
@@ -147,7 +146,7 @@ class Layouts(Mapping[str, Layout | None]):
   def __hash__(self) -> int:
     return hash(tuple(self._entries.items()))
 
-  def replace(self, table: Mapping[str, str | Layout | None]) -> Layouts:
+  def replace(self, table: Mapping[str, str | Layout | None]) -> "Layouts":
     """Layouts with other entries where a pattern of the table fits.
 
     Args:
@@ -221,10 +220,7 @@ def kernel_layouts(
     query/bias    (4, 16)      dense
     query/kernel  (64, 4, 16)  ioo
   """
-  if convention not in (None, *CONVENTIONS):
-    raise ValueError(
-      f"`convention` must be None or one of {tuple(CONVENTIONS)}, got {convention!r}."
-    )
+  _checks.one_of("convention", convention, (None, *CONVENTIONS))
   leaves = present_leaves(params)
   shapes = {name: jnp.shape(leaf) for name, leaf in leaves.items()}
   known = "table | " if table else ""

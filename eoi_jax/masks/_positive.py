@@ -27,8 +27,6 @@ else is evaluated as it stands.
   choices are sums.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math
@@ -40,6 +38,8 @@ import jax.core
 import jax.extend.core as jex_core
 import jax.numpy as jnp
 import numpy as np
+
+from eoi_jax import _checks
 
 # fmt: off
 # Activations by the name of their call in a jaxpr; a slope of 1 stands for them.
@@ -59,10 +59,15 @@ _MOVES = frozenset((
 ))
 _SUMS = frozenset(("cumsum", "reduce_sum", "reduce_window_sum"))
 _POWERS = {"sqrt": 0.5, "rsqrt": -0.5, "square": 2.0}
+# Brought to one exponent: all operands, or those of these slices.
 _ALIGNED = frozenset((
-  "add", "add_any", "concatenate", "dynamic_update_slice", "max", "pad", "scatter",
-  "scatter-add", "select_n", "sub",
+  "add", "add_any", "concatenate", "dynamic_update_slice", "max", "min", "pad",
+  "scatter", "scatter-add", "select_n", "sub",
 ))
+_ARRAYS = {
+  "dynamic_update_slice": slice(0, 2), "scatter": slice(0, 3, 2),
+  "scatter-add": slice(0, 3, 2), "select_n": slice(1, None),
+}
 _COMPARISONS = frozenset(("eq", "ge", "gt", "le", "lt", "ne"))
 # Reductions to a statistic, and what makes a new array of one.
 _STATISTICS = frozenset(("reduce_max", "reduce_min", "reduce_sum"))
@@ -102,6 +107,10 @@ class _Active:
   spread: Any = None  # of a root of a statistic: what takes its place as a divisor
   logits: Any = None  # of an exponential: its argument
 
+  def like(self, mantissa, **tags) -> "_Active":
+    """Another mantissa of the same exponent and depth."""
+    return _Active(mantissa, self.exponent, self.depth, **tags)
+
 
 class _Tokens:
   """An integer or bool array that depends on integer inputs."""
@@ -128,11 +137,17 @@ def positive_network(
   Raises:
     ValueError: if the outputs do not depend on the inputs, or by way of a `while` loop.
   """
+  _checks.function("apply_fn", apply_fn)
+  if isinstance(input_shape, int | float | str) or not jax.tree.leaves(input_shape):
+    raise ValueError(f"`input_shape` must be shapes or arrays, got {input_shape!r}.")
   inputs = jax.tree.map(_struct, input_shape, is_leaf=_is_shape)
 
   def logits(params, inputs):
     outputs = apply_fn(params, inputs)
-    return jax.tree.leaves(outputs[0] if isinstance(outputs, tuple) else outputs)
+    outputs = outputs[0] if isinstance(outputs, tuple) else outputs
+    if not jax.tree_util.all_leaves([outputs]):
+      raise ValueError(f"`apply_fn` must return logits first, got {type(outputs)}.")
+    return outputs
 
   closed = jax.make_jaxpr(logits)(params, inputs)
   consts = [_absolute(c) for c in closed.consts]
@@ -148,13 +163,12 @@ def positive_network(
     arguments = map(evaluator.cast, jax.tree.leaves(params))
     ones = map(one, jax.tree.leaves(inputs))
     outputs = evaluator.evaluate(closed.jaxpr, consts, [*arguments, *ones])
-    outputs = [x for x in outputs if isinstance(x, _Active)]
-    if not outputs:
-      raise ValueError("`apply_fn` must depend on its inputs, got constant logits.")
     sums = []
-    for x in outputs:
+    for x in _active(outputs):
       x = evaluator.settle(x.mantissa, x.exponent)
       sums.append(evaluator.settle(jnp.sum(x.mantissa), x.exponent))
+    if not sums:
+      raise ValueError("`apply_fn` must depend on its inputs, got constant logits.")
     mantissas, exponent, _ = evaluator.align(sums)
     total = evaluator.settle(functools.reduce(jnp.add, mantissas), exponent)
     return total.mantissa, total.exponent
@@ -205,8 +219,12 @@ def _is_floating(value) -> bool:
   return jnp.issubdtype(getattr(value, "dtype", type(value)), jnp.floating)
 
 
-def _depth(value) -> int:
-  return value.depth if isinstance(value, _Active) else 0
+def _is_active(value) -> bool:
+  return isinstance(value, _Active)
+
+
+def _active(values) -> list[_Active]:
+  return [x for x in values if isinstance(x, _Active)]
 
 
 def _mantissa(value):
@@ -254,42 +272,33 @@ class _Evaluator:
       return self.settle(mantissa, exponent)
     return _Active(mantissa, exponent, depth)
 
-  def value(self, x):
-    """The plain array; it may overflow."""
-    if isinstance(x, _Active):
-      return x.mantissa * jnp.exp2(x.exponent)
-    return self.cast(x)
-
   def align(self, values):
     """Mantissas of several arrays at one exponent, that exponent, and their depth."""
+    active = _active(values)
+    depth = max((x.depth for x in active), default=0)
     if self.reach:  # what does not depend on the inputs has no say
       mantissas = [
-        v.mantissa if isinstance(v, _Active) else jnp.zeros_like(self.cast(v))
-        for v in values
+        v.mantissa if _is_active(v) else jnp.zeros_like(self.cast(v)) for v in values
       ]
-      return mantissas, self.zero, max(map(_depth, values))
-    common = {id(v.exponent) for v in values if isinstance(v, _Active)}
-    if len(common) == 1 and all(isinstance(v, _Active) or _no_size(v) for v in values):
-      exponent = next(v.exponent for v in values if isinstance(v, _Active))
-      return list(map(_mantissa, values)), exponent, max(map(_depth, values))
-    settled = [
-      self.settle(v.mantissa, v.exponent) if _depth(v) else self.cast(v) for v in values
-    ]
-    return *self._rescale(settled), 0
-
-  def _rescale(self, values):
-    """Mantissas at the largest exponent, and that exponent."""
-    exponents = [v.exponent if isinstance(v, _Active) else self.zero for v in values]
-    tops = [v.exponent if isinstance(v, _Active) else self._top(v) for v in values]
-    highest = functools.reduce(jnp.maximum, tops)
-    factors = [jax.lax.stop_gradient(jnp.exp2(e - highest)) for e in exponents]
-    factors = [
-      # Constants of zeros and infinities (the padding of a maximum) are as they are.
-      f if isinstance(v, _Active) else jnp.where(top > _NOTHING, f, jnp.ones_like(f))
-      for f, v, top in zip(factors, values, tops, strict=True)
-    ]
-    scaled = [_mantissa(v) * f for v, f in zip(values, factors, strict=True)]
-    return scaled, highest
+      return mantissas, self.zero, depth
+    common = {id(x.exponent) for x in active}
+    if len(common) == 1 and all(_is_active(v) or _no_size(v) for v in values):
+      return list(map(_mantissa, values)), active[0].exponent, depth
+    parts = []  # mantissa, its exponent, and that of the largest element
+    for v in values:
+      if not _is_active(v):
+        parts.append((self.cast(v), self.zero, self._top(v)))
+      else:
+        v = self.settle(v.mantissa, v.exponent) if v.depth else v
+        parts.append((v.mantissa, v.exponent, v.exponent))
+    highest = functools.reduce(jnp.maximum, (top for _, _, top in parts))
+    mantissas = []
+    for v, (mantissa, exponent, top) in zip(values, parts, strict=True):
+      factor = jax.lax.stop_gradient(jnp.exp2(exponent - highest))
+      if not _is_active(v):  # zeros and infinities, the padding of a maximum, stay
+        factor = jnp.where(top > _NOTHING, factor, jnp.ones_like(factor))
+      mantissas.append(mantissa * factor)
+    return mantissas, highest, 0
 
   def _top(self, mantissa):
     """Exponent of the largest element, a constant; `_NOTHING` of zeros."""
@@ -321,13 +330,12 @@ class _Evaluator:
     control = {"scan": self.scan, "while": self.while_loop, "cond": self.cond}
     if name in control:
       return control[name](eqn.params, [_plain(x) for x in inputs])
-    active = [x for x in inputs if isinstance(x, _Active)]
+    active = _active(inputs)
     inner = _called(eqn)
     if inner is not None:
       slope = _slope(eqn) if len(active) == 1 else None
       if slope is not None:
-        (x,) = active
-        return [_Active(x.mantissa * slope, x.exponent, x.depth, root=x.root)]
+        return [x.like(x.mantissa * slope, root=x.root) for x in active]
       jaxpr, consts = inner
       return self.evaluate(jaxpr, [_absolute(c) for c in consts], inputs)
     is_lookup = any(isinstance(x, _Tokens) for x in inputs)
@@ -348,7 +356,7 @@ class _Evaluator:
       return [
         self.settle(x, self.zero) if _is_floating(x) else _Tokens(x) for x in outputs
       ]
-    if name in _MOVES | _SUMS and not any(isinstance(x, _Active) for x in inputs[1:]):
+    if name in _MOVES | _SUMS and not _active(inputs[1:]):
       outputs = self.move(eqn, inputs)
     else:
       outputs = self.rule(name, eqn, inputs)
@@ -363,13 +371,11 @@ class _Evaluator:
       return x
     rows = self.cast(_mantissa(x))
     mean = jnp.broadcast_to(jnp.mean(rows, axis=axes, keepdims=True), rows.shape)
-    if isinstance(x, _Active):
-      return self.settle(mean, x.exponent)
-    return mean
+    return self.settle(mean, x.exponent) if isinstance(x, _Active) else mean
 
   def relate(self, name, eqn, inputs, outputs):
     """Notes which arrays are statistics of which."""
-    active = [x for x in inputs if isinstance(x, _Active)]
+    active = _active(inputs)
     x = active[0]
     if name in _MIXING or any(other.content is not x.content for other in active):
       return
@@ -391,169 +397,149 @@ class _Evaluator:
     x, s = inputs
     if name == "mul" and isinstance(x, _Active) and x.merged:
       x, s = s, x
-    if not (isinstance(x, _Active) and isinstance(s, _Active)):
+    if not isinstance(x, _Active) or not isinstance(s, _Active):
       return None
     if x.content is not s.content or x.merged or not s.merged:
       return None
     if name == "sub":
       return x
     if name == "div" and x.logits is not None:  # softmax
-      logits = x.logits
-      return _Active(logits.mantissa / s.merged, logits.exponent, logits.depth)
+      return x.logits.like(x.logits.mantissa / s.merged)
     return None if s.spread is None else self.scaled(name, eqn, [x, s.spread])
 
   def rule(self, name, eqn, inputs):
     """Outputs of an equation with an active input."""
+    x, *others = _active(inputs)
     if name in _SATURATING:
-      (x,) = inputs
-      limit = _SATURATING[name]
-      return _Active(x.mantissa, x.exponent, x.depth, root=x.root, limit=limit)
-    if name == "clamp" or name == "min":
-      x = [x for x in inputs if isinstance(x, _Active)]
-      if len(x) == 1 and x[0].mantissa.shape == eqn.outvars[0].aval.shape:
-        return x[0]
+      return x.like(x.mantissa, root=x.root, limit=_SATURATING[name])
+    same_shape = x.mantissa.shape == eqn.outvars[0].aval.shape
+    if name in ("clamp", "min") and not others and same_shape:
+      return x
     if name in ("sub", "mul", "div") and not self.reach:
       found = self.normalized(name, eqn, inputs)
       if found is not None:
         return found
-    if name in _ALIGNED or name == "min":
+    if name in _ALIGNED:
       return self.sum(name, eqn, inputs)
     if name in _PRODUCTS:
       return self.product(name, eqn, inputs)
     if name in _COMPARISONS and not self.reach:
       return self.bind(eqn, self.align(inputs)[0])
     if name in _COMPARISONS:
-      values = [
-        self.settle(x.mantissa, x.exponent).mantissa if isinstance(x, _Active) else x
-        for x in inputs
-      ]
+      values = [_saturate(x.mantissa) if _is_active(x) else x for x in inputs]
       return [_Tokens(x) for x in self.bind(eqn, values)]
     floating = jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating)
     if floating and name in ("convert_element_type", "reduce_precision"):
-      return inputs[0]
+      return x
     if name in _POWERS or name == "integer_pow":
-      (x,) = inputs
       if self.reach:
         return x
       power = _POWERS[name] if name in _POWERS else float(eqn.params["y"])
       (m,) = self.bind(eqn, [x.mantissa])
       out = self.settle(m, x.exponent * power)
-      return _Active(out.mantissa, out.exponent, root=x.root)
+      out.root = x.root
+      return out
     return self.other(eqn, inputs)
 
   def move(self, eqn, inputs):
     """A rearrangement or a sum of one active array."""
-    x, rest = inputs[0], inputs[1:]
+    x, *rest = inputs
+    name = eqn.primitive.name
     extremum = self.reach and _sum_instead(eqn)
-    if self.reach and eqn.primitive.name == "neg":
-      outputs = [x.mantissa]
-    elif extremum:
+    if extremum:
       outputs = [extremum(x.mantissa)]
+    elif self.reach and name == "neg":
+      outputs = [x.mantissa]
     else:
       outputs = self.bind(eqn, [x.mantissa, *rest])
-    if extremum or eqn.primitive.name in _SUMS:
+    if extremum or name in _SUMS:
       return [self.settle(m, x.exponent) for m in outputs]
-    same = eqn.primitive.name in ("neg", "copy", "copy_p")
+    same = name in ("neg", "copy", "copy_p")
     tags = {"root": x.root, "limit": x.limit} if same else {}
-    return [
-      _Active(m, x.exponent, x.depth, **tags) if _is_floating(m) else _Tokens(m)
-      for m in outputs
-    ]
+    return [x.like(m, **tags) if _is_floating(m) else _Tokens(m) for m in outputs]
 
   def sum(self, name, eqn, inputs):
     """Sums, maxima, selections and joins: arrays at one exponent."""
-    plain = [
-      not isinstance(x, _Active) and _is_floating(x) and np.ndim(x) > 0 for x in inputs
-    ]
-    masked = None
-    if name in ("add", "select_n") and any(plain) and not self.reach:
-      off = [self.cast(x) <= _MASKED for x, p in zip(inputs, plain, strict=True) if p]
-      masked = functools.reduce(jnp.logical_or, off) if name == "add" else None
+    masked = []
+    if name in ("add", "select_n") and not self.reach:
+      plain = [not _is_active(x) and _is_floating(x) and np.ndim(x) > 0 for x in inputs]
+      if name == "add":
+        pairs = zip(inputs, plain, strict=True)
+        masked = [self.cast(x) <= _MASKED for x, is_plain in pairs if is_plain]
       inputs = [_unmasked(x) if p else x for x, p in zip(inputs, plain, strict=True)]
-    if name == "select_n":
-      cases, exponent, depth = self.align(inputs[1:])
-      (m,) = self.bind(eqn, [inputs[0], *cases])
-      return self.fresh(m, exponent, depth)
-    if name in ("dynamic_update_slice", "scatter", "scatter-add"):
-      arrays = [0, 1] if name == "dynamic_update_slice" else [0, 2]
-      mantissas, exponent, depth = self.align([inputs[n] for n in arrays])
-      operands = list(inputs)
-      for n, mantissa in zip(arrays, mantissas, strict=True):
-        operands[n] = mantissa
-      (m,) = self.bind(eqn, operands)
-      return self.fresh(m, exponent, depth)
-    mantissas, exponent, depth = self.align(inputs)
+    arrays = _ARRAYS.get(name, slice(None))
+    mantissas, exponent, depth = self.align(inputs[arrays])
     if self.reach and name in ("sub", "max", "min"):
       m = mantissas[0] + mantissas[1]
     else:
-      (m,) = self.bind(eqn, mantissas)
-    if masked is not None:
-      m = jnp.where(masked, jnp.zeros_like(m), m)
+      operands = list(inputs)
+      operands[arrays] = mantissas
+      (m,) = self.bind(eqn, operands)
+    for mask in masked:  # of the one plain operand
+      m = jnp.where(mask, jnp.zeros_like(m), m)
     out = self.fresh(m, exponent, depth)
     if name in ("add", "sub"):
-      out.root = _shared_root(inputs) or out.root
-      out.limit = _shared_limit(name, inputs)
+      self.combine(name, inputs, out)
     return out
 
   def product(self, name, eqn, inputs):
     """Products and quotients: exponents add up."""
-    roots = [x.root for x in inputs if isinstance(x, _Active)]
-    if name == "mul" and len(roots) == 2 and roots[0] is roots[1]:
-      gated, gate = sorted(inputs, key=lambda x: x.limit is not None)
-      if gated.limit is None and gate.limit is not None:  # x * sigmoid(x) and its like
-        m = gated.mantissa * gate.limit
-        return _Active(m, gated.exponent, gated.depth, root=gated.root)
-    if name in ("mul", "div") and len(roots) == 1:
+    left, right = inputs
+    if not _is_active(left) or not _is_active(right):
       out = self.scaled(name, eqn, inputs)
-    elif self.reach and len(roots) == 2:
+    elif name == "mul" and left.root is right.root and (gated := _gated(left, right)):
+      return gated
+    elif self.reach:
       # It depends on either: a gate that no input reaches is constant, not zero.
-      left, right = (x.mantissa for x in inputs)
-      sides = (left, jnp.ones_like(right)), (jnp.ones_like(left), right)
-      m = sum(self.bind(eqn, side)[0] for side in sides)
-      out = self.settle(m, self.zero)
-    elif len(roots) == 2:
-      left, right = inputs
-      (m,) = self.bind(eqn, [left.mantissa, right.mantissa])
-      right_exponent = -right.exponent if name == "div" else right.exponent
-      out = self.settle(m, left.exponent + right_exponent)
+      x, y = left.mantissa, right.mantissa
+      sides = (x, jnp.ones_like(y)), (jnp.ones_like(x), y)
+      out = self.settle(sum(self.bind(eqn, side)[0] for side in sides), self.zero)
     else:
-      x = next(x for x in inputs if isinstance(x, _Active))
-      size = _saturate if self.reach else jnp.abs
-      (m,) = self.bind(
-        eqn, [x.mantissa if v is x else size(self.cast(v)) for v in inputs]
-      )
-      out = self.fresh(m, x.exponent, x.depth + 1)
+      (m,) = self.bind(eqn, [left.mantissa, right.mantissa])
+      other = -right.exponent if name == "div" else right.exponent
+      out = self.settle(m, left.exponent + other)
     if name in ("mul", "div"):
-      out.root = _shared_root(inputs) or out.root
-      out.limit = _shared_limit(name, inputs)
+      self.combine(name, inputs, out)
     return out
 
   def scaled(self, name, eqn, inputs):
-    """An active array times or by a plain one, or a plain one by it."""
-    first = isinstance(inputs[0], _Active)
-    x, factor = inputs if first else inputs[::-1]
-    if self.reach:
-      m = x.mantissa * _saturate(jnp.asarray(factor, self.dtype))
-      return _Active(m, x.exponent, x.depth)
-    (m,) = self.bind(eqn, [v.mantissa if v is x else v for v in inputs])
-    if name == "div" and not first:
+    """A product or quotient of an active array and a plain one, either way round."""
+    (x,) = _active(inputs)
+    (factor,) = (self.cast(v) for v in inputs if v is not x)
+    elementwise = name in ("mul", "div")
+    if elementwise and self.reach:
+      return x.like(x.mantissa * _saturate(jnp.asarray(factor, self.dtype)))
+    if not elementwise:
+      factor = _saturate(factor) if self.reach else jnp.abs(factor)
+    (m,) = self.bind(eqn, [x.mantissa if v is x else factor for v in inputs])
+    if name == "div" and inputs[1] is x:
       return self.settle(m, -x.exponent)
     return self.fresh(m, x.exponent, x.depth + 1)
 
+  def combine(self, name, inputs, out):
+    """Notes what the elementwise functions of one array, and constants, give."""
+    roots = {id(x.root): x.root for x in _active(inputs)}
+    if len(roots) == 1 and all(_is_active(x) or np.ndim(x) == 0 for x in inputs):
+      (out.root,) = roots.values()
+    out.limit = _shared_limit(name, inputs)
+
   def other(self, eqn, inputs):
     """Anything else: as it is; what it does to reachability is taken from shapes."""
-    active = [x for x in inputs if isinstance(x, _Active)]
-    shapes = {x.mantissa.shape for x in active}
     if any(jnp.issubdtype(v.aval.dtype, jnp.complexfloating) for v in eqn.outvars):
       raise ValueError(
         "`apply_fn` must be real between its inputs and logits, got the complex "
         f"outputs of `{eqn.primitive.name}`."
       )
-    if self.reach and shapes == {v.aval.shape for v in eqn.outvars}:
-      total = sum(x.mantissa for x in active[1:]) + active[0].mantissa
-      values = [total] * len(eqn.outvars)
-    else:
-      values = self.bind(eqn, [self.value(x) for x in inputs])
+    mantissas = [x.mantissa for x in _active(inputs)]
+    if self.reach and {m.shape for m in mantissas} == {
+      v.aval.shape for v in eqn.outvars
+    }:
+      values = [sum(mantissas[1:], mantissas[0])] * len(eqn.outvars)
+    else:  # plain arrays, which may overflow
+      values = self.bind(
+        eqn,
+        [x.mantissa * jnp.exp2(x.exponent) if _is_active(x) else x for x in inputs],
+      )
     return [
       self.settle(x, self.zero) if _is_floating(v.aval) else _Tokens(x)
       for v, x in zip(eqn.outvars, values, strict=True)
@@ -571,15 +557,17 @@ class _Evaluator:
     )
     return self.dtype if is_dtype and jnp.issubdtype(param, jnp.floating) else param
 
-  def pack(self, value, as_active):
-    """A value as a tree for JAX's control flow."""
-    if not as_active:
-      return value
-    if not isinstance(value, _Active):
-      value = self.settle(jnp.asarray(value, self.dtype), self.zero)
-    elif value.depth:
-      value = self.settle(value.mantissa, value.exponent)
-    return value.mantissa, jnp.asarray(value.exponent, self.dtype)
+  def pack(self, values, flags):
+    """Values for JAX's control flow, pairs of mantissa and exponent where flagged."""
+
+    def pair(value):
+      if not isinstance(value, _Active):
+        value = self.settle(jnp.asarray(value, self.dtype), self.zero)
+      elif value.depth:
+        value = self.settle(value.mantissa, value.exponent)
+      return value.mantissa, jnp.asarray(value.exponent, self.dtype)
+
+    return [pair(v) if f else v for v, f in zip(values, flags, strict=True)]
 
   def scan(self, params, inputs):
     """`lax.scan` over active and plain arrays."""
@@ -590,39 +578,32 @@ class _Evaluator:
     consts, rest = inputs[:num_consts], inputs[num_consts:]
     init, xs = rest[:num_carry], rest[num_carry:]
     closed, length = params["jaxpr"], params["length"]
-    flags = [isinstance(x, _Active) for x in init]
-    y_flags = []
+    flags, x_flags = list(map(_is_active, init)), list(map(_is_active, xs))
+    found, y_flags = [], []
 
     def body(carry, x):
-      carry = [_Active(*c) if f else c for c, f in zip(carry, flags, strict=True)]
-      x = [_Active(*c) if isinstance(c, tuple) else c for c in x]
+      carry, x = _unpack(carry, flags), _unpack(x, x_flags)
       outputs = self.evaluate(closed.jaxpr, closed.consts, [*consts, *carry, *x])
       new, ys = outputs[:num_carry], outputs[num_carry:]
-      found = [f or isinstance(c, _Active) for c, f in zip(new, flags, strict=True)]
-      y_flags[:] = [isinstance(y, _Active) for y in ys]
-      new = [self.pack(c, f) for c, f in zip(new, found, strict=True)]
-      ys = [self.pack(y, f) for y, f in zip(ys, y_flags, strict=True)]
-      changed.append(found)
-      return new, ys
+      found[:] = [f or _is_active(c) for c, f in zip(new, flags, strict=True)]
+      y_flags[:] = map(_is_active, ys)
+      return self.pack(new, found), self.pack(ys, y_flags)
 
     packed_xs = [
-      (x.mantissa, jnp.full((length,), x.exponent)) if isinstance(x, _Active) else x
-      for x in xs
+      (x.mantissa, jnp.full((length,), x.exponent)) if _is_active(x) else x for x in xs
     ]
     slices = jax.tree.map(lambda x: x[0], packed_xs)
     while True:  # a plain carry may become active on the way round
-      changed = []
-      carry = [self.pack(c, f) for c, f in zip(init, flags, strict=True)]
+      carry = self.pack(init, flags)
       jax.eval_shape(body, carry, slices)
-      if changed[-1] == flags:
+      if found == flags:
         break
-      flags = changed[-1]
+      flags = list(found)
     carry, ys = jax.lax.scan(
       body, carry, packed_xs, length=length, reverse=params["reverse"]
     )
-    carry = [_Active(c[0], c[1]) if f else c for c, f in zip(carry, flags, strict=True)]
     ys = [self._stack(y) if f else y for y, f in zip(ys, y_flags, strict=True)]
-    return [*carry, *ys]
+    return [*_unpack(carry, flags), *ys]
 
   def _stack(self, packed):
     """One exponent for a stack of arrays that each have their own."""
@@ -634,7 +615,7 @@ class _Evaluator:
 
   def while_loop(self, params, inputs):
     """`lax.while_loop` over what does not depend on the inputs."""
-    if any(isinstance(x, _Active) for x in inputs):
+    if _active(inputs):
       raise ValueError(
         "`apply_fn` must not carry its inputs through a `while` loop, which has no "
         "reverse derivative; use `lax.scan`, or `fori_loop` with static bounds."
@@ -651,19 +632,27 @@ class _Evaluator:
   def cond(self, params, inputs):
     """`lax.switch`; floating outputs are active if any input is."""
     index, *rest = inputs
-    active = any(isinstance(x, _Active) for x in rest)
-    outs = params["branches"][0].out_avals
+    active, branches = bool(_active(rest)), params["branches"]
+    outs = branches[0].out_avals
     flags = [active and jnp.issubdtype(a.dtype, jnp.floating) for a in outs]
 
     def branch(closed):
-      def run(_):
-        values = self.evaluate(closed.jaxpr, closed.consts, rest)
-        return [self.pack(v, f) for v, f in zip(values, flags, strict=True)]
+      return lambda: self.pack(self.evaluate(closed.jaxpr, closed.consts, rest), flags)
 
-      return run
+    return _unpack(jax.lax.switch(index, list(map(branch, branches))), flags)
 
-    values = jax.lax.switch(index, [branch(c) for c in params["branches"]], 0)
-    return [_Active(*v) if f else v for v, f in zip(values, flags, strict=True)]
+
+def _unpack(values, flags):
+  """What `_Evaluator.pack` made pairs of."""
+  return [_Active(*v) if f else v for v, f in zip(values, flags, strict=True)]
+
+
+def _gated(left, right):
+  """`x * sigmoid(x)` and its like: the array times its gate's limit, else None."""
+  x, gate = sorted((left, right), key=lambda x: x.limit is not None)
+  if x.limit is not None or gate.limit is None:
+    return None
+  return x.like(x.mantissa * gate.limit, root=x.root)
 
 
 def _sum_instead(eqn) -> Callable[[Any], Any] | None:
@@ -726,13 +715,6 @@ def _called(eqn):
       fits = not inner.constvars and len(inner.outvars) == len(eqn.outvars)
       return (inner, []) if fits else None
   return None
-
-
-def _shared_root(inputs):
-  """Root of elementwise functions of one array; None of anything else."""
-  roots = {id(x.root): x.root for x in inputs if isinstance(x, _Active)}
-  scalars = all(isinstance(x, _Active) or np.ndim(x) == 0 for x in inputs)
-  return next(iter(roots.values())) if len(roots) == 1 and scalars else None
 
 
 def _shared_limit(name, inputs):

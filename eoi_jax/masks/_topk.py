@@ -1,12 +1,12 @@
 """Exactly the `count` highest of many scores, under tracing and on the host."""
 
-from __future__ import annotations
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
+
+from eoi_jax._sharding import replicate
 
 
 def top_mask(scores: jax.Array, count) -> jax.Array:
@@ -46,11 +46,7 @@ def top_masks(scores: dict[str, jax.Array], count) -> dict[str, jax.Array]:
   with jax.numpy_dtype_promotion("standard"):
     dtype = jnp.result_type(jnp.uint8, *scores.values())  # bools are 0 and 1
   own = {name: jax.typeof(score).sharding for name, score in scores.items()}
-  whole = [NamedSharding(sharding.mesh, P()) for sharding in own.values()]
-  flat = [
-    jnp.ravel(score, out_sharding=sharding).astype(dtype)
-    for score, sharding in zip(scores.values(), whole, strict=True)
-  ]
+  flat = [jnp.ravel(replicate(score)).astype(dtype) for score in scores.values()]
   ends = np.cumsum([piece.size for piece in flat])[:-1]
   pieces = jnp.split(top_mask(jnp.concatenate(flat), count), ends)
   return {
@@ -59,12 +55,20 @@ def top_masks(scores: dict[str, jax.Array], count) -> dict[str, jax.Array]:
   }
 
 
-def mark_highest(scores: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+def mark_highest(
+  argument: str, given: dict[str, Any], count: int
+) -> dict[str, np.ndarray]:
   """Masks of the `count` highest of all scores; of equal ones, the first.
 
-  Selection in linear time on the host, where it is many times faster than sorting, of
-  arrays without nan and of one dtype.
+  Selection in linear time on the host, where it is many times faster than sorting.
   """
+  scores = {name: np.asarray(leaf) for name, leaf in given.items()}
+  for name, score in scores.items():
+    if np.iscomplexobj(score) or np.isnan(score.astype(np.float64)).any():
+      raise ValueError(f"`{argument}` must be real numbers, got others in {name!r}.")
+    scores[name] = score.astype(np.float64)
+  if not any(score.any() for score in scores.values()):
+    raise ValueError(f"`{argument}` must not be zero everywhere: that ranks nothing.")
   if count == 0:
     return {name: np.zeros(s.shape, bool) for name, s in scores.items()}
   flat = np.concatenate([s.reshape(-1) for s in scores.values()])

@@ -5,8 +5,6 @@ scores of all weights, into densities whose counts add up to the total exactly: 
 it returns, `round(density * size)` is the number of trained weights of each layer.
 """
 
-from __future__ import annotations
-
 import bisect
 import math
 from collections.abc import Collection
@@ -55,11 +53,8 @@ def uniform(
   """
   density = _checks.density(density)
   densities = dict.fromkeys(find_kernels(params, layouts), density)
-  for name in dense:
-    if name not in densities:
-      raise ValueError(f"`dense` must name kernels of {[*densities]}, got {name!r}.")
-    densities[name] = 1.0
-  return fill_tree(params, densities)
+  _check_dense(dense, densities)
+  return fill_tree(params, densities | dict.fromkeys(dense, 1.0))
 
 
 def erk(
@@ -156,20 +151,16 @@ def allocate(
     [4, 2]
   """
   density = _checks.density(density)
-  if floors not in FLOORS:
-    raise ValueError(f"`floors` must be one of {FLOORS}, got {floors!r}.")
+  _checks.one_of("floors", floors, FLOORS)
   if isinstance(rule, str) and rule not in RULES:
     raise ValueError(f"`rule` must be one of {RULES} or a tree, got {rule!r}.")
-  if taps not in TAPS:
-    raise ValueError(f"`taps` must be one of {TAPS}, got {taps!r}.")
+  _checks.one_of("taps", taps, TAPS)
   densities: dict[str, Any] = {}
   others, any_left = params, True
   if dense:  # the rule is for the others
     values = 1.0 if isinstance(rule, str) else rule
     known = given_kernels(params, values, layouts, "rule")
-    for name in [dense] if isinstance(dense, str) else dense:
-      if isinstance(dense, str) or name not in known:
-        raise ValueError(f"`dense` must name kernels of {[*known]}, got {name!r}.")
+    _check_dense(dense, known)
     densities, none = dict.fromkeys(dense, 1.0), dict.fromkeys(dense)
     any_left = len(densities) < len(known)
     others = fill_tree(params, none, keep=True)
@@ -186,6 +177,14 @@ def allocate(
       part = part / kernel.layer_size
       densities[kernel.name] = part if np.ptp(part) else float(part[0])
   return fill_tree(params, densities)
+
+
+def _check_dense(dense: Any, known: Collection[str]) -> None:
+  """Raises ValueError unless `dense` is a collection of names of kernels."""
+  is_names = isinstance(dense, Collection) and not isinstance(dense, str)
+  for name in dense if is_names else [dense]:
+    if not is_names or name not in known:
+      raise ValueError(f"`dense` must name kernels of {[*known]}, got {name!r}.")
 
 
 def _wanted(params, density: float, rule, layouts) -> tuple[list[Kernel], list]:
@@ -216,12 +215,9 @@ def _wanted(params, density: float, rule, layouts) -> tuple[list[Kernel], list]:
 
 def _highest(found, density: float) -> list[np.ndarray]:
   """Weights of each layer among the highest scores of all."""
-  scores = {name: np.asarray(value, np.float64) for name, (_, value) in found.items()}
-  for name, score in scores.items():
-    if np.isnan(score).any():
-      raise ValueError(f"`rule` must hold scores without nan, got nan in {name!r}.")
-  total = sum(score.size for score in scores.values())
-  marked = mark_highest(scores, round(density * total))
+  scores = {name: value for name, (_, value) in found.items()}
+  count = round(density * sum(np.size(score) for score in scores.values()))
+  marked = mark_highest("rule", scores, count)
   return [live_counts(kernel, marked[name]) for name, (kernel, _) in found.items()]
 
 

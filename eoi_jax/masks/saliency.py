@@ -9,14 +9,11 @@ and enables 64-bit types for the one call. Scores come back in float32 at least.
 functions work under `jax.jit`; checks of values are skipped where values are traced.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -31,7 +28,7 @@ from eoi_jax.layouts.trees import (
   present_leaves,
 )
 from eoi_jax.masks._topk import mark_highest, top_masks
-from eoi_jax.masks.trees import place_like
+from eoi_jax.masks.trees import is_traced, place_like
 
 # Added to the sum that GraSP's scores are divided by, as published.
 _GRASP_EPSILON = 1e-10
@@ -170,17 +167,14 @@ def grasp_scores(
 
     return jax.grad(slope)(_weights(params, kernels))
 
-  def add(left, right):
-    return jax.tree.map(jnp.add, left, right)
-
   with _precision(dtype, (params, batches)):
     params_cast, batches = _cast((params, batches), dtype)
     weights = _weights(params_cast, kernels)
     g = h = jax.tree.map(jnp.zeros_like, weights)
     for batch in batches:
-      g = add(g, gradient_jit(params_cast, batch))
+      g = optax.tree.add(g, gradient_jit(params_cast, batch))
     for batch in batches:
-      h = add(h, curvature(params_cast, g, batch))
+      h = optax.tree.add(h, curvature(params_cast, g, batch))
     scores = _normalize(_multiply(weights, h), _GRASP_EPSILON)
   return _finish("grasp_scores", params, kernels, scores)
 
@@ -266,17 +260,9 @@ def global_masks(scores: Any, density: float) -> Any:
   if not leaves:
     raise ValueError("`scores` must have at least one leaf that is not None.")
   count = round(density * sum(np.size(leaf) for leaf in leaves.values()))
-  if _is_traced(leaves):
+  if is_traced(leaves):
     return fill_tree(scores, top_masks(leaves, count))
-  arrays = {name: np.asarray(leaf, np.float64) for name, leaf in leaves.items()}
-  for name, array in arrays.items():
-    if np.isnan(array).any():
-      raise ValueError(f"`scores` must not be nan, got nan in {name!r}.")
-  if not any(array.any() for array in arrays.values()):
-    raise ValueError(
-      "`scores` must not all be zero: they rank no weight above another."
-    )
-  masks = mark_highest(arrays, count)
+  masks = mark_highest("scores", leaves, count)
   return fill_tree(scores, place_like(masks, leaves))
 
 
@@ -284,9 +270,11 @@ def global_masks(scores: Any, density: float) -> Any:
 def _precision(dtype: Any, values: Any) -> Iterator[None]:
   """Enables float64 if asked for; networks may then mix it with float32 arrays."""
   with contextlib.ExitStack() as stack:
+    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+      raise ValueError(f"`dtype` must be None or a floating dtype, got {dtype!r}.")
     wide = dtype is not None and jnp.dtype(dtype) == jnp.float64
     if wide and jax.dtypes.canonicalize_dtype(jnp.float64) != jnp.float64:
-      if _is_traced(values):
+      if is_traced(values):
         raise ValueError(
           "`dtype` must not be float64 under `jax.jit` unless 64-bit types are enabled."
         )
@@ -307,11 +295,11 @@ def _cast(tree: Any, dtype: Any) -> Any:
 
 def _weights(params: Any, kernels: dict[str, Kernel]) -> dict[str, jax.Array]:
   leaves = named_leaves(params)
-  return {name: leaves[name] for name in kernels}
-
-
-def _is_traced(tree: Any) -> bool:
-  return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+  weights = {name: leaves[name] for name in kernels}
+  for name, weight in weights.items():
+    if not jnp.issubdtype(weight.dtype, jnp.floating):
+      raise ValueError(f"kernel {name!r} must be real floating, got {weight.dtype}.")
+  return weights
 
 
 def _first(outputs: Any) -> Any:
@@ -321,10 +309,16 @@ def _first(outputs: Any) -> Any:
 
 def _loss(apply_fn, params, batches, loss, temperature=1.0):
   """The loss as a function of the kernels, all parameters and a batch."""
-  if loss is None:
+  _checks.function("apply_fn", apply_fn)
+  for batch in batches:
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+      raise ValueError(f"a batch must be (inputs, labels), got {type(batch)}.")
+  if loss is not None:
+    _checks.function("loss", loss)
+  else:
     for inputs, labels in batches:
       logits = _first(jax.eval_shape(apply_fn, params, inputs))
-      _check_labels(logits, (jnp if _is_traced(labels) else np).asarray(labels))
+      _check_labels(logits, (jnp if is_traced(labels) else np).asarray(labels))
 
   def loss_fn(weights, params, batch):
     inputs, labels = batch
@@ -332,7 +326,11 @@ def _loss(apply_fn, params, batches, loss, temperature=1.0):
     if temperature != 1.0:
       logits = jax.tree.map(lambda x: x / temperature, logits)
     if loss is not None:
-      return loss(logits, labels)
+      value = loss(logits, labels)
+      shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", bool)
+      if shape != () or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"`loss` must return a scalar of floating dtype, got {value}.")
+      return value
     labels = jnp.asarray(labels)
     logits = logits.astype(_checks.compute_dtype(logits.dtype))
     if jnp.issubdtype(labels.dtype, jnp.integer):
@@ -367,6 +365,13 @@ def _check_labels(logits: Any, labels: jax.Array | np.ndarray) -> None:
         f"`labels` must be in [0, {classes}), got {low if low < 0 else high}; pass a "
         "`loss` that leaves out what is not to count."
       )
+  if floats and labels.size and isinstance(labels, np.ndarray):
+    sums = np.abs(labels.astype(np.float64)).sum(axis=-1)
+    for total in sums[np.abs(sums - 1) > 0.05][:1]:
+      raise ValueError(
+        "`labels` of floating dtype must be probabilities, of sum 1, got absolute "
+        f"values of sum {total:.3g}; pass a `loss` for others."
+      )
 
 
 def _multiply(left: dict, right: dict) -> dict:
@@ -395,7 +400,7 @@ def _finish(
     dtype = _checks.compute_dtype(kernel.leaf.dtype)
     scores[name] = scores[name].astype(dtype)
   tops = {name: jnp.max(jnp.abs(score)) for name, score in scores.items()}
-  if not _is_traced(tops):
+  if not is_traced(tops):
     _check_tops(function, tops)
   return fill_tree(params, scores)
 

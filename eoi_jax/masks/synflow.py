@@ -1,7 +1,5 @@
 """SynFlow: scores of the flow through a network without data, and masks in rounds."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,14 +12,8 @@ from eoi_jax.layouts.layout import Kernel
 from eoi_jax.layouts.trees import Layouts, fill_tree, find_kernels
 from eoi_jax.masks._positive import positive_network
 from eoi_jax.masks._topk import top_masks
-from eoi_jax.masks.saliency import (
-  _cast,
-  _check_tops,
-  _finish,
-  _is_traced,
-  _precision,
-  _weights,
-)
+from eoi_jax.masks.saliency import _cast, _check_tops, _finish, _precision, _weights
+from eoi_jax.masks.trees import is_traced
 
 
 def synflow_scores(
@@ -156,7 +148,7 @@ def synflow_masks(
 
   with _precision(dtype, params):
     masks, tops = prune(_cast(params, dtype))
-  if not _is_traced(tops):
+  if not is_traced(tops):
     tops = {name: np.asarray(top) for name, top in tops.items()}
     _check_tops("synflow_masks", {name: top[0] for name, top in tops.items()})
     if not np.all(sum(tops.values())):

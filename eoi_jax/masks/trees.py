@@ -1,7 +1,5 @@
 """Masks as data: trees of bools like the parameters, True = trained, None = dense."""
 
-from __future__ import annotations
-
 import contextlib
 import numbers
 from typing import Any, NamedTuple
@@ -87,9 +85,7 @@ def _exact_masks(key, params, density, layouts, *, use_support: bool) -> Any:
   for name, (kernel, counts) in found.items():
     support = np.zeros((kernel.num_layers, *kernel.layer_shape), bool)
     if use_support:
-      leaf = kernel.leaf
-      leaf = leaf if isinstance(leaf, jax.core.Tracer) else np.asarray(leaf)
-      support = kernel.to_layers(leaf != 0)
+      support = kernel.to_layers(on_host(kernel.leaf) != 0)
       _check_support(name, support, counts)
     last = first + kernel.num_layers
     masks[name] = kernel.from_layers(fill(keys[first:last], support, counts))
@@ -133,7 +129,7 @@ def kernel_counts(
   counts = {}
   found = given_kernels(params, density, layouts, "density")
   for name, (kernel, value) in found.items():
-    if isinstance(value, jax.core.Tracer):
+    if is_traced(value):
       raise ValueError(
         "`density` must be known outside of `jax.jit`, got a traced value for "
         f"{name!r}."
@@ -162,9 +158,25 @@ def live_counts(kernel: Kernel, mask: Any) -> np.ndarray:
   return np.count_nonzero(layers, axis=1)
 
 
+def is_traced(*trees: Any) -> bool:
+  """Whether a leaf of the trees is a traced array."""
+  return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def is_concrete(array: Any) -> bool:
+  """Whether it is a JAX array of known values."""
+  return isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer)
+
+
+def on_host(array: Any) -> Any:
+  """A NumPy array; None and a traced array as they are."""
+  known = array is not None and not isinstance(array, jax.core.Tracer)
+  return np.asarray(array) if known else array
+
+
 def _known(argument: str, name: str, leaf: Any) -> np.ndarray:
   """A leaf as a NumPy array; ValueError if it is traced."""
-  if isinstance(leaf, jax.core.Tracer):
+  if is_traced(leaf):
     raise ValueError(
       f"`{argument}` must be concrete arrays, got a traced one for {name!r}; call this "
       "outside of `jax.jit`."
@@ -216,7 +228,7 @@ def mask_densities(masks: Any, *, layouts: Layouts | None = None) -> Any:
 
 
 def _check_support(name: str, layers: Any, counts: np.ndarray) -> None:
-  if isinstance(layers, jax.core.Tracer):
+  if is_traced(layers):
     return
   nonzeros = np.count_nonzero(layers.reshape(len(layers), -1), axis=1)
   for layer in np.flatnonzero(nonzeros > counts):
@@ -234,7 +246,7 @@ def fill(keys: Any, support: Any, counts: np.ndarray) -> Any:
   compilation; under tracing by way of a callback, with the same result. Keys are key
   data, uint32 `[n, 2]`. Gives a NumPy array unless an argument is traced.
   """
-  if any(isinstance(x, jax.core.Tracer) for x in (keys, support)):
+  if is_traced(keys, support):
     shape = jax.ShapeDtypeStruct(support.shape, jnp.bool_)
     return jax.pure_callback(
       _fill, shape, keys, support, counts.astype(np.int32), vmap_method="broadcast_all"
@@ -278,11 +290,7 @@ def place_like(values: dict[str, Any], leaves: dict[str, Any]) -> dict[str, Any]
   """Host arrays as JAX arrays, sharded as their leaves are; traced ones as they are."""
   host = {n: v for n, v in values.items() if not isinstance(v, jax.core.Tracer)}
   shardings = {
-    name: leaves[name].sharding
-    if isinstance(leaves[name], jax.Array)
-    and not isinstance(leaves[name], jax.core.Tracer)
-    else None
-    for name in host
+    name: leaves[name].sharding if is_concrete(leaves[name]) else None for name in host
   }
   return values | jax.device_put(host, shardings)
 

@@ -6,8 +6,6 @@ of bits before its own. Steps take as long as with masks; with a scatter in plac
 second gather they take 1.2 times as long, and one more array of the size of the leaf.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, NamedTuple
 

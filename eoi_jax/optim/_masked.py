@@ -3,21 +3,18 @@
 Arrays are laid out as others are: explicit shardings, manual axes of `shard_map`.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 import operator
 from typing import Any
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from eoi_jax.layouts.trees import fill_tree, leaf_names, match_leaves, named_leaves
-from eoi_jax.masks.trees import check_masks
+from eoi_jax.masks.trees import check_masks, is_concrete, is_traced
 
 is_none = functools.partial(operator.is_, None)  # built in: costs no Python call
 
@@ -75,10 +72,10 @@ def _placed(mask: Any, leaf: Any) -> Any:
   """A copy of a mask, laid out as its leaf is where types say how."""
   if isinstance(mask, jax.ShapeDtypeStruct):
     return mask
-  if _is_concrete(leaf) and leaf.committed and not isinstance(mask, jax.core.Tracer):
-    if not _is_concrete(mask) or mask.sharding != leaf.sharding:
+  if is_concrete(leaf) and leaf.committed and not is_traced(mask):
+    if not is_concrete(mask) or mask.sharding != leaf.sharding:
       return jax.device_put(mask, leaf.sharding, may_alias=False)
-  elif _is_concrete(mask) and mask.is_fully_addressable:
+  elif is_concrete(mask) and mask.is_fully_addressable:
     mask = np.asarray(mask)  # a constant of any program
   mask = _copy(mask)
   return mask if isinstance(leaf, jax.ShapeDtypeStruct) else match_type(mask, leaf)
@@ -86,7 +83,7 @@ def _placed(mask: Any, leaf: Any) -> Any:
 
 def _check_dead(name: str, leaf: Any, mask: Any) -> None:
   """Refuses known weights off the mask that are not finite."""
-  if not all(isinstance(x, np.ndarray) or _is_concrete(x) for x in (leaf, mask)):
+  if not all(isinstance(x, np.ndarray) or is_concrete(x) for x in (leaf, mask)):
     return
   if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
     return
@@ -98,10 +95,6 @@ def _check_dead(name: str, leaf: Any, mask: Any) -> None:
       f"`params` must be finite off the masks, got {value} in {name!r}; "
       "`apply_masks(params, masks)` first."
     )
-
-
-def _is_concrete(array: Any) -> bool:
-  return isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer)
 
 
 @jax.jit

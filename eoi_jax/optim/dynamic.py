@@ -1,7 +1,5 @@
 """Dynamic sparse training: masks that change while any optax optimizer runs."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -43,6 +41,7 @@ from eoi_jax.optim.rules import (
 from eoi_jax.optim.static import StaticSparsityState
 
 _is_masked_node = functools.partial(type.__instancecheck__, optax.MaskedNode)
+_is_compact = functools.partial(type.__instancecheck__, LiveWeights)
 
 # Number of steps done to the fraction of live weights that is replaced then.
 Schedule = Callable[[jax.Array], Any]
@@ -99,7 +98,8 @@ def dynamic_sparsity(
   change pay nothing.
 
   It must be the outermost transformation that changes updates: `optax.scale` after it
-  in a chain, or `optax.lookahead` around it, would bring dropped weights back. Write
+  in a chain, or around it what averages or scales parameters (`optax.lookahead`,
+  `schedule_free`, `sam` or `mechanize`), would bring dropped weights back. Write
   `dynamic_sparsity(optax.chain(...), masks, ...)`. `optax.MultiSteps` may stand around
   it, which then counts the steps that are taken. Not supported as `inner`: optimizers
   that divide by the second moment of the step before (`optax.contrib.acprop`), since
@@ -230,10 +230,9 @@ def set_evolution(
   Reference: Mocanu et al., 2018, Nature Communications 9, 2383; with the cosine of
   Evci et al., 2020.
   """
-  if key is None:
-    raise ValueError("`key` must be a PRNG key, got None.")
   schedule = drop_schedule(fraction, num_steps=num_steps, every=every, until=until)
-  rules = make_rules("magnitude", "random", scope, True, layouts, has_key=True)
+  has_key = key is not None
+  rules = make_rules("magnitude", "random", scope, True, layouts, has_key=has_key)
   return _moving_masks(inner, masks, rules, schedule, 0.0, skip_step, restore, key)
 
 
@@ -354,10 +353,11 @@ def _moving_masks(
     if not is_empty:
       _check_state(inner_state, params)
       check_densities(rules, used, kernels)
-    num_grown = {
-      name: _zeros(kernels[name].num_layers if name in kernels else 1, mask)
-      for name, mask in present_leaves(used).items()
-    }
+    num_grown = {}
+    for name, mask in present_leaves(used).items():
+      zeros = jnp.zeros(kernels[name].num_layers if name in kernels else 1, jnp.int32)
+      is_struct = isinstance(mask, jax.ShapeDtypeStruct)
+      num_grown[name] = zeros if is_struct else match_axes(zeros, mask)
     mean = None
     if mean_decay:
       mean = jax.tree.map(lambda m: jnp.zeros_like(m, jnp.float32), used)
@@ -424,11 +424,11 @@ def _averaged(mean: Any, updates: Any, decay: float) -> tuple[Any, Any]:
     new = decay * mean + (1 - decay) * update.astype(mean.dtype)
     return jnp.where(jnp.isfinite(new), new, mean)
 
-  def pick(mean, update):
-    return update if mean is None else mean
-
   mean = jax.tree.map(mix, mean, updates, is_leaf=is_none)
-  return mean, jax.tree.map(pick, mean, updates, is_leaf=is_none)
+  seen = jax.tree.map(
+    lambda m, u: u if m is None else m, mean, updates, is_leaf=is_none
+  )
+  return mean, seen
 
 
 def _lead_to(weights: Any, params: Any, moves: Any, kept: Any) -> Any:
@@ -443,12 +443,6 @@ def _lead_to(weights: Any, params: Any, moves: Any, kept: Any) -> Any:
     return jnp.where(kept, move, weight.astype(move.dtype) - leaf.astype(move.dtype))
 
   return jax.tree.map(lead, kept, weights, params, moves, is_leaf=is_none)
-
-
-def _zeros(num_layers: int, mask: Any) -> jax.Array:
-  """int32 zeros `[layers]` that vary over the manual axes that the mask varies over."""
-  zeros = jnp.zeros(num_layers, jnp.int32)
-  return zeros if isinstance(mask, jax.ShapeDtypeStruct) else match_axes(zeros, mask)
 
 
 @jax.custom_batching.custom_vmap
@@ -609,23 +603,24 @@ def current_masks(opt_state: Any) -> Any:
   """
   kinds = (StaticSparsityState, DynamicSparsityState)
   nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kinds))
-  found = [node.masks for node in nodes if isinstance(node, kinds)]
+  found = [
+    jax.tree.map(_to_mask, node.masks, is_leaf=_is_compact)
+    for node in nodes
+    if isinstance(node, kinds)
+  ]
   if not found:
     raise ValueError(
       "`opt_state` must hold a state of `static_sparsity` or `dynamic_sparsity`, got "
       f"{type(opt_state).__name__}."
     )
-  masks, *rest = [
-    jax.tree.map(
-      lambda mask: mask.to_mask() if isinstance(mask, LiveWeights) else mask,
-      *(tree,),
-      is_leaf=lambda node: isinstance(node, LiveWeights),
-    )
-    for tree in found
-  ]
-  for other in rest:
-    masks = _both(masks, other)
-  return masks
+  return functools.reduce(_both, found)
+
+
+def _to_mask(mask: Any) -> Any:
+  """The bool mask; `optax.contrib.sam` makes an integer of it."""
+  if _is_compact(mask):
+    return mask.to_mask()
+  return mask if mask.dtype == jnp.bool_ else mask.astype(bool)
 
 
 def _both(left: Any, right: Any) -> Any:

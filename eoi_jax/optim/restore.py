@@ -7,8 +7,6 @@ Training bends singular values, and a change of masks cuts some: a few steps und
 of both, from where the weights are.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 

@@ -11,8 +11,6 @@ comes back at once is as if never touched. Of equal drop scores the lowest indic
 kept, of equal growth scores the lowest indices are grown.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import zlib
@@ -20,7 +18,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -35,7 +32,7 @@ from eoi_jax.layouts.trees import (
   present_leaves,
 )
 from eoi_jax.masks._topk import top_mask
-from eoi_jax.masks.trees import check_masks
+from eoi_jax.masks.trees import check_masks, is_traced
 from eoi_jax.optim._masked import check_trees, gathered, is_none, match_type
 
 # `(key, weights, updates) -> scores` of one layer, all of its shape.
@@ -74,12 +71,11 @@ def make_rules(
   has_key: bool,
 ) -> Rules:
   """Checks the options of a change of masks."""
-  if scope not in SCOPES:
-    raise ValueError(f"`scope` must be one of {SCOPES}, got {scope!r}.")
+  _checks.one_of("scope", scope, SCOPES)
   if not isinstance(regrow, bool):
     raise ValueError(f"`regrow` must be True or False, got {regrow!r}.")
   for name, rule in (("drop", drop), ("grow", grow)):
-    if not callable(rule) and rule not in RULES:
+    if not callable(rule) and rule not in tuple(RULES):
       raise ValueError(
         f"`{name}` must be one of {tuple(RULES)} or a function, got {rule!r}."
       )
@@ -140,7 +136,7 @@ def evolve_masks(
   slopes = fill_tree(params, match_leaves(params, updates, "updates"))
   key = None if key is None else _keys.as_key(key)
   check_trees(used, slopes, params)
-  if not isinstance(fraction, jax.core.Tracer):
+  if not is_traced(fraction):
     fraction = _checks.fraction("fraction", fraction)
   fraction = jnp.asarray(fraction, jnp.float32)
   return change_masks(rules, key, params, slopes, used, fraction)[0]
@@ -222,20 +218,16 @@ def _rows(rules: Rules, key, name, kernel, mask, weights, slopes, fraction) -> t
   drop = scores(rules.drop, 0)
   grow = drop if rules.grow is None else scores(rules.grow, 1)
   counts = jnp.sum(live.reshape(num_layers, -1), axis=1, keepdims=True, dtype=jnp.int32)
-  if rules.scope != "unit":
-    rows = [x.reshape(num_layers, -1) for x in (drop, grow, live)]
-    if rules.densities is not None:
-      first, last = (density_of(each, name) for each in rules.densities)
-      sizes = np.full(num_layers, live[0].size)
-      counts = _pruned(sizes, first, last, fraction)[:, None]
-    return (*rows, counts)
-  outputs = live.shape[-1]
-  rows = (
-    x.reshape(num_layers, -1, outputs).swapaxes(1, 2).reshape(num_layers * outputs, -1)
-    for x in (drop, grow, live)
-  )
-  shares = counts // outputs + (jnp.arange(outputs)[None] < counts % outputs)
-  return (*rows, shares.reshape(-1, 1))
+  if rules.scope == "unit":
+    outputs = live.shape[-1]
+    apart = (x.reshape(num_layers, -1, outputs) for x in (drop, grow, live))
+    rows = (x.swapaxes(1, 2).reshape(num_layers * outputs, -1) for x in apart)
+    shares = counts // outputs + (jnp.arange(outputs)[None] < counts % outputs)
+    return (*rows, shares.reshape(-1, 1))
+  if rules.densities is not None:
+    first, last = (density_of(each, name) for each in rules.densities)
+    counts = _pruned(np.full(num_layers, live[0].size), first, last, fraction)[:, None]
+  return (*(x.reshape(num_layers, -1) for x in (drop, grow, live)), counts)
 
 
 def check_densities(rules: Rules, masks: Any, kernels: dict[str, Kernel]) -> None:
@@ -293,8 +285,7 @@ def _select_together(rules: Rules, rows: list[tuple], fraction) -> list[jax.Arra
     least = 0
     drop, grow, live, target = map(jnp.concatenate, zip(*rows, strict=True))
     ends = np.cumsum([size[0] for size in sizes])[:-1].tolist()
-  growing = rules.grow is not None
-  options = {"regrow": rules.regrow, "growing": growing, "least": least}
+  options = {"regrow": rules.regrow, "growing": rules.grow is not None, "least": least}
   new = _select(drop, grow, live, target, fraction, **options)
   parts = jnp.split(new[0] if rules.scope == "global" else new, ends)
   return [part.reshape(size) for part, size in zip(parts, sizes, strict=True)]

@@ -1,7 +1,5 @@
 """Static sparse training under any optax optimizer."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import optax
@@ -50,7 +48,8 @@ def static_sparsity(
 
   It must come last in `optax.chain`: what changes its updates afterwards keeps dead
   weights from reaching zero. Write `static_sparsity(optax.chain(...), masks)`.
-  `optax.lookahead` may stand around it if dead weights start at zero, not within.
+  `optax.lookahead` may stand around it if dead weights start at zero, not within, and
+  so may `optax.contrib.mechanize`.
   Functions among the extra arguments (`grad_fn` of an opaque SAM) are passed on as they
   are: let them mask what they return.
 

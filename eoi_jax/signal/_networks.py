@@ -1,15 +1,13 @@
 """Calls of a network: inputs of any structure, its outputs as one float array."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from eoi_jax import _checks as checks
+from eoi_jax._sharding import replicate
 
 ApplyFn = Callable[[Any, Any], Any]
 
@@ -44,6 +42,7 @@ def check_inputs(inputs: Any) -> Any:
 
 def outputs_of(apply_fn: ApplyFn, params: Any, inputs: Any) -> jax.Array:
   """The network's outputs in float32 at least; the first if it returns a tuple."""
+  checks.function("apply_fn", apply_fn)
   outputs = apply_fn(params, inputs)
   if isinstance(outputs, tuple | list) and outputs:
     outputs = outputs[0]
@@ -59,18 +58,3 @@ def outputs_of(apply_fn: ApplyFn, params: Any, inputs: Any) -> jax.Array:
 def is_float(dtype: Any) -> bool:
   """Whether a dtype is real floating point."""
   return jnp.issubdtype(dtype, jnp.floating)
-
-
-def replicate(tree: Any) -> Any:
-  """Arrays of an explicit mesh whole on every device; others as they are.
-
-  Reshapes and products of explicitly sharded arrays need to be told a sharding.
-  """
-
-  def whole(array):
-    mesh = jax.typeof(array).sharding.mesh
-    if AxisType.Explicit not in mesh.axis_types:
-      return array
-    return jax.sharding.reshard(array, NamedSharding(mesh, PartitionSpec()))
-
-  return jax.tree.map(whole, tree)

@@ -1,7 +1,5 @@
 """Which live weights matter: paths from input to output, collapse, components."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

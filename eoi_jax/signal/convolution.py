@@ -1,7 +1,5 @@
 """Singular values of a convolution as a linear map from image to image."""
 
-from __future__ import annotations
-
 import math
 import operator
 
@@ -85,20 +83,14 @@ def conv_singular_values(
       f'`input_shape` must be at least the window {window} with padding "VALID", got '
       f"{image}."
     )
-  if padding == "CIRCULAR" and not any(
-    n % s for n, s in zip(image, strides, strict=True)
-  ):
+  axes = list(zip(image, window, strides, strict=True))
+  counts = [_outputs(*axis, padding)[0] for axis in axes]
+  if padding == "CIRCULAR" and not any(size % stride for size, _, stride in axes):
     values = _by_frequency(kernel, image, strides)
+  elif math.prod((*image, *counts, *kernel.shape[-2:])) <= _DENSE_SIZE:
+    values = np.linalg.svd(_dense(kernel, axes, padding), compute_uv=False)
   else:
-    counts = [
-      _outputs(*axis, padding)[0] for axis in zip(image, window, strides, strict=True)
-    ]
-    inputs, outputs = kernel.shape[-2:]
-    if math.prod(image) * inputs * math.prod(counts) * outputs <= _DENSE_SIZE:
-      matrix = _dense(kernel, image, strides, padding)
-      values = np.linalg.svd(matrix, compute_uv=False)
-    else:
-      values = _extremes(kernel, image, strides, padding, num_iterations)
+    values = _extremes(kernel, axes, padding, num_iterations)
   return np.sort(values, axis=None)[::-1]
 
 
@@ -147,28 +139,32 @@ def _outputs(size: int, window: int, stride: int, padding: str) -> tuple[int, in
   return count, (window - 1) // 2
 
 
-def _dense(kernel, image, strides, padding: str) -> np.ndarray:
-  """Matrix of the convolution, float `[inputs, outputs]`."""
+def _dense(kernel, axes, padding: str) -> np.ndarray:
+  """Matrix of the convolution, float `[inputs, outputs]`.
+
+  `axes` are the size of the image, the window and the stride along each axis.
+  """
   reads = []  # which input an output reads at a tap, [window, inputs, outputs]
-  for size, window, stride in zip(image, kernel.shape[:-2], strides, strict=True):
+  for size, window, stride in axes:
     count, before = _outputs(size, window, stride, padding)
     place = np.arange(count) * stride + np.arange(window)[:, None] - before
     if padding == "CIRCULAR":
       place %= size
     reads.append((place[:, None, :] == np.arange(size)[:, None]).astype(np.float64))
-  rank = len(image)
+  rank = len(axes)
   taps, inputs, outputs = "abc"[:rank], "def"[:rank], "ghi"[:rank]
-  axes = ",".join(map("".join, zip(taps, inputs, outputs, strict=True)))
+  letters = ",".join(map("".join, zip(taps, inputs, outputs, strict=True)))
   matrix = np.einsum(
-    f"{taps}xy,{axes}->{inputs}x{outputs}y", kernel, *reads, optimize=True
+    f"{taps}xy,{letters}->{inputs}x{outputs}y", kernel, *reads, optimize=True
   )
-  return matrix.reshape(math.prod(image) * kernel.shape[-2], -1)
+  return matrix.reshape(math.prod(matrix.shape[: rank + 1]), -1)
 
 
-def _extremes(kernel, image, strides, padding: str, num_iterations: int) -> np.ndarray:
+def _extremes(kernel, axes, padding: str, num_iterations: int) -> np.ndarray:
   """Largest and smallest singular value, from products with the map alone."""
+  image, _, strides = zip(*axes, strict=True)
   pads = []
-  for size, window, stride in zip(image, kernel.shape[:-2], strides, strict=True):
+  for size, window, stride in axes:
     count, before = _outputs(size, window, stride, padding)
     pads.append((before, max(0, (count - 1) * stride + window - size - before)))
   spatial = "DHW"[-len(image) :]

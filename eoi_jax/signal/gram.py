@@ -1,18 +1,17 @@
 """How far the kernels of a network are from isometries."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
 from eoi_jax import _checks as checks
+from eoi_jax._sharding import replicate
 from eoi_jax.layouts.trees import Layouts, find_kernels
-from eoi_jax.signal._networks import replicate
 
 
 def gram_errors(
@@ -38,7 +37,7 @@ def gram_errors(
     Dict from the name of each kernel to its errors, float array `[num_layers]`.
 
   Raises:
-    ValueError: if there is no kernel, or `layouts` does not fit `params`.
+    ValueError: if there is no kernel or value, or `layouts` does not fit `params`.
 
   Example:
     >>> gram_errors({"kernel": 2 * jnp.eye(3)})["kernel"].tolist()
@@ -47,6 +46,8 @@ def gram_errors(
   scale, errors = checks.number("scale", scale), {}
   for name, kernel in find_kernels(params, layouts).items():
     leaf = kernel.leaf
+    if isinstance(leaf, jax.ShapeDtypeStruct | jax.core.Tracer):
+      raise ValueError(f"`params` must hold values, got {leaf} in {name!r}.")
     blocks = kernel.to_blocks(
       np.asarray(replicate(leaf) if isinstance(leaf, jax.Array) else leaf)
     )

@@ -9,8 +9,6 @@ attention mask) are constants. Token ids have no derivative: split the network b
 its embedding, and pass the embedded tokens as inputs.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import math
@@ -23,14 +21,8 @@ from jax.flatten_util import ravel_pytree
 
 from eoi_jax import _checks as checks
 from eoi_jax import _keys as keys_lib
-from eoi_jax._sharding import vary_alike
-from eoi_jax.signal._networks import (
-  ApplyFn,
-  check_inputs,
-  is_float,
-  outputs_of,
-  replicate,
-)
+from eoi_jax._sharding import replicate, vary_alike
+from eoi_jax.signal._networks import ApplyFn, check_inputs, is_float, outputs_of
 
 
 class SpectrumSummary(NamedTuple):
@@ -81,8 +73,9 @@ def jacobian_singular_values(
 
   Args:
     apply_fn: `(params, inputs) -> outputs`, or a tuple with the outputs first; a
-      leading batch axis. It is static: pass the same function again to reuse the
-      compiled program.
+      leading batch axis; in evaluation mode, since batches of one have no statistics.
+      It is static: pass the same function again to reuse the compiled program, and
+      as `params` what changes in between: what it closes over is read once.
     params: tree of arrays.
     inputs: float array `[batch, ...]`, or a tree of arrays, some of them float.
     batch_size: samples at a time; less memory if smaller.

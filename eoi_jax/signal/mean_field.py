@@ -14,8 +14,6 @@ Reference: Poole et al., 2016, arXiv:1606.05340; Schoenholz et al., 2017,
 arXiv:1611.01232; Pennington et al., 2017, arXiv:1711.04735.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable

@@ -7,8 +7,6 @@ parameters go, through scans, branches and rematerialization, in any framework, 
 backward pass reads them all.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,9 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from eoi_jax import _keys
-from eoi_jax._sharding import vary_alike
+from eoi_jax._sharding import replicate, vary_alike
 from eoi_jax.layouts.trees import Layouts, fill_tree, find_kernels
-from eoi_jax.signal._networks import ApplyFn, outputs_of, replicate
+from eoi_jax.signal._networks import ApplyFn, outputs_of
 
 _READINGS = 4
 
