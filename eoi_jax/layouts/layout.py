@@ -80,7 +80,8 @@ class Layout:
         "`strides` must be a tuple of positive integers, one for each w of "
         f"{self.axes!r}, or (), got {steps!r}."
       )
-    _checks.one_of("padding", self.padding, (None, *PADDINGS))
+    if self.padding not in (known := (None, *PADDINGS)):
+      raise ValueError(f"`padding` must be one of {known}, got {self.padding!r}.")
     if not isinstance(self.transposed, bool):
       raise ValueError(f"`transposed` must be True or False, got {self.transposed!r}.")
 

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from eoi_jax import _checks
 from eoi_jax.layouts.layout import (
   CONVENTIONS,
   LINE,
@@ -220,7 +219,8 @@ def kernel_layouts(
     query/bias    (4, 16)      dense
     query/kernel  (64, 4, 16)  ioo
   """
-  _checks.one_of("convention", convention, (None, *CONVENTIONS))
+  if convention not in (allowed := (None, *CONVENTIONS)):
+    raise ValueError(f"`convention` must be one of {allowed}, got {convention!r}.")
   leaves = present_leaves(params)
   shapes = {name: jnp.shape(leaf) for name, leaf in leaves.items()}
   known = "table | " if table else ""
