@@ -348,12 +348,12 @@ def _plan_pairs(
   # A rotation that found no level (a negligible chance) ends the sequence.
   end = jnp.min(jnp.where(levels == depth, place, num))
   kept = (place < _longest(place, added, limit, end, num)) & ~none
-  angle = rotations.angle.astype(np.promote_types(settings.dtype, jnp.float32))
+  cos, sin = _cos_sin(rotations.angle, settings)
   return Sequence(
     i=rotations.i,
     j=rotations.j,
-    cos=jnp.cos(angle),
-    sin=jnp.sin(angle),
+    cos=cos,
+    sin=sin,
     level=jnp.where(kept, levels, depth),
     depth=jnp.max(jnp.where(kept, 1 + levels, 0)) if stop_early else depth,
   )
@@ -361,7 +361,7 @@ def _plan_pairs(
 
 def _plan_rounds(words, limit, supports, settings: Settings, stop_early) -> Levels:
   """`plan` of rounds of disjoint pairs: each is a level, and no table is searched."""
-  place, partner, angle = _rounds(words, settings)
+  place, partner, angles = _rounds(words, settings)
   depth, column = len(place), jnp.arange(settings.columns, dtype=jnp.int32)[None]
   first = column < partner
 
@@ -382,13 +382,12 @@ def _plan_rounds(words, limit, supports, settings: Settings, stop_early) -> Leve
     carry = jax.lax.fori_loop(0, depth, lambda _, carry: next_level(carry), carry)
   end = math.prod(place.shape) // 2
   kept = (place < _longest(place, carry[3], limit, end, end)) & (partner != column)
-  angle = angle.astype(np.promote_types(settings.dtype, jnp.float32))
-  sin = jnp.where(first, jnp.sin(angle), -jnp.sin(angle))
+  cos, sin = (_take(x, place) for x in _cos_sin(angles, settings))
   level = jnp.arange(1, depth + 1, dtype=jnp.int32)[:, None]
   return Levels(
     partner=jnp.where(kept, partner, column),
-    cos=jnp.where(kept, jnp.cos(angle), 1),
-    sin=jnp.where(kept, sin, 0),
+    cos=jnp.where(kept, cos, 1),
+    sin=jnp.where(kept, jnp.where(first, sin, -sin), 0),
     depth=jnp.max(jnp.where(kept, level, 0), initial=0) if stop_early else depth,
   )
 
@@ -397,7 +396,8 @@ def _rounds(words, settings: Settings) -> tuple[jax.Array, jax.Array, jax.Array]
   """Rounds of uniformly random perfect matchings, those that cover in front.
 
   Gives for each column of each round, `[D, N]`, the place of its rotation in the
-  sequence, its partner (itself if it rests, as one does where N is odd) and the angle.
+  sequence and its partner (itself if it rests, as one does where N is odd); and the
+  angles in order, `[T]`.
   """
   size, pairs = settings.columns, settings.columns // 2
   order = orders(words, settings.num_rotations // pairs, size)
@@ -410,7 +410,6 @@ def _rounds(words, settings: Settings) -> tuple[jax.Array, jax.Array, jax.Array]
   place = number * pairs + jnp.minimum(jnp.minimum(where, other), pairs - 1)
   num_angles = (settings.num_rotations,)
   angles = draw_angles(keys_lib.fold_in(words, 2), num_angles, settings.angle)
-  angles = _take(angles, place)
   if not settings.cover:
     return place, partner, angles
   i, j, first_angles = _covering(words, settings)
@@ -423,8 +422,15 @@ def _rounds(words, settings: Settings) -> tuple[jax.Array, jax.Array, jax.Array]
   return (
     jnp.concatenate([first_place, place + len(level)]),
     jnp.concatenate([first_partner, partner]),
-    jnp.concatenate([_take(first_angles, first_place), angles]),
+    jnp.concatenate([first_angles, angles]),
   )
+
+
+def _cos_sin(angles: jax.Array, settings: Settings) -> tuple[jax.Array, jax.Array]:
+  """Cosines and sines of angles, in the dtype of the arithmetic."""
+  angles = angles.astype(np.promote_types(settings.dtype, jnp.float32))
+  # Without the barrier every table would compute them again for each of its places.
+  return jax.lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles)))
 
 
 def _longest(place, added, limit, end, num: int) -> jax.Array:

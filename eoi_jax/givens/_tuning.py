@@ -80,7 +80,11 @@ def _steps(plan: plan_lib.Sequence, settings: plan_lib.Settings) -> _Steps:
   """Sorts the rotations of a plan by level and cuts levels into steps."""
   depth, columns, num = settings.depth, settings.columns, plan.i.shape[0]
   size = min(max(columns // 32, 16), 128)  # rotations of a step
-  order = jax.lax.sort((plan.level, jnp.arange(num, dtype=jnp.int32)), num_keys=1)[1]
+  # What is sorted is computed once: tables that gather from the rotations themselves
+  # would draw and turn each number anew for each of their places.
+  place = jnp.arange(num, dtype=jnp.int32)
+  operands = (plan.level, place, plan.i, plan.j, plan.cos, plan.sin)
+  _, _, *fields = jax.lax.sort(operands, num_keys=2)
   level = jnp.arange(depth, dtype=jnp.int32)
   ends = jnp.sum(plan.level[None] <= level[:, None], axis=1, dtype=jnp.int32)
   starts = jnp.concatenate([jnp.zeros(1, jnp.int32), ends[:-1]])
@@ -92,9 +96,9 @@ def _steps(plan: plan_lib.Sequence, settings: plan_lib.Settings) -> _Steps:
   step = step - jnp.concatenate([jnp.zeros(1, jnp.int32), last_steps[:-1]])[level]
   place = starts[level] + step * size
   place = place[:, None] + jnp.arange(size, dtype=jnp.int32)[None]
-  there, chosen = place < ends[level][:, None], order.at[place].get(mode="clip")
-  i, j = (jnp.where(there, side[chosen], columns) for side in (plan.i, plan.j))
-  cos, sin = plan.cos[chosen], plan.sin[chosen]
+  there = place < ends[level][:, None]
+  i, j, cos, sin = (field.at[place].get(mode="clip") for field in fields)
+  i, j = (jnp.where(there, side, columns) for side in (i, j))
   return _Steps(
     own=jnp.concatenate([i, j], axis=1),
     partner=jnp.concatenate([j, i], axis=1),
