@@ -348,12 +348,12 @@ def _plan_pairs(
   # A rotation that found no level (a negligible chance) ends the sequence.
   end = jnp.min(jnp.where(levels == depth, place, num))
   kept = (place < _longest(place, added, limit, end, num)) & ~none
-  cos, sin = _cos_sin(rotations.angle, settings)
+  angle = rotations.angle.astype(np.promote_types(settings.dtype, jnp.float32))
   return Sequence(
     i=rotations.i,
     j=rotations.j,
-    cos=cos,
-    sin=sin,
+    cos=jnp.cos(angle),
+    sin=jnp.sin(angle),
     level=jnp.where(kept, levels, depth),
     depth=jnp.max(jnp.where(kept, 1 + levels, 0)) if stop_early else depth,
   )
@@ -382,7 +382,14 @@ def _plan_rounds(words, limit, supports, settings: Settings, stop_early) -> Leve
     carry = jax.lax.fori_loop(0, depth, lambda _, carry: next_level(carry), carry)
   end = math.prod(place.shape) // 2
   kept = (place < _longest(place, carry[3], limit, end, end)) & (partner != column)
-  cos, sin = (_take(x, place) for x in _cos_sin(angles, settings))
+  angles = angles.astype(np.promote_types(settings.dtype, jnp.float32))
+  angles = vary_alike(angles, words, limit)
+  turn = lambda *_: (jnp.cos(angles), jnp.sin(angles))  # noqa: E731
+  # A loop of one pass, unknown to the compiler: else it would draw and turn the angles
+  # anew for each column, in the loop that gathers.
+  empty = vary_alike((jnp.zeros_like(angles),) * 2, angles)
+  turned = jax.lax.fori_loop(0, jnp.minimum(carry[0], 1), turn, empty)
+  cos, sin = (_take(x, place) for x in turned)
   level = jnp.arange(1, depth + 1, dtype=jnp.int32)[:, None]
   return Levels(
     partner=jnp.where(kept, partner, column),
@@ -424,13 +431,6 @@ def _rounds(words, settings: Settings) -> tuple[jax.Array, jax.Array, jax.Array]
     jnp.concatenate([first_partner, partner]),
     jnp.concatenate([first_angles, angles]),
   )
-
-
-def _cos_sin(angles: jax.Array, settings: Settings) -> tuple[jax.Array, jax.Array]:
-  """Cosines and sines of angles, in the dtype of the arithmetic."""
-  angles = angles.astype(np.promote_types(settings.dtype, jnp.float32))
-  # Without the barrier every table would compute them again for each of its places.
-  return jax.lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles)))
 
 
 def _longest(place, added, limit, end, num: int) -> jax.Array:

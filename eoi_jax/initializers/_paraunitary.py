@@ -228,7 +228,7 @@ def delay_and_rotate(
     taps: number of offsets that columns are delayed by; the result is
       `[taps, rows, hi]`.
     mean: nonzeros to expect of a row of the product of the rotations.
-    budget: nonzeros that the result may have, at least those of `left`.
+    budget: nonzeros that the result may have, at least those of `columns`.
     settings: of the rotations, which make a matrix `[hi, hi]`.
   """
   hi = columns.shape[0]
