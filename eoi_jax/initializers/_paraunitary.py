@@ -259,8 +259,6 @@ def delay_and_rotate(
   if settings.num_rotations:
     every_tap = jnp.arange(taps, dtype=jnp.int32)[:, None]
     tap = jnp.zeros(hi, jnp.int32).at[channel].set(every_tap, mode="drop")
-    # Without the barrier every tap would gather them again.
-    tap, supports = jax.lax.optimization_barrier((tap, supports))
     here = tap[:, None, None] == every_tap[None]
     bits = jnp.where(here, supports[:, None, :], jnp.uint32(0)).reshape(hi, -1)
     plan = draw(budget, supports=bits)
