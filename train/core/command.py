@@ -77,7 +77,7 @@ def parse(argv: list[str]) -> list[str]:
     line, config = scan(argv[1:]), None
     if line.file is not None:
       config = load_config(line.file)
-      config_lib.check_names(line.overrides, config_lib.FIELDS)
+      config_lib.check_names(line.overrides)
       values = {n: config_lib.read_word(n, word) for n, word in line.overrides.items()}
       config = config_lib.changed(config, values)
     rest = flags.FLAGS([argv[0], *line.others])

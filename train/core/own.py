@@ -58,7 +58,7 @@ def written_arguments(field: str, text: str, known: Iterable[str]) -> dict[str, 
     call: Any = ast.parse(f"f({text})", mode="eval").body
     if call.args or not isinstance(call.func, ast.Name):
       raise SyntaxError
-    return {item.arg: _hashable(ast.literal_eval(item.value)) for item in call.keywords}
+    return {item.arg: as_tuples(ast.literal_eval(item.value)) for item in call.keywords}
   except (SyntaxError, ValueError, TypeError, AttributeError) as error:
     raise UserError(
       f"`{field}` must be arguments ({', '.join(known) or 'none'}) as in "
@@ -66,8 +66,9 @@ def written_arguments(field: str, text: str, known: Iterable[str]) -> dict[str, 
     ) from error
 
 
-def _hashable(value: Any) -> Any:
-  return tuple(map(_hashable, value)) if isinstance(value, list) else value
+def as_tuples(value: Any) -> Any:
+  """Returns lists, of JSON or as literals, as tuples, which can be hashed."""
+  return tuple(map(as_tuples, value)) if isinstance(value, list) else value
 
 
 @contextlib.contextmanager

@@ -77,7 +77,7 @@ def _read_axes(axes: Any) -> Axes:
         f"got {choices!r}."
       )
     if not isinstance(choices, dict):
-      config_lib.check_names([name], config_lib.FIELDS)
+      config_lib.check_names([name])
       choices = {f"{value}": {name: value} for value in choices}
     if not choices:
       raise UserError(f"axis {name!r} must have at least one choice.")
@@ -130,7 +130,7 @@ def _seeds(config: Any, one_by_one: bool) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _change(base: Any, changes: dict[str, Any]) -> Any:
-  config_lib.check_names(changes, config_lib.FIELDS)
+  config_lib.check_names(changes)
   config = config_lib.changed(base, changes)
   config_lib.validate(config)
   if config.compare.field or config.dry_run:
