@@ -172,9 +172,9 @@ def test_a_field_that_no_run_reads_is_told(fields, read):
   fields, read = ({f"sparsity.{n}": x for n, x in d.items()} for d in (fields, read))
   field, value = next(iter(fields.items()))
   alone, other = changed(**fields), changed(**fields | read)
-  (line,) = unread.list_unread([alone])
+  (line,) = unread.warn_of_unread([alone])
   assert line.startswith(f"`{field}` = {value!r} changes nothing here: it is read with")
-  assert not [x for x in unread.list_unread([alone, other]) if field in x]
+  assert not [x for x in unread.warn_of_unread([alone, other]) if field in x]
 
 
 def test_a_network_reads_its_own_fields_alone(caplog):
@@ -184,7 +184,7 @@ def test_a_network_reads_its_own_fields_alone(caplog):
   depth, every = caplog.messages
   assert depth == "`model.depth` = 9 changes nothing here: no network here takes it."
   assert "`dynamic.every` = 3" in every and "with `dynamic.method` set, rigl" in every
-  assert not unread.list_unread(config_lib.expand(quickstart.get_config()).values())
+  assert not unread.warn_of_unread(config_lib.expand(quickstart.get_config()).values())
 
 
 def test_differences_name_both_values():

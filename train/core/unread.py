@@ -15,10 +15,6 @@ from train.models import title_and_fields
 Conditions = tuple[dict[str, tuple], ...]
 
 
-def _method(*names: str) -> Conditions:
-  return ({"dynamic.method": names},)
-
-
 def _starts(field: str) -> Conditions:
   """The starts that read a field; eoi_in_mask reads those of its fallback, too."""
   starts = tuple(start for start, fields in START_FIELDS.items() if field in fields)
@@ -29,33 +25,32 @@ def _starts(field: str) -> Conditions:
   return conditions
 
 
+_METHODS = {  # the fields of `dynamic` that some methods read
+  MOVING: ("fraction", "skip_step"),
+  ("rigl", "srigl"): ("mean_decay",),
+  ("gmp",): ("begin", "density"),
+  METHODS[1:]: ("every", "until", "scope", "isometry_steps", "isometry_scale"),
+}
 READ_WITH: dict[str, Conditions] = {
+  **{f"sparsity.{x}": _starts(x) for fields in START_FIELDS.values() for x in fields},
+  **{
+    f"dynamic.{field}": ({"dynamic.method": methods},)
+    for methods, fields in _METHODS.items()
+    for field in fields
+  },
   "sparsity.scale": (
     {"sparsity.start": tuple(name for name in STARTS if name != "fan_in_uniform")},
   ),
   "sparsity.q_star": ({"sparsity.scale": (CRITICAL,)},),
   "sparsity.reference": (*_starts("reference"), {"sparsity.distribution": SCORED}),
   "sparsity.center": ({"sparsity.start": ("eoi",), "sparsity.taps": ("center",)},),
-  **{
-    f"sparsity.{name}": _starts(name)
-    for name in ("fallback", "taps", "ai_method", "ai_steps", "floors", "angle")
-  },
   "sparsity.grasp_examples": ({"sparsity.distribution": ("grasp",)},),
   "sparsity.synflow_rounds": ({"sparsity.distribution": ("synflow",)},),
-  "dynamic.fraction": _method(*MOVING),
-  "dynamic.begin": _method("gmp"),
-  "dynamic.density": _method("gmp"),
-  "dynamic.mean_decay": _method("rigl", "srigl"),
-  "dynamic.skip_step": _method(*MOVING),
-  **{
-    f"dynamic.{name}": _method(*METHODS[1:])
-    for name in ("every", "until", "scope", "isometry_steps", "isometry_scale")
-  },
 }
 
 
-def list_unread(configs: Iterable[Any]) -> list[str]:
-  """Lists fields that are not at their default, and that none of the runs reads.
+def warn_of_unread(configs: Iterable[Any]) -> list[str]:
+  """Logs, and returns, which fields are not at their default and read by no run.
 
   Of runs that belong together, such as those of a comparison, one may hold what another
   reads. Each field gives a sentence, with its value and what would read it.
@@ -64,28 +59,21 @@ def list_unread(configs: Iterable[Any]) -> list[str]:
   for name, field in FIELDS.items():
     values = [flat[name] for flat in flats if flat[name] != field.default]
     if values and not any(_reads(flat, name) for flat in flats):
-      why = "no network here takes it"
-      if name in READ_WITH:
-        why = f"it is read with {_text(READ_WITH[name])} alone"
+      read = f"it is read with {_text(READ_WITH.get(name, ()))} alone"
+      why = read if name in READ_WITH else "no network here takes it"
       lines.append(f"`{name}` = {values[0]!r} changes nothing here: {why}.")
+      logger.warning("%s", lines[-1])
   return lines
-
-
-def warn_of_unread(configs: Iterable[Any]) -> None:
-  """Logs each sentence of `list_unread`."""
-  for line in list_unread(configs):
-    logger.warning("%s", line)
 
 
 def _reads(flat: dict[str, Any], name: str) -> bool:
   section, _, leaf = name.rpartition(".")
   if section == "model" and leaf not in ("name", "options"):
     return leaf in title_and_fields(flat["model.name"])[1]
-  if name not in READ_WITH:
-    return True
+  conditions = READ_WITH.get(name, ({},))
   return any(
     all(flat[field] in allowed for field, allowed in condition.items())
-    for condition in READ_WITH[name]
+    for condition in conditions
   )
 
 
