@@ -13,9 +13,8 @@ from train.core.console import program, warnings_only
 
 
 @program
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
   """Prints the layers of the config that the flags name."""
-  del argv
   warnings_only()
   print(layers_text(CONFIG.value))
 

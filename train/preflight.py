@@ -8,7 +8,6 @@ what mean-field theory says of the gains. Leaves `preflight.json`, `preflight.pn
 network will see them. Flags are those of `train.run`.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from absl import app, flags
 
 from train.analysis.figure import plot_batch, plot_inspection
 from train.analysis.preflight import Inspection, as_json, as_text, measure
-from train.core.command import CONFIG, WORKDIR, default_workdir, parse
+from train.core.command import CONFIG, WORKDIR, parse
 from train.core.console import program, warnings_only
 from train.core.plan import make_plan
 from train.core.summaries import title
@@ -45,11 +44,10 @@ def preflight(config: Any, workdir: Path, *, num_samples: int = 16) -> Inspectio
 
 
 @program
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
   """Inspects what the flags ask for."""
-  del argv
   warnings_only()
-  workdir = Path(WORKDIR.value or default_workdir(sys.argv[1:]))
+  workdir = Path(WORKDIR.value)
   inspection = preflight(CONFIG.value, workdir, num_samples=_SAMPLES.value)
   print(f"{as_text(inspection)}\n\n  figures: {workdir / 'preflight.png'}, batch.png")
 

@@ -33,9 +33,8 @@ _PARTIAL = flags.DEFINE_bool(
 
 
 @program
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
   """Prepares what the flags ask for."""
-  del argv
   name = _DATASET.value
   if name is None or (name not in _NAMES and not name.startswith(TFDS)):
     known = f"{', '.join(_NAMES)}, {TFDS}NAME"

@@ -20,13 +20,10 @@ Exit status: 0 done, 2 a mistake in the command or of the machine, in one line; 
 stopped by Ctrl-C; 143 stopped by SIGTERM, after saving; 1 a defect of the program.
 """
 
-import sys
-from typing import Any
-
 from absl import app, flags
 
 from train.core import mesh
-from train.core.command import CONFIG, WORKDIR, default_workdir, parse
+from train.core.command import CONFIG, WORKDIR, parse
 from train.core.console import log_to_stderr, logger, program
 from train.core.loop import evaluate_saved, train_or_compare
 
@@ -47,26 +44,19 @@ _PROCESS_ID = flags.DEFINE_integer(
 
 
 @program
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
   """Trains what the flags ask for."""
-  del argv
   log_to_stderr(quiet=_QUIET.value)
-  mesh.join(
-    _COORDINATOR.value,
-    _NUM_PROCESSES.value,
-    _PROCESS_ID.value,
-    detect=_DISTRIBUTED.value,
-  )
+  process = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+  mesh.join(*process, detect=_DISTRIBUTED.value)
   if not mesh.is_primary():
     logger.setLevel("WARNING")
-  config: Any = CONFIG.value
+  config, workdir = CONFIG.value, WORKDIR.value
   if config.get("dry_run"):
     from train.analysis.dry_run import dry_run
 
     print(dry_run(config))
-    return
-  workdir = WORKDIR.value or default_workdir(sys.argv[1:])
-  if config.get("eval_only"):
+  elif config.get("eval_only"):
     evaluate_saved(config, workdir, _CHECKPOINT.value)
   else:
     train_or_compare(config, workdir)

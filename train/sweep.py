@@ -16,7 +16,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from train.core.command import CONFIG, WORKDIR, default_workdir, parse, scan
+from train.core.command import CONFIG, WORKDIR, parse, scan
 from train.core.console import UserError, log_to_stderr, program
 from train.core.unread import warn_of_unread
 from train.sweeps import running
@@ -42,15 +42,14 @@ _ONE_BY_ONE = flags.DEFINE_bool(
 
 
 @program
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
   """Trains, or shows, the sweep that the flags name; exits with 1 if a cell failed."""
-  del argv
   log_to_stderr()
-  line = scan(sys.argv[1:])
-  sweep = load_sweep(str(line.file), CONFIG.value, one_by_one=_ONE_BY_ONE.value)
-  for field in sorted(sweep.fields & line.overrides.keys()):
+  file, changes, _ = scan(sys.argv[1:])
+  sweep = load_sweep(str(file), CONFIG.value, one_by_one=_ONE_BY_ONE.value)
+  for field in sorted(sweep.fields & changes.keys()):
     raise UserError(f"`{field}` is an axis of the sweep; choose cells by --only.")
-  workdir = Path(WORKDIR.value or default_workdir(sys.argv[1:]))
+  workdir = Path(WORKDIR.value)
   chosen = running.share(sweep.cells, _INDEX.value, _COUNT.value, _ONLY.value)
   if _STATUS.value:
     named = [(cell.path, read_status(workdir / cell.path)) for cell in chosen]

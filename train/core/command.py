@@ -1,14 +1,13 @@
 """The command line that the programs share: config, workdir, cache."""
 
 import functools
-import itertools
 import os
 import platform
 import re
 import runpy
 import zlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -17,14 +16,14 @@ from train.core import cache
 from train.core import config as config_lib
 from train.core.console import UserError, exit_with, one_line
 
-CONFIG = flags.DEFINE_string(
+CONFIG: Any = flags.DEFINE_string(
   "config",
   None,
   "Config file, with a variant if it has any (configs/quickstart.py:smoke). Change a "
   "field by --config.FIELD=VALUE, such as --config.sparsity.density=0.05; --fields "
   "prints all of them.",
 )
-WORKDIR = flags.DEFINE_string(
+WORKDIR: Any = flags.DEFINE_string(
   "workdir",
   None,
   "Directory of the results; default: workdirs/, then config and changed fields.",
@@ -70,17 +69,17 @@ def load_config(value: str) -> ConfigDict:
 def parse(argv: list[str]) -> list[str]:
   """Parses the command line, and turns on the cache.
 
-  `CONFIG.value` is the config afterwards, with the changes of the command line. A
-  mistake ends the program with one line.
+  `CONFIG.value` is the config afterwards, with the changes of the command line, and
+  `WORKDIR.value` never None. A mistake ends the program with one line.
   """
   try:
-    line, config = scan(argv[1:]), None
-    if line.file is not None:
-      config = load_config(line.file)
-      config_lib.check_names(line.overrides)
-      values = {n: config_lib.read_word(n, word) for n, word in line.overrides.items()}
-      config = config_lib.changed(config, values)
-    rest = flags.FLAGS([argv[0], *line.others])
+    (file, words, others), config = scan(argv[1:]), None
+    if file is not None:
+      config = load_config(file)
+      config_lib.check_names(words)
+      changes = {name: config_lib.read_word(name, word) for name, word in words.items()}
+      config = config_lib.changed(config, changes)
+    rest = flags.FLAGS([argv[0], *others])
     if _FIELDS.value:
       print(config_lib.help_text())
       raise SystemExit(0)
@@ -88,45 +87,39 @@ def parse(argv: list[str]) -> list[str]:
       raise UserError(f"unexpected argument {rest[1]!r}; flags begin with --.")
     if config is None:
       raise UserError("--config is missing, such as --config=configs/quickstart.py.")
-    flags.FLAGS["config"].value = config
   except (UserError, flags.Error) as error:
     exit_with(error)
+  flags.FLAGS["config"].value = config
+  if not flags.FLAGS["workdir"].present:
+    flags.FLAGS["workdir"].value = str(default_workdir(argv[1:]))
   cache.choose(_CACHE.value)
   use_compilation_cache()
   return rest
 
 
-class CommandLine(NamedTuple):
-  """A command line, taken apart."""
+def scan(arguments: list[str]) -> tuple[str | None, dict[str, str], list[str]]:
+  """Takes a command line apart, before the config is loaded.
 
-  file: str | None  # the config file, None without any
-  overrides: dict[str, str]  # config field to the text of its new value
-  others: list[str]  # all other words
-
-
-def scan(arguments: list[str]) -> CommandLine:
-  """Takes a command line apart, before the config is loaded."""
-  fields = config_lib.FIELDS.items()
-  booleans = [name for name, field in fields if isinstance(field.default, bool)]
-  file, overrides, others = None, {}, []
-  words = iter(arguments)
+  Returns the config file, or None; config fields, each with the text of its new value;
+  and all other words.
+  """
+  found: dict[str, str] = {}
+  others, words = [], iter(arguments)
   for word in words:
-    given, (name, equals, value) = [word], word.partition("=")
-    change = re.fullmatch(r"--?(no)?config\.(.*)", name)
-    is_file = name in ("-config", "--config")
+    name, equals, value = word.partition("=")
+    change = re.fullmatch(r"--?(?:config|(no)?config\.(.+))", name)
     if word == "--":
-      given += words
-    elif change and not equals and (change[1] or change[2] in booleans):
-      value = str(not change[1])
-    elif (change or is_file) and not equals:
-      given += (following := list(itertools.islice(words, 1)))
-      value = "".join(following)
-    file = value if is_file else file
-    if change:
-      overrides[change[2]] = value
+      others += [word, *words]
+    elif change is None:
+      others.append(word)
     else:
-      others += given
-  return CommandLine(file, overrides, others)
+      no, field = change[1], change[2] or ""  # without a field, the file
+      if not equals and (no or isinstance(config_lib.DEFAULTS.get(field), bool)):
+        value = str(not no)
+      elif not equals:
+        value = next(words, "")
+      found[field] = value
+  return found.pop("", None), found, others
 
 
 def default_workdir(arguments: list[str]) -> Path:
@@ -135,13 +128,10 @@ def default_workdir(arguments: list[str]) -> Path:
   The same command finds its own run again; another one gets another directory:
   `workdirs/quickstart`, `workdirs/quickstart-smoke`, `workdirs/quickstart-seed=1`.
   """
-  line = scan(arguments)
-  path, _, variant = (line.file or "").partition(":")
-  changes = [
-    f"{field}={value}"
-    for field, value in sorted(line.overrides.items())
-    if field not in config_lib.LOCAL
-  ]
+  file, words, _ = scan(arguments)
+  path, _, variant = (file or "").partition(":")
+  words = {name: word for name, word in words.items() if name not in config_lib.LOCAL}
+  changes = [f"{name}={words[name]}" for name in sorted(words)]
   name = "-".join(filter(None, [Path(path).stem, variant, *changes]))
   return Path("workdirs") / re.sub(r"[^\w.,=+-]", "_", name)[:200]
 

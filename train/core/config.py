@@ -295,7 +295,7 @@ _MEANINGS = {
     words joined by '+': ('erk', 0.1) or 'erk+0.1'""",
 }
 FIELDS = {field.name: field for field in _MEANINGS}
-_DEFAULTS = {field.name: field.default for field in _MEANINGS}
+DEFAULTS = {field.name: field.default for field in _MEANINGS}
 
 # They say how and where to run rather than what: a run may go on with other values, and
 # gives the same numbers.
@@ -306,8 +306,8 @@ LOCAL |= {"dry_run", "eval_only", "profile"}
 def default_config() -> ConfigDict:
   """Returns a config that holds the default of every field."""
   # A scale may be a number or a word.
-  scale = FieldReference(_DEFAULTS["sparsity.scale"], field_type=object)
-  return ConfigDict(unflatten_dict(_DEFAULTS | {"sparsity.scale": scale}, sep="."))
+  scale = FieldReference(DEFAULTS["sparsity.scale"], field_type=object)
+  return ConfigDict(unflatten_dict(DEFAULTS | {"sparsity.scale": scale}, sep="."))
 
 
 def help_text() -> str:
@@ -349,7 +349,7 @@ _READ: dict[type, Callable[[str], Any]] = {
 def _value_of(name: str, word: str) -> Any:
   """The value of a word; the word itself, such as a scale's, if it has no such type."""
   with contextlib.suppress(KeyError, ValueError, SyntaxError, TypeError):
-    return _READ[type(FIELDS[name].default)](word)
+    return _READ[type(DEFAULTS[name])](word)
   return word
 
 
@@ -523,7 +523,7 @@ def differences(ours: Any, theirs: dict[str, Any]) -> list[str]:
 
   A field that the saved one lacks, since it is older, has its default there.
   """
-  here, there = (_DEFAULTS | flatten(config) for config in (ours, theirs))
+  here, there = (DEFAULTS | flatten(config) for config in (ours, theirs))
   found = []
   for name in sorted((here.keys() | there.keys()) - LOCAL):
     pair = [as_tuples(flat.get(name, "(absent)")) for flat in (there, here)]
