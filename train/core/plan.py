@@ -1,6 +1,7 @@
 """What a training run will be: a checked config, its data and its first state."""
 
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -9,14 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import FrozenConfigDict
 
-from train.core import config as config_lib
 from train.core import mesh
+from train.core.config import refuse, validate
 from train.core.console import UserError
-from train.core.optimizers import (
-  MOVING,
-  create_schedule,
-  with_constant_rate,
-)
+from train.core.optimizers import MOVING, create_schedule, with_constant_rate
 from train.core.start import (
   OF_DATA,
   create_masks,
@@ -55,10 +52,8 @@ def data_spec(config: Any) -> DatasetSpec:
   if not len(config.data.mean):
     return spec
   if len(config.data.mean) != spec.shape[-1]:
-    raise UserError(
-      f"`data.mean` must hold one number for each of the {spec.shape[-1]} channels, "
-      f"got {config.data.mean!r}."
-    )
+    rule = f"hold one number for each of the {spec.shape[-1]} channels"
+    refuse(config, "data.mean", rule)
   return spec._replace(mean=tuple(config.data.mean), std=tuple(config.data.std))
 
 
@@ -72,26 +67,20 @@ def check_plan(config: Any) -> Recipe:
     UserError: if a field is wrong, the devices cannot share a batch equally, or a
       kernel cannot have its density.
   """
-  config_lib.validate(config)
+  validate(config)
   sparsity = sparsity_settings(config)
-  streamed = config.data.name in STREAMED
+  name, parts = config.data.name, config.optimizer.accumulate
+  streamed = name in STREAMED
   if streamed and config.seeds:
-    raise UserError(
-      f"`seeds` must be empty for {config.data.name!r}, whose examples are read as "
-      f"they are used, got {tuple(config.seeds)}."
-    )
+    rule = f"be empty for {name!r}, whose examples are read as they are used"
+    refuse(config, "seeds", rule)
   if streamed and sparsity.distribution in OF_DATA:
-    raise UserError(
-      f"`sparsity.distribution` must not score examples of {config.data.name!r}, which "
-      f"are read as they are used, got {sparsity.distribution!r}."
-    )
-  parts = config.optimizer.accumulate
+    rule = f"not score examples of {name!r}, which are read as they are used"
+    refuse(config, "sparsity.distribution", rule)
   if config.batch_size % (jax.device_count() * parts):
     times = f" times `optimizer.accumulate` = {parts}" if parts > 1 else ""
-    raise UserError(
-      f"`batch_size` must be a multiple of the {jax.device_count()} devices{times}, "
-      f"got {config.batch_size}."
-    )
+    rule = f"be a multiple of the {jax.device_count()} devices{times}"
+    refuse(config, "batch_size", rule)
   spec = data_spec(config)
   height, width, _ = spec.shape
   if config.data.augment == "crop_flip" and min(height, width) <= PADDING:
@@ -139,16 +128,11 @@ def make_plan(config: Any) -> Plan:
   recipe = check_plan(config)
   dataset = _dataset(config)
   size = dataset.sizes["train"]
+  examples = f"the {size} training examples of {config.data.name!r}"
   if dataset.sizes.get("validation") == 0:
-    raise UserError(
-      f"`data.validation` must be 0 or hold out one of the {size} training examples "
-      f"of {config.data.name!r} at least, got {config.data.validation}."
-    )
+    refuse(config, "data.validation", f"be 0 or hold out one of {examples} at least")
   if config.batch_size > size:
-    raise UserError(
-      f"`batch_size` must be at most the {size} training examples of "
-      f"{config.data.name!r}, got {config.batch_size}."
-    )
+    refuse(config, "batch_size", f"be at most {examples}")
   # Pixels of a table's data set are those of its spec, and may still be read.
   if recipe.augmentation.resized and config.data.name not in DATASETS:
     train = dataset.train
@@ -162,16 +146,12 @@ def make_plan(config: Any) -> Plan:
   num_steps = steps_per_epoch * config.num_epochs
   create_schedule(recipe.optimizer, num_steps)  # raises where options do not fit
   if config.profile and config.profile[1] > num_steps:
-    raise UserError(
-      f"`profile` must name steps in [1, {num_steps}], got {tuple(config.profile)}."
-    )
+    refuse(config, "profile", f"name steps in [1, {num_steps}]")
   dynamic, last = recipe.dynamic, round(recipe.dynamic.until * num_steps)
   if dynamic.method in MOVING and dynamic.every >= last:
-    raise UserError(
-      f"`dynamic.every` must be below {last} steps, `dynamic.until` = {dynamic.until} "
-      f"of {num_steps}, or no mask ever changes by {dynamic.method!r}, got "
-      f"{dynamic.every}."
-    )
+    until = f"`dynamic.until` = {dynamic.until} of {num_steps}"
+    never = f"or no mask ever changes by {dynamic.method!r}"
+    refuse(config, "dynamic.every", f"be below {last} steps, {until}, {never}")
   recipe = recipe._replace(steps_per_epoch=steps_per_epoch, num_steps=num_steps)
   return Plan(config, dataset, recipe)
 
@@ -191,35 +171,27 @@ _in_memory = functools.lru_cache(maxsize=1)(load_dataset)  # runs share it
 
 
 def _dataset(config: Any) -> Dataset:
-  if config.data.name in STREAMED:
+  name, validation, limit = (config.data[x] for x in ("name", "validation", "limit"))
+  if name in STREAMED:
     options = StreamOptions(
       batch_size=config.batch_size,
       seed=config.seed,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
-      limit=config.data.limit,
+      limit=limit,
       augmentation=_augmentation(config.data),
     )
-    name, held_out = config.data.name, config.data.validation
-    return load_dataset(name, validation=held_out, stream=options)
-  dataset = _in_memory(config.data.name, validation=config.data.validation)
-  limit, is_own = config.data.limit, config.data.name not in DATASETS
-  return _limited(dataset, limit, is_own) if limit else dataset
-
-
-def _limited(dataset: Dataset, limit: int, is_own: bool) -> Dataset:
-  """Keeps `limit` examples of every split in memory.
-
-  Those of the table are in random order, and the first ones stay; data of your own may
-  be sorted by their classes, and give the same share of each.
-  """
+    return load_dataset(name, validation=validation, stream=options)
+  dataset = _in_memory(name, validation=validation)
+  if not limit:
+    return dataset
 
   @functools.cache
   def read(split):
-    found = dataset.read(split)
-    if is_own and limit < (size := dataset.sizes[split]):
-      return hold_out(found, limit / size)[1]
-    return jax.tree.map(lambda array: array[:limit], found)
+    found, size = dataset.read(split), dataset.sizes[split]
+    if name in DATASETS or limit >= size:  # in random order
+      return jax.tree.map(lambda array: array[:limit], found)
+    return hold_out(found, limit / size)[1]  # the same share of each class
 
   sizes = {name: min(size, limit) for name, size in dataset.sizes.items()}
   return Dataset(dataset.spec, sizes, read)
@@ -266,13 +238,11 @@ def like_start(plan: Plan) -> TrainState:
     if sparsity.start not in ("eoi", "eoi_in_mask", "base", "ai"):
       return jax.eval_shape(lambda state: state, start_state(plan))
     sparsity = sparsity._replace(start="base", distribution="uniform")
-  function = functools.partial(
-    create_train_state, sparsity=sparsity, recipe=plan.recipe
-  )
+  start = functools.partial(create_train_state, sparsity=sparsity, recipe=plan.recipe)
   keys = jnp.stack([jax.random.key(seed) for seed in seeds_of(plan.config)])
   if len(keys) == 1:
-    return jax.eval_shape(function, keys[0])
-  return jax.eval_shape(functools.partial(map_seeds, function), keys)
+    return jax.eval_shape(start, keys[0])
+  return jax.eval_shape(functools.partial(map_seeds, start), keys)
 
 
 class Feed:
@@ -289,8 +259,7 @@ class Feed:
   def __init__(self, plan: Plan, step: int | None):
     """Opens the splits; training begins with the batch of `step`, if there is any."""
     self._dataset, self._placement = plan.dataset, plan.recipe.placement
-    named = ("validation", "test")
-    self.splits = [name for name in named if name in plan.dataset.sizes]
+    self.splits = [x for x in ("validation", "test") if x in plan.dataset.sizes]
     self._on_devices: dict[str, Any] = {}
     self._length = plan.config.steps_per_dispatch
     self._batches: Iterator[Split] | None = None
@@ -303,28 +272,26 @@ class Feed:
     """Returns what `train_chunk` takes as `data` for the next `count` steps."""
     if self._batches is None:
       return self._train
-    return self._join([next(self._batches) for _ in range(count)])
+    return self._join(list(itertools.islice(self._batches, count)))
 
   def nothing(self) -> Split:
     """Returns black images of the same shapes, for a chunk of no step."""
     if self._batches is None:
-      return mesh.put_whole(self._black(), self._placement)
+      return mesh.put_whole(self._black, self._placement)
     return self._join([])
 
   @functools.cached_property
   def _train(self) -> Split:
     return mesh.put_whole(self._dataset.train, self._placement)
 
+  @property
   def _black(self) -> Split:
-    spec = self._dataset.spec
-    return Split(
-      np.zeros((self._size, *spec.shape), spec.dtype), np.zeros(self._size, np.int32)
-    )
+    spec, size = self._dataset.spec, self._size
+    return Split(np.zeros((size, *spec.shape), spec.dtype), np.zeros(size, np.int32))
 
   def _join(self, batches: list[Split]) -> Split:
     """Stacks batches along a new axis, always of the length of a whole chunk."""
-    if missing := self._length - len(batches):
-      batches = batches + [self._black()] * missing
+    batches = batches + [self._black] * (self._length - len(batches))
     stacked = Split(*(np.stack(parts) for parts in zip(*batches, strict=True)))
     return mesh.put_parts(stacked, self._placement, axis=1)
 
