@@ -11,8 +11,8 @@ python -m train.paper accuracy DIR... # accuracy over density of finished runs
 Each leaves NAME.png, NAME.pdf and NAME.json, the numbers, in `--out`.
 """
 
+import functools
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from absl import app, flags
 
 from train.core import figures
 from train.core.command import use_compilation_cache
+from train.core.config import read_word
 from train.core.console import UserError, program, warnings_only
 from train.core.workdir import replace_text
 from train.reproduce import angles, draw, numbers, spectrum
@@ -53,22 +54,13 @@ class Figure(NamedTuple):
   from_runs: bool = False  # whether it shows finished runs
 
 
-def _density(text: str) -> float:
-  try:
-    density = float(text)
-  except ValueError:
-    density = math.nan
-  if not 0 < density <= 1:
-    raise UserError(f"`densities` must be numbers in (0, 1], got {text!r}.")
-  return density
-
-
 def _spectrum(_: list[str]) -> dict[str, Any]:
+  read = functools.partial(read_word, "sparsity.density", title="each of `densities`")
   return spectrum.spectrum(
     activations=_ACTIVATIONS.value,
     distributions=_DISTRIBUTIONS.value,
     starts=_STARTS.value,
-    densities=[_density(text) for text in _DENSITIES.value],
+    densities=list(map(read, _DENSITIES.value)),
     num_seeds=_SEEDS.value,
     ai_method=_AI_METHOD.value,
     ai_steps=_AI_STEPS.value,

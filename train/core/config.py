@@ -361,13 +361,13 @@ def _obey(name: str, value: Any, given: Any, title: str) -> Any:
   return value
 
 
-def read_word(name: str, word: str) -> Any:
+def read_word(name: str, word: str, title: str = "") -> Any:
   """Returns the value that a word of a command line stands for in a field.
 
   Raises:
-    UserError: if there is none.
+    UserError: if there is none; it calls the field by its name, or by a title.
   """
-  return _obey(name, _value_of(name, word), word, f"`{name}`")
+  return _obey(name, _value_of(name, word), word, title or f"`{name}`")
 
 
 def refuse(config: Any, name: str, rule: str) -> NoReturn:

@@ -66,14 +66,16 @@ def draw_runs(runs: dict[str, Curves], title: str = "") -> Any:
   many = len(runs) > len(COLORS)  # too many for a legend inside the axes
   size = (11, 5 if many else 3.6)
   figure, panels = new_figure(size, 1, 3, width_ratios=(1.25, 1.25, 1))
-  accuracy, loss, kernel = panels[0]
+  (accuracy, loss, kernel), first = panels[0], next(iter(runs.values()))
   for number, (name, curves) in enumerate(runs.items()):
-    label = f"{name}: test {_test_accuracy(curves.summary)}"
+    label = f"{name}: test {curves.summary['test_accuracy']:.1%}"
+    seeds = curves.summary.get("test_accuracy_seeds") or []
+    if len(seeds) > 1:
+      label += f" \N{PLUS-MINUS SIGN} {np.std(seeds, ddof=1):.1%}"
     evaluations = [r for r in curves.records if r["split"] in ("validation", "monitor")]
     _draw_curve(accuracy, evaluations, "accuracy", 100, number, label)
     training = [r for r in curves.records if r["split"] == "train"]
     _draw_curve(loss, training, "loss", 1, number, name)
-  first = next(iter(runs.values()))
   _finish_accuracy(accuracy, first)
   if many:
     accuracy.get_legend().remove()
@@ -87,13 +89,6 @@ def draw_runs(runs: dict[str, Curves], title: str = "") -> Any:
   if title:
     figure.suptitle(title, fontsize=11)
   return figure
-
-
-def _test_accuracy(summary: dict[str, Any]) -> str:
-  """The mean over seeds and, of several, the deviation."""
-  seeds = summary.get("test_accuracy_seeds") or []
-  spread = f" \N{PLUS-MINUS SIGN} {np.std(seeds, ddof=1):.1%}" if len(seeds) > 1 else ""
-  return f"{summary['test_accuracy']:.1%}{spread}"
 
 
 def _draw_curve(axes, records, value: str, factor: float, number, label) -> None:

@@ -1,11 +1,12 @@
 """The records of a run: `metrics.jsonl`, and what else shows them."""
 
+import contextlib
 import importlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,7 +30,7 @@ def with_spread(values: dict[str, Any], *, several: bool) -> dict[str, Any]:
   return record
 
 
-class MetricsWriter:
+class MetricsWriter(contextlib.ExitStack):
   """Appends records to `metrics.jsonl` and keeps them in memory.
 
   Attributes:
@@ -48,7 +49,7 @@ class MetricsWriter:
     resume_step: int | None,
     *,
     primary: bool = True,
-    mirrors: Sequence[Any] = (),
+    mirrors: Sequence["Mirror"] = (),
   ):
     """Opens the file; records after `resume_step`, which will come again, go.
 
@@ -58,22 +59,17 @@ class MetricsWriter:
       primary: whether to write; other processes only keep the records.
       mirrors: what else gets the records, and is closed in the end.
     """
+    super().__init__()
     limit = -1 if resume_step is None else resume_step
     self.records = [
       r for r in read_records(path) if r["step"] <= limit and r["split"] != "test"
     ]
     self.path, self._file, self._mirrors = path, None, mirrors
+    for mirror in mirrors:
+      self.callback(mirror.close)
     if primary:
       replace_text(path, "".join(json.dumps(r) + "\n" for r in self.records))
-      self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
-
-  def __enter__(self) -> "MetricsWriter":
-    return self
-
-  def __exit__(self, *args) -> None:
-    for file in (self._file, *self._mirrors):
-      if file is not None:
-        file.close()
+      self._file = self.enter_context(open(path, "a", encoding="utf-8"))  # noqa: SIM115
 
   def write(self, record: dict[str, Any]) -> None:
     """Appends one record; it survives the death of the process from here on.
@@ -93,85 +89,68 @@ class MetricsWriter:
         "command again."
       ) from error
     for mirror in self._mirrors:
-      mirror.write(record)
+      split = record["split"]
+      rest = {n: v for n, v in record.items() if n not in ("step", "split", "seeds")}
+      mirror.write(record["step"], {f"{split}/{name}": x for name, x in rest.items()})
 
   def last(self, split: str) -> dict[str, Any] | None:
     """Returns the newest record of a split, or None."""
     return next((r for r in reversed(self.records) if r["split"] == split), None)
 
 
-def _scalars(record: dict[str, Any]) -> dict[str, float]:
-  """Returns the numbers of a record by the names that they have in a mirror."""
-  split = record["split"]
-  rest = {n: v for n, v in record.items() if n not in ("step", "split", "seeds")}
-  return {f"{split}/{name}": value for name, value in rest.items()}
+class Mirror(NamedTuple):
+  """What shows records besides `metrics.jsonl`."""
+
+  write: Callable[[int, dict[str, float]], None]  # takes a step and its numbers
+  close: Callable[[], None]
 
 
-class TensorBoard:
+def _tensorboard(workdir: Path, config: Any, resume_step: int | None) -> Mirror:
   """Event files in `tensorboard/` of the workdir."""
+  del config
+  import tensorboardX
 
-  def __init__(self, workdir: Path, config: Any, resume_step: int | None):
-    del config
-    import tensorboardX
+  purge = None if resume_step is None else resume_step + 1
+  events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=purge)
 
-    purge = None if resume_step is None else resume_step + 1
-    place = str(workdir / "tensorboard")
-    self._events = tensorboardX.SummaryWriter(place, purge_step=purge)
+  def write(step, numbers):
+    for name, value in numbers.items():
+      events.add_scalar(name, value, step)
+    events.flush()
 
-  def write(self, record: dict[str, Any]) -> None:
-    """Takes one record."""
-    for name, value in _scalars(record).items():
-      self._events.add_scalar(name, value, record["step"])
-    self._events.flush()
-
-  def close(self) -> None:
-    """Closes the file."""
-    self._events.close()
+  return Mirror(write, events.close)
 
 
-class WeightsAndBiases:
+def _wandb(workdir: Path, config: Any, resume_step: int | None) -> Mirror:
   """A run of Weights & Biases; the same one for all starts of a workdir.
 
   WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE=offline and the like count as usual.
   """
+  del resume_step
+  import wandb  # pyright: ignore[reportMissingImports]
 
-  def __init__(self, workdir: Path, config: Any, resume_step: int | None):
-    del resume_step
-    import wandb  # pyright: ignore[reportMissingImports]
-
-    path = workdir / "wandb_id"
-    if not path.exists():
-      replace_text(path, os.urandom(8).hex())
-    try:
-      self._run = wandb.init(
-        project=os.environ.get("WANDB_PROJECT", "eoi_jax"),
-        id=path.read_text(encoding="utf-8"),
-        name=str(workdir),
-        dir=str(workdir),
-        config=config.to_dict(),
-        resume="allow",
-      )
-    except wandb.Error as error:
-      raise UserError(
-        f"`wandb` = True: {error}; log in with `wandb login`, or set "
-        "WANDB_MODE=offline."
-      ) from error
-    self._run.define_metric("*", step_metric="step")  # records may come again
-
-  def write(self, record: dict[str, Any]) -> None:
-    """Takes one record."""
-    self._run.log({"step": record["step"], **_scalars(record)})
-
-  def close(self) -> None:
-    """Ends the run."""
-    self._run.finish()
+  path = workdir / "wandb_id"
+  if not path.exists():
+    replace_text(path, os.urandom(8).hex())
+  try:
+    run = wandb.init(
+      project=os.environ.get("WANDB_PROJECT", "eoi_jax"),
+      id=path.read_text(encoding="utf-8"),
+      name=str(workdir),
+      dir=str(workdir),
+      config=config.to_dict(),
+      resume="allow",
+    )
+  except wandb.Error as error:
+    raise UserError(
+      f"`wandb` = True: {error}; log in with `wandb login`, or set WANDB_MODE=offline."
+    ) from error
+  run.define_metric("*", step_metric="step")  # records may come again
+  return Mirror(lambda step, numbers: run.log({"step": step} | numbers), run.finish)
 
 
-# Field, which is the name of the extra, too; the package; what writes.
-_MIRRORS = {
-  "tensorboard": ("tensorboardX", TensorBoard),
-  "wandb": ("wandb", WeightsAndBiases),
-}
+# Field, which is the name of the extra, too; the package; what opens it.
+_MIRRORS = {"tensorboard": ("tensorboardX", _tensorboard), "wandb": ("wandb", _wandb)}
 
 
 def check_mirrors(config: Any) -> None:
@@ -185,14 +164,11 @@ def check_mirrors(config: Any) -> None:
       ) from error
 
 
-def open_mirrors(config: Any, workdir: Path, resume_step: int | None) -> list[Any]:
+def open_mirrors(config: Any, workdir: Path, resume_step: int | None) -> list[Mirror]:
   """Opens what a config asks for besides `metrics.jsonl`, for `MetricsWriter`.
 
   Raises:
     UserError: if Weights & Biases refuses.
   """
-  return [
-    make(workdir, config, resume_step)
-    for field, (_, make) in _MIRRORS.items()
-    if config[field]
-  ]
+  asked = [opens for field, (_, opens) in _MIRRORS.items() if config[field]]
+  return [opens(workdir, config, resume_step) for opens in asked]
