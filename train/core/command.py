@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from train.core import cache
 from train.core import config as config_lib
-from train.core.console import UserError, exit_with, one_line
+from train.core.console import UserError, one_line, program
 
 CONFIG: Any = flags.DEFINE_string(
   "config",
@@ -66,29 +66,27 @@ def load_config(value: str) -> ConfigDict:
   return config
 
 
+@program
 def parse(argv: list[str]) -> list[str]:
   """Parses the command line, and turns on the cache.
 
   `CONFIG.value` is the config afterwards, with the changes of the command line, and
   `WORKDIR.value` never None. A mistake ends the program with one line.
   """
-  try:
-    (file, words, others), config = scan(argv[1:]), None
-    if file is not None:
-      config = load_config(file)
-      config_lib.check_names(words)
-      changes = {name: config_lib.read_word(name, word) for name, word in words.items()}
-      config = config_lib.changed(config, changes)
-    rest = flags.FLAGS([argv[0], *others])
-    if _FIELDS.value:
-      print(config_lib.help_text())
-      raise SystemExit(0)
-    if len(rest) > 1:
-      raise UserError(f"unexpected argument {rest[1]!r}; flags begin with --.")
-    if config is None:
-      raise UserError("--config is missing, such as --config=configs/quickstart.py.")
-  except (UserError, flags.Error) as error:
-    exit_with(error)
+  (file, words, others), config = scan(argv[1:]), None
+  if file is not None:
+    config = load_config(file)
+    config_lib.check_names(words)
+    changes = {name: config_lib.read_word(name, word) for name, word in words.items()}
+    config = config_lib.changed(config, changes)
+  rest = flags.FLAGS([argv[0], *others])
+  if _FIELDS.value:
+    print(config_lib.help_text())
+    raise SystemExit(0)
+  if len(rest) > 1:
+    raise UserError(f"unexpected argument {rest[1]!r}; flags begin with --.")
+  if config is None:
+    raise UserError("--config is missing, such as --config=configs/quickstart.py.")
   flags.FLAGS["config"].value = config
   if not flags.FLAGS["workdir"].present:
     flags.FLAGS["workdir"].value = str(default_workdir(argv[1:]))

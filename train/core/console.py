@@ -10,6 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
+from absl import flags
+from absl import logging as absl_logging
+
 logger = logging.getLogger("train")
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -64,14 +67,14 @@ class _Lines(logging.Formatter):
     return paint(text, "yellow", sys.stderr)
 
 
-def program(main: Callable[[Any], None]) -> Callable[[Any], None]:
+def program(main: Callable[[Any], Any]) -> Callable[[Any], Any]:
   """Makes a `main` end in one line after a UserError, Ctrl-C or an error of a file."""
 
   @functools.wraps(main)
-  def run(argv: Any) -> None:
+  def run(argv: Any) -> Any:
     try:
-      main(argv)
-    except UserError as error:
+      return main(argv)
+    except (UserError, flags.Error) as error:
       exit_with(error)
     except OSError as error:
       place = f"cannot use {error.filename}: {error.strerror}."
@@ -104,9 +107,6 @@ def log_to_stderr(*, quiet: bool = False) -> None:
 
 def warnings_only() -> None:
   """Hides the information that Orbax and JAX log, unless --verbosity asks for it."""
-  from absl import flags
-  from absl import logging as absl_logging
-
   if not flags.FLAGS["verbosity"].present:
     absl_logging.set_verbosity(absl_logging.WARNING)
 
