@@ -16,16 +16,13 @@ from train.data.datasets import DATASETS, MANUAL, TFDS
 from train.data.prepare import prepare
 
 _NAMES = [name for name in DATASETS if name != "digits"]
-_DATASET = flags.DEFINE_string(
-  "dataset", None, f"which data set: {', '.join(_NAMES)}, or {TFDS}NAME"
-)
+_KNOWN = f"one of {', '.join(_NAMES)}, {TFDS}NAME"
+_DATASET = flags.DEFINE_string("dataset", None, f"which data set: {_KNOWN}")
 _DATA_DIR = flags.DEFINE_string(
   "data_dir", None, "where to; default: $TFDS_DATA_DIR, else ~/tensorflow_datasets"
 )
 _MANUAL_DIR = flags.DEFINE_string(
-  "manual_dir",
-  None,
-  "where the archives are that you brought, for " + ", ".join(MANUAL),
+  "manual_dir", None, f"where the archives are that you brought: {', '.join(MANUAL)}"
 )
 _PARTIAL = flags.DEFINE_bool(
   "partial", False, "accept archives with a part of the official images, for imagenet"
@@ -37,8 +34,7 @@ def main(_: list[str]) -> None:
   """Prepares what the flags ask for."""
   name = _DATASET.value
   if name is None or (name not in _NAMES and not name.startswith(TFDS)):
-    known = f"{', '.join(_NAMES)}, {TFDS}NAME"
-    raise UserError(f"--dataset must be one of {known}, got {name}.")
+    raise UserError(f"--dataset must be {_KNOWN}, got {name}.")
   place = prepare(name, _DATA_DIR.value, _MANUAL_DIR.value, partial=_PARTIAL.value)
   print(f"{name} is in {place}")
 

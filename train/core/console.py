@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 from absl import flags
 from absl import logging as absl_logging
@@ -30,13 +30,6 @@ def one_line(error: Exception) -> str:
   """Returns an exception in one line, with its type if it is no ValueError."""
   kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
   return kind + " ".join(str(error).split())
-
-
-def exit_with(error: Exception) -> NoReturn:
-  """Ends the program with one line on the standard error, and status 2."""
-  text = " ".join(str(error).split())
-  print(f"{paint('error:', 'red', sys.stderr)} {text}", file=sys.stderr)
-  sys.exit(2)
 
 
 _STYLES = {"bold": 1, "red": 31, "yellow": 33}
@@ -68,22 +61,27 @@ class _Lines(logging.Formatter):
 
 
 def program(main: Callable[[Any], Any]) -> Callable[[Any], Any]:
-  """Makes a `main` end in one line after a UserError, Ctrl-C or an error of a file."""
+  """Makes a `main` end in one line after a UserError, Ctrl-C or an error of a file.
+
+  The line is on the standard error; the exit status is 2, or 130 after Ctrl-C.
+  """
 
   @functools.wraps(main)
   def run(argv: Any) -> Any:
     try:
       return main(argv)
-    except (UserError, flags.Error) as error:
-      exit_with(error)
-    except OSError as error:
-      place = f"cannot use {error.filename}: {error.strerror}."
-      exit_with(UserError(place) if error.filename else error)
     except Exception as error:
-      if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
-        raise
-      text = f"there is not enough memory: {one_line(error)[:200]}; --config.dry_run "
-      exit_with(UserError(text + "shows what a config takes, if it can be run at all."))
+      text = str(error)
+      if isinstance(error, OSError) and error.filename:
+        text = f"cannot use {error.filename}: {error.strerror}."
+      elif not isinstance(error, UserError | flags.Error | OSError):
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in text:
+          raise
+        text = f"there is not enough memory: {one_line(error)[:200]}; --config.dry_run "
+        text += "shows what a config takes, if it can be run at all."
+      label = paint("error:", "red", sys.stderr)
+      print(f"{label} {' '.join(text.split())}", file=sys.stderr)
+      sys.exit(2)
     except KeyboardInterrupt:
       message = "stopped; the same command continues a run from its last checkpoint."
       print(f"\n{message}", flush=True)

@@ -13,9 +13,8 @@ from train.core.console import UserError, one_line
 
 def is_own(name: str) -> bool:
   """Whether a name is of the form `package.module:name`."""
-  module, colon, attribute = name.partition(":")
-  words = [*module.split("."), attribute]
-  return bool(colon) and all(word.isidentifier() for word in words)
+  module, _, attribute = name.partition(":")
+  return all(word.isidentifier() for word in (*module.split("."), attribute))
 
 
 def find(field: str, name: str) -> Any:

@@ -75,10 +75,8 @@ def is_claimed(workdir: Path) -> bool:
   try:
     with open(workdir / _LOCK, encoding="utf-8") as lock:
       fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-  except BlockingIOError:
-    return True
-  except OSError:
-    return False
+  except OSError as error:
+    return isinstance(error, BlockingIOError)
   return False
 
 
