@@ -120,7 +120,7 @@ def table(rows: list[tuple[str, ...]]) -> str:
   return "\n".join(lines)
 
 
-class Progress:
+class Progress(contextlib.ExitStack):
   """Shows how far a run is: a bar on a terminal, plain lines elsewhere.
 
   Use as a context manager around the training. A logger that shows only warnings shows
@@ -128,32 +128,21 @@ class Progress:
   """
 
   def __init__(self, name: str, step: int, num_steps: int, num_epochs: int):
+    super().__init__()
     self._name, self._num_steps, self._num_epochs = name, num_steps, num_epochs
     self._first, self._begin = step, time.monotonic()
     self._bar, self._last_line, self._evaluation = None, -math.inf, ""
     if sys.stderr.isatty() and logger.isEnabledFor(logging.INFO):
       from tqdm import tqdm
 
-      size: dict[str, Any] = {"dynamic_ncols": True}
+      options: dict[str, Any] = {"dynamic_ncols": True}
       if not all(os.get_terminal_size(sys.stderr.fileno())):
-        size = {"ncols": 80, "nrows": 24}  # tqdm is mute where there is no size
-      self._bar = tqdm(
-        desc=name,
-        total=num_steps,
-        initial=step,
-        unit=" steps",
-        bar_format="{desc} {percentage:3.0f}% |{bar:10}| {remaining} left, "
-        "{rate_fmt}{postfix}",
-        file=sys.stderr,
-        **size,
+        options = {"ncols": 80, "nrows": 24}  # tqdm is mute where there is no size
+      text = (
+        "{desc} {percentage:3.0f}% |{bar:10}| {remaining} left, {rate_fmt}{postfix}"
       )
-
-  def __enter__(self) -> "Progress":
-    return self
-
-  def __exit__(self, *args) -> None:
-    if self._bar is not None:
-      self._bar.close()
+      options |= {"desc": name, "total": num_steps, "initial": step, "bar_format": text}
+      self._bar = self.enter_context(tqdm(unit=" steps", file=sys.stderr, **options))
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
@@ -174,10 +163,9 @@ class Progress:
       self._bar.set_postfix_str(text + self._evaluation, refresh=False)
       self._bar.update(record["step"] - self._bar.n)
     else:
-      now, last = time.monotonic(), record["step"] == self._num_steps
-      if last or now - self._last_line >= SECONDS_BETWEEN_LINES:
+      now, step, width = time.monotonic(), record["step"], len(str(self._num_steps))
+      if step == self._num_steps or now - self._last_line >= SECONDS_BETWEEN_LINES:
         self._last_line = now
-        step, width = record["step"], len(str(self._num_steps))
         rate = (now - self._begin) / max(step - self._first, 1)
         speed, left = record["steps_per_second"], rate * (self._num_steps - step)
         text = (
