@@ -95,12 +95,15 @@ def _one_of(
   )
 
 
-def _tuple(text: str, holds: Callable[[Any], bool]) -> Rule:
-  return Rule(text, lambda value: isinstance(value, list | tuple) and holds(value))
+def _tuple(text: str, holds: Callable[[Any], bool], *, different: bool = True) -> Rule:
+  """A tuple of items that a condition holds of."""
 
+  def is_such(value):
+    if not isinstance(value, list | tuple) or not all(map(holds, value)):
+      return False
+    return not different or len(set(map(repr, value))) == len(value)
 
-def _different(items: Any) -> bool:
-  return len(set(map(repr, items))) == len(items)
+  return Rule(text, is_such)
 
 
 def _is_choice(value: Any) -> bool:
@@ -108,33 +111,26 @@ def _is_choice(value: Any) -> bool:
   return all(isinstance(part, str | int | float) for part in parts)
 
 
+def _are_steps(value: Any) -> bool:
+  if not isinstance(value, list | tuple) or not all(map(_is_integer, value)):
+    return False
+  return not value or (len(value) == 2 and 1 <= value[0] <= value[1])
+
+
 _BOOLEAN = Rule("True or False", lambda value: isinstance(value, bool))
 _TEXT = Rule("a string", lambda value: isinstance(value, str))
 _SEED = _integer(0, 2**32 - 1)
-_SEEDS = _tuple(
-  f"a tuple of different seeds, each {_SEED.text}",
-  lambda value: _different(value) and all(map(_SEED.holds, value)),
-)
+_SEEDS = _tuple(f"a tuple of different seeds, each {_SEED.text}", _SEED.holds)
 _POSITIVE = _number("(0, inf)")
 _SCALE = Rule(
   f"a number in (0, inf) or {CRITICAL!r}",
   lambda value: value == CRITICAL or _POSITIVE.holds(value),
 )
-_CHOICES = _tuple(
-  "a tuple of different strings, numbers or tuples of them",
-  lambda value: _different(value) and all(map(_is_choice, value)),
-)
+_CHOICES = _tuple("a tuple of different strings, numbers or tuples of them", _is_choice)
 _CHANNELS = _tuple(
-  "a tuple of numbers, one for each channel, or ()",
-  lambda value: all(map(_is_number, value)),
+  "a tuple of numbers, one for each channel, or ()", _is_number, different=False
 )
-_STEPS = _tuple(
-  "(), or the first and the last step, such as (101, 110)",
-  lambda value: (
-    not value
-    or (len(value) == 2 and all(map(_is_integer, value)) and 1 <= value[0] <= value[1])
-  ),
-)
+_STEPS = Rule("(), or the first and the last step, such as (101, 110)", _are_steps)
 _DATA_NAME = _one_of(
   *DATASETS,
   other=f"{TFDS}NAME of a prepared data set, or MODULE:FUNCTION of your own",
@@ -430,11 +426,7 @@ def _check_dynamic(config: Any) -> None:
 
 
 def _values(names: list[str], choice: Any) -> list[Any]:
-  """Returns the values of the fields `names` in one of `compare.choices`.
-
-  Raises:
-    UserError: if their number is wrong, or one breaks the rule of its field.
-  """
+  """Returns the checked values of the fields `names` in one of `compare.choices`."""
   parts = _parts(choice) if len(names) > 1 else [choice]
   if as_text := len(names) > 1 and isinstance(choice, str):
     parts = choice.split("+")
