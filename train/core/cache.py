@@ -9,20 +9,11 @@ from train.core.console import logger
 VARIABLE = "EOI_JAX_CACHE"
 
 
-def choose(place: str) -> None:
-  """Chooses the cache of this process and of those that it starts.
-
-  A directory, "off", or "auto": what EOI_JAX_CACHE says if it is set, else `eoi_jax` in
-  $XDG_CACHE_HOME or in ~/.cache.
-  """
-  if place != "auto":
-    os.environ[VARIABLE] = place
-
-
 def directory(kind: str) -> Path | None:
   """Returns the directory for things of a kind, such as "data"; it exists.
 
-  None where the cache is off, or nothing can be written.
+  It is in the one that EOI_JAX_CACHE names, or else in `eoi_jax` of $XDG_CACHE_HOME or
+  of ~/.cache; None where the variable is "off", or nothing can be written.
   """
   place = os.environ.get(VARIABLE, "auto")
   if place == "off":

@@ -90,7 +90,8 @@ def parse(argv: list[str]) -> list[str]:
   flags.FLAGS["config"].value = config
   if not flags.FLAGS["workdir"].present:
     flags.FLAGS["workdir"].value = str(default_workdir(argv[1:]))
-  cache.choose(_CACHE.value)
+  if _CACHE.value != "auto":
+    os.environ[cache.VARIABLE] = _CACHE.value  # also of processes that this one starts
   use_compilation_cache()
   return rest
 

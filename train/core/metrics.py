@@ -30,6 +30,13 @@ def with_spread(values: dict[str, Any], *, several: bool) -> dict[str, Any]:
   return record
 
 
+class Mirror(NamedTuple):
+  """What shows records besides `metrics.jsonl`."""
+
+  write: Callable[[int, dict[str, float]], None]  # takes a step and its numbers
+  close: Callable[[], None]
+
+
 class MetricsWriter(contextlib.ExitStack):
   """Appends records to `metrics.jsonl` and keeps them in memory.
 
@@ -49,15 +56,12 @@ class MetricsWriter(contextlib.ExitStack):
     resume_step: int | None,
     *,
     primary: bool = True,
-    mirrors: Sequence["Mirror"] = (),
+    mirrors: Sequence[Mirror] = (),
   ):
-    """Opens the file; records after `resume_step`, which will come again, go.
+    """Opens the file, which need not exist; `resume_step` None starts from nothing.
 
-    Args:
-      path: the file; it need not exist.
-      resume_step: the step of the checkpoint, None for a start from nothing.
-      primary: whether to write; other processes only keep the records.
-      mirrors: what else gets the records, and is closed in the end.
+    Records after that step, which will come again, go. Processes that are not `primary`
+    only keep the records; `mirrors` get them, too, and are closed in the end.
     """
     super().__init__()
     limit = -1 if resume_step is None else resume_step
@@ -96,13 +100,6 @@ class MetricsWriter(contextlib.ExitStack):
   def last(self, split: str) -> dict[str, Any] | None:
     """Returns the newest record of a split, or None."""
     return next((r for r in reversed(self.records) if r["split"] == split), None)
-
-
-class Mirror(NamedTuple):
-  """What shows records besides `metrics.jsonl`."""
-
-  write: Callable[[int, dict[str, float]], None]  # takes a step and its numbers
-  close: Callable[[], None]
 
 
 def _tensorboard(workdir: Path, config: Any, resume_step: int | None) -> Mirror:
