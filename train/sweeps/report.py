@@ -83,17 +83,14 @@ def _draw_chance(axes, table: Table) -> None:
 
 def _draw_column(axes, table: Table, column, number: int, offset: float) -> None:
   color = COLORS[number % len(COLORS)]
-  places, means, deviations = [], [], []
-  for place, row in enumerate(table.rows):
-    values = 100 * np.array(table.entries[*column, row].accuracies)
-    if not len(values):
-      continue
-    places.append(place + offset)
-    means.append(values.mean())
-    deviations.append(values.std(ddof=1) if len(values) > 1 else 0.0)
-    if len(values) > 1:
-      dots = np.full(len(values), place + offset)
-      axes.plot(values, dots, ".", color=color, alpha=0.5, markersize=3, zorder=1)
+  found = [table.entries[*column, row] for row in table.rows]
+  found = {place + offset: entry for place, entry in enumerate(found) if entry.runs}
+  for place, entry in found.items():
+    if (count := len(entry.accuracies)) > 1:
+      values, style = 100 * np.array(entry.accuracies), {"markersize": 3, "zorder": 1}
+      axes.plot(values, [place] * count, ".", color=color, alpha=0.5, **style)
   style = {"fmt": MARKERS[number % len(MARKERS)], "color": color, "ms": 5}
   style |= {"capsize": 2, "linewidth": 1.2, "label": table.column_name(column)}
-  axes.errorbar(means, places, xerr=deviations, **style)
+  means = [100 * entry.mean for entry in found.values()]
+  deviations = [100 * entry.std for entry in found.values()]
+  axes.errorbar(means, list(found), xerr=deviations, **style)

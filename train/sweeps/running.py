@@ -144,44 +144,47 @@ def _cores() -> set[int]:
   return set(range(os.cpu_count() or 1))
 
 
-def run_workers(commands: Sequence[Sequence[str]]) -> list[int]:
-  """Runs commands side by side, each on its part of the cores; returns exit statuses.
+def _pin(cores: set[int]) -> None:
+  """Keeps this thread on some cores, where the system can be told so."""
+  if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, cores)
 
-  Their output comes line by line on the standard error. SIGTERM is passed on to them;
-  Ctrl-C reaches them by itself.
+
+def run_side_by_side(count: int) -> bool:
+  """Trains all cells by `count` processes; returns whether none of them has failed.
+
+  Each has its part of the cores. Their output comes line by line on the standard error.
+  SIGTERM is passed on to them; Ctrl-C reaches them by itself.
   """
+  command = [sys.executable, "-m", "train.sweep", *sys.argv[1:]]
+  pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
   processes: list[subprocess.Popen] = []
 
   def stop(*_: Any) -> None:
     for process in processes:
       process.terminate()
 
-  before = signal.signal(signal.SIGTERM, stop)
+  before, mine = signal.signal(signal.SIGTERM, stop), _cores()
   try:
-    for command, cores in zip(commands, split_cores(len(commands)), strict=True):
-      processes.append(_start(command, cores))
-    with ThreadPoolExecutor(len(processes)) as pool:
-      return list(pool.map(_show, processes))
+    for number, cores in enumerate(split_cores(count)):
+      _pin(cores)  # the new process inherits it
+      worker = [*command, f"--worker={number}"]
+      processes.append(subprocess.Popen(worker, text=True, **pipes))
+    _pin(mine)
+    with ThreadPoolExecutor(count) as pool:
+      statuses = list(pool.map(_show, processes))
   finally:
     stop()
     for process in processes:
       process.wait()
     signal.signal(signal.SIGTERM, before)
-
-
-def _start(command: Sequence[str], cores: set[int]) -> subprocess.Popen:
-  """Starts a command on some of the cores, where the system can tell it so."""
-  mine = _cores()
-  pins = hasattr(os, "sched_setaffinity")
-  try:
-    if pins:
-      os.sched_setaffinity(0, cores)  # of this thread; the new process inherits it
-    return subprocess.Popen(
-      command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-  finally:
-    if pins:
-      os.sched_setaffinity(0, mine)
+  for number, status in enumerate(statuses):
+    if status < 0:
+      logger.warning("worker %d was ended by signal %d.", number, -status)
+      sys.exit(128 - status)
+    if status > 1:  # 1: a cell has failed, which is noted in its directory
+      sys.exit(status)
+  return not any(statuses)
 
 
 def _show(process: subprocess.Popen) -> int:
@@ -190,16 +193,3 @@ def _show(process: subprocess.Popen) -> int:
   for line in process.stdout:
     sys.stderr.write(line)
   return process.wait()
-
-
-def run_side_by_side(count: int) -> bool:
-  """Trains all cells by `count` processes; returns whether none of them has failed."""
-  command = [sys.executable, "-m", "train.sweep", *sys.argv[1:]]
-  statuses = run_workers([[*command, f"--worker={n}"] for n in range(count)])
-  for number, status in enumerate(statuses):
-    if status < 0:
-      logger.warning("worker %d was ended by signal %d.", number, -status)
-      sys.exit(128 - status)
-    if status > 1:  # 1: a cell has failed, which is noted in its directory
-      sys.exit(status)
-  return not any(statuses)
