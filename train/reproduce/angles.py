@@ -55,12 +55,8 @@ def angles(
     plan = make_plan(changed(config, {"sparsity.angle": angle}))
     hidden, result["epoch"], result["loss"][name] = _train(plan)
     result["kernels"][name] = hidden.tolist()
-  return result | {
-    "density": density,
-    "seeds": num_seeds,
-    "data": data,
-    "network": "MLP-7",
-  }
+  known = {"density": density, "seeds": num_seeds, "data": data, "network": "MLP-7"}
+  return result | known
 
 
 def _train(plan: Plan) -> tuple[np.ndarray, list[float], list[list[float]]]:

@@ -35,13 +35,10 @@ def _count(seed: int, size: int, steps: np.ndarray) -> np.ndarray:
   key = jax.random.fold_in(jax.random.key(seed), size)
   rotations = eoi_jax.sample_rotations(key, size, int(steps[-1]))
   i, j = np.asarray(rotations.i), np.asarray(rotations.j)
-  support = np.eye(size, dtype=bool)
-  counts = [size]
-  total = size
+  support, counts = np.eye(size, dtype=bool), [size]
   for a, b in zip(i.tolist(), j.tolist(), strict=True):
-    total += int(np.count_nonzero(support[a] ^ support[b]))
+    counts.append(counts[-1] + int(np.count_nonzero(support[a] ^ support[b])))
     support[a] = support[b] = support[a] | support[b]
-    counts.append(total)
   return np.array(counts)[steps] / size**2
 
 

@@ -1,6 +1,7 @@
 """The numbers of Figure 3: singular values of MLP-7's Jacobian for every scheme."""
 
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -57,27 +58,16 @@ def spectrum(
         raise UserError(f"`{argument}` must be among {', '.join(known)}, got {name!r}.")
   common = {"sparsity.ai_method": ai_method, "sparsity.ai_steps": ai_steps}
   curves = []
-  for activation in activations:
-    for distribution in distributions:
-      for start in starts:
-        fields = common | {
-          "model.activation": activation,
-          "sparsity.distribution": distribution,
-          "sparsity.start": start,
-        }
-        points = [
-          _summary(fields | {"sparsity.density": density}, num_seeds)
-          for density in densities
-        ]
-        curves.append(
-          {
-            "activation": activation,
-            "distribution": distribution,
-            "start": start,
-            "density": densities,
-          }
-          | {key: [point[key] for point in points] for key in points[0]}
-        )
+  for names in itertools.product(activations, distributions, starts):
+    scheme = dict(zip(("activation", "distribution", "start"), names, strict=True))
+    fields = common | {
+      "model.activation": scheme["activation"],
+      "sparsity.distribution": scheme["distribution"],
+      "sparsity.start": scheme["start"],
+    }
+    points = [_summary(fields | {"sparsity.density": d}, num_seeds) for d in densities]
+    values = {key: [point[key] for point in points] for key in points[0]}
+    curves.append(scheme | {"density": densities} | values)
   return {
     "curves": curves,
     "seeds": num_seeds,
@@ -97,8 +87,7 @@ def _summary(fields: dict[str, Any], num_seeds: int) -> dict[str, float]:
     values = eoi_jax.jacobian_singular_values(function, params, inputs)
     summaries.append(eoi_jax.signal.spectrum_summary(values)[:3])
   mean, top, bottom = np.mean(summaries, axis=0).tolist()
-  means = np.array(summaries)[:, 0]
-  deviation = float(means.std(ddof=1)) if num_seeds > 1 else 0.0
+  deviation = float(np.array(summaries)[:, 0].std(ddof=min(1, num_seeds - 1)))
   return {"mean": mean, "max": top, "min": bottom, "deviation": deviation}
 
 
