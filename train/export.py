@@ -3,9 +3,8 @@
 python -m train.export workdirs/quickstart/eoi --checkpoint=best --format=safetensors
 
 Leaves `export/model.msgpack` or `.safetensors` in the workdir, of several seeds one for
-each: parameters, masks (bool, True = trained) and batch statistics by the names that
-they have in the network, and as `metadata`, in JSON, the config, the layouts of the
-kernels, the step and the constants of the data set. In a script of your own:
+each: trees by the names that they have in the network and, in JSON, `metadata`; see
+`Exported`. In a script of your own:
 
   from train import export
 
@@ -40,7 +39,6 @@ from train.models import create_model
 from train.models.blocks import dense_view
 
 FORMATS: tuple[str, ...] = ("msgpack", "safetensors")
-_TREES = ("params", "batch_stats", "masks")
 
 
 class Exported(NamedTuple):
@@ -133,13 +131,14 @@ def load(path: str | Path) -> Exported:
   try:
     trees, text = _read(path)
     metadata = json.loads(text)
-    config = config_lib.from_saved(metadata["config"])
+    config, params = config_lib.from_saved(metadata["config"]), trees["params"]
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise UserError(f"{path} cannot be read: {error}.") from error
-  trees = {name: trees.get(name, {}) for name in _TREES}  # no file keeps empty trees
-  masks = fill_tree(trees["params"], named_leaves(trees["masks"]))
+  masks, stats = (trees.get(n, {}) for n in ("masks", "batch_stats"))  # may be empty
   model = create_model(config, _spec(metadata), bias_std=0.0)
-  return Exported(model, trees["params"], trees["batch_stats"], masks, metadata)
+  return Exported(
+    model, params, stats, fill_tree(params, named_leaves(masks)), metadata
+  )
 
 
 def _spec(metadata: dict[str, Any]) -> DatasetSpec:
@@ -182,12 +181,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
   flags.FLAGS(argv[:1])  # there are none, but absl asks for it
   parser = argparse.ArgumentParser("train.export")
   parser.add_argument("workdir", type=Path, help="directory of one run")
-  parser.add_argument(
-    "--checkpoint", help="best, last or a step; best if there is one, else last"
-  )
-  parser.add_argument(
-    "--format", default="msgpack", help=f"{' or '.join(FORMATS)}, or both, with a comma"
-  )
+  text = "best, last or a step; best if there is one, else last"
+  parser.add_argument("--checkpoint", help=text)
+  text = f"{' or '.join(FORMATS)}, or both, with a comma"
+  parser.add_argument("--format", default="msgpack", help=text)
   return parser.parse_args(argv[1:])
 
 
