@@ -42,21 +42,14 @@ FORMATS: tuple[str, ...] = ("msgpack", "safetensors")
 
 
 class Exported(NamedTuple):
-  """A trained network.
+  """A trained network."""
 
-  Attributes:
-    model: the Linen module.
-    params: its parameters; dead weights are exactly zero.
-    batch_stats: running statistics of normalization layers, {} without any.
-    masks: tree like `params`; bool leaves, True = trained, or None = dense leaf.
-    metadata: `config`, `layouts` (by name of a leaf: its fields),
-      `step`, `seed` and `spec`, the constants of the data set.
-  """
-
-  model: Any
-  params: Any
-  batch_stats: Any
-  masks: Any
+  model: Any  # the Linen module
+  params: Any  # its parameters; dead weights are exactly zero
+  batch_stats: Any  # running statistics of normalization layers, {} without any
+  masks: Any  # tree like `params`: bool leaves, True = trained, or None = dense leaf
+  # config, layouts (by name of a leaf: its fields), step, seed and spec, the constants
+  # of the data set
   metadata: dict[str, Any]
 
   def logits(self, images: jax.Array) -> jax.Array:
@@ -102,9 +95,9 @@ def _content(plan: Plan, state: TrainState, seed: int) -> tuple[dict, dict]:
   model, shown = plan.recipe.model.without_blocks, state.evaluated
   layouts = {n: x for n, x in model.layouts.items() if x is not None}
   params, flags = dense_view(shown.params, state.masks, state.layouts)
-  trees = {"params": params, "batch_stats": shown.batch_stats}
   masks = {n: x for n, x in named_leaves(flags).items() if x is not None}
-  trees["masks"] = traverse_util.unflatten_dict(masks, sep="/")
+  masks = traverse_util.unflatten_dict(masks, sep="/")
+  trees = {"params": params, "batch_stats": shown.batch_stats, "masks": masks}
   metadata = {
     "step": int(state.step),
     "seed": seed,

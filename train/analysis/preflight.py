@@ -176,7 +176,7 @@ def measure(plan: Plan, *, num_samples: int = 16) -> Inspection:
   totals = _totals(params, masks, model, calls) | {
     "effective_density": signal.effective_density(effective)
   }
-  summary, theory = signal.spectrum_summary(values), _theory(config)
+  summary = signal.spectrum_summary(values)
   spectrum = {
     "mean": summary.mean,
     "max": summary.max,
@@ -185,8 +185,7 @@ def measure(plan: Plan, *, num_samples: int = 16) -> Inspection:
     "samples": len(values),
     "inputs": f"{config.data.name} training images",
   }
-  slopes = _slopes(config, theory.get("q_star", 1.0))
-  return Inspection(rows, totals, spectrum, values, theory, slopes)
+  return Inspection(rows, totals, spectrum, values, *_of_activation(config))
 
 
 def _by_layer(values: Any) -> list[float]:
@@ -196,9 +195,8 @@ def _by_layer(values: Any) -> list[float]:
 def _obstacles(layer: Layer, call: Call) -> list[str]:
   found = []
   if call.groups > 1:
-    found.append(
-      f"{call.groups} channel groups: a filter each, no rotation of channels"
-    )
+    text = "channel groups: a filter each, no rotation of channels"
+    found.append(f"{call.groups} {text}")
   elif layer.orthogonality_error > TOLERANCE:
     found.append(f"not orthogonal: Gram error {layer.orthogonality_error:.1g}")
   if call.stride > 1:
@@ -245,28 +243,25 @@ def _singular_values(key, apply_fn, params, inputs) -> np.ndarray:
   return np.stack([extremes.max, root, extremes.min], axis=1)
 
 
-def _slopes(config: Any, q_star: float) -> tuple[float, float] | None:
+def _of_activation(
+  config: Any,
+) -> tuple[dict[str, float], tuple[float, float] | None]:
+  """The `theory` and the `slopes` of an `Inspection`."""
   if "activation" not in title_and_fields(config.model.name)[1]:
-    return None
-  activation = ACTIVATIONS[config.model.activation]
+    return {}, None
+  activation, theory, q_star = ACTIVATIONS[config.model.activation], {}, 1.0
+  if config.model.name in _PLAIN:
+    scale, bias_std = gains(config)
+    q_star = eoi_jax.signal.variance_fixed_point(activation, scale, bias_std)
+    theory = {"sigma_w": scale, "sigma_b": bias_std, "q_star": q_star}
+    if math.isfinite(q_star):
+      chi_1 = eoi_jax.signal.chi_1(activation, q_star or 1e-12, sigma_w=scale)
+      length = eoi_jax.signal.correlation_length(activation, scale, bias_std)
+      theory |= {"chi_1": chi_1, "correlation_length": length}
   deviation = math.sqrt(q_star) if 0 < q_star < math.inf else 1.0
   points = deviation * jnp.linspace(-2.0, 2.0, 101)
   slopes = jax.vmap(jax.grad(activation))(points)
-  return float(slopes.min()), float(slopes.max())
-
-
-def _theory(config: Any) -> dict[str, float]:
-  if config.model.name not in _PLAIN:
-    return {}
-  activation = ACTIVATIONS[config.model.activation]
-  scale, bias_std = gains(config)
-  q_star = eoi_jax.signal.variance_fixed_point(activation, scale, bias_std)
-  result = {"sigma_w": scale, "sigma_b": bias_std, "q_star": q_star}
-  if math.isfinite(q_star):
-    chi_1 = eoi_jax.signal.chi_1(activation, q_star or 1e-12, sigma_w=scale)
-    length = eoi_jax.signal.correlation_length(activation, scale, bias_std)
-    result |= {"chi_1": chi_1, "correlation_length": length}
-  return result
+  return theory, (float(slopes.min()), float(slopes.max()))
 
 
 def as_text(inspection: Inspection) -> str:
@@ -291,9 +286,8 @@ def as_text(inspection: Inspection) -> str:
   ]
   if high - low > 1e-3:
     obstacles.append(f"  activation: its slopes run from {low:.3g} to {high:.3g}")
-  parts.append(
-    "\n".join(["not isometric for every signal", *(obstacles or ["  none"])])
-  )
+  heading = "not isometric for every signal"
+  parts.append("\n".join([heading, *(obstacles or ["  none"])]))
   return "\n\n".join(parts)
 
 
@@ -335,13 +329,9 @@ def _number(value: Any) -> str:
 
 def as_json(inspection: Inspection) -> str:
   """Returns the report as JSON; what is not finite is null."""
-  content = {
-    "layers": list(map(_fields, inspection.rows)),
-    "totals": inspection.totals,
-    "spectrum": inspection.spectrum,
-    "theory": inspection.theory,
-    "slopes": inspection.slopes,
-  }
+  content: dict[str, Any] = {"layers": list(map(_fields, inspection.rows))}
+  for name in ("totals", "spectrum", "theory", "slopes"):
+    content[name] = getattr(inspection, name)
   finite = json.loads(json.dumps(content), parse_constant=lambda _: None)
   return json.dumps(finite, indent=2) + "\n"
 

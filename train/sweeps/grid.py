@@ -102,7 +102,9 @@ def _expand(base: Any, axes: Axes, *, one_by_one: bool) -> list[Cell]:
     for axis, label in labels.items():
       changes |= axes[axis][label]
     path = "/".join(_folder(axis, label) for axis, label in labels.items())
-    for folder, seed in _seeds(_change(base, changes), one_by_one):
+    seeds = _change(base, changes).seeds if one_by_one else ()
+    runs = [(f"/seed={seed}", {"seed": seed, "seeds": ()}) for seed in seeds]
+    for folder, seed in runs or [("", {})]:
       config = _change(base, changes | seed)
       text = config_lib.to_json(config)
       cells.append(Cell(labels, paths.setdefault(text, path + folder), config))
@@ -120,13 +122,6 @@ def _folder(axis: str, label: str) -> str:
   """Names a directory: `density=0.05`, or a word alone."""
   text = f"{axis}={label}" if is_number(label) else label
   return re.sub(r"[^\w.=+-]+", "_", text)
-
-
-def _seeds(config: Any, one_by_one: bool) -> list[tuple[str, dict[str, Any]]]:
-  """What the runs of a cell change for their seeds, and how they are called."""
-  if not (one_by_one and config.seeds):
-    return [("", {})]
-  return [(f"/seed={seed}", {"seed": seed, "seeds": ()}) for seed in config.seeds]
 
 
 def _change(base: Any, changes: dict[str, Any]) -> Any:

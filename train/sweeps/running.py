@@ -24,14 +24,7 @@ from train.core.loop import train_and_evaluate
 from train.core.own import find, is_own
 from train.core.workdir import is_claimed, refuse_another_config, replace_text, writing
 from train.data.datasets import TFDS, prepared
-from train.sweeps.grid import (
-  SWEEP,
-  Cell,
-  Sweep,
-  read_status,
-  to_json,
-  write_failure,
-)
+from train.sweeps.grid import SWEEP, Cell, Sweep, read_status, to_json, write_failure
 
 
 def prepare(sweep: Sweep, workdir: Path) -> None:
@@ -94,16 +87,20 @@ def check_backend(workers: int) -> None:
 
 
 def run(cells: Sequence[Cell], workdir: Path) -> bool:
-  """Trains all cells that are to be; one that breaks does not stop the others.
+  """Trains all cells that are to be; returns whether none of them has failed.
 
-  Returns whether none of them has failed.
+  What goes wrong in one is noted in its directory, and does not stop the others.
   """
   whole = True
   for number, cell in enumerate(cells, 1):
     begin = time.monotonic()
     before = read_status(workdir / cell.path).word
     if before in ("todo", "stopped"):
-      _train(cell, workdir / cell.path)
+      try:
+        train_and_evaluate(cell.config, workdir / cell.path, name=cell.path)
+      except Exception as error:  # whatever it is: the other cells shall run
+        if not is_claimed(workdir / cell.path):
+          write_failure(workdir / cell.path, error)
     after = read_status(workdir / cell.path)
     whole &= after.word != "failed"
     if after.word != before or after.word == "failed":
@@ -112,15 +109,6 @@ def run(cells: Sequence[Cell], workdir: Path) -> bool:
       progress = f"[{number}/{len(cells)}] {cell.path}: {after.word}"
       logger.info("%s%s%s %s", progress, accuracy, seconds, after.note)
   return whole
-
-
-def _train(cell: Cell, workdir: Path) -> None:
-  """Trains one cell; what goes wrong in it is noted in its directory."""
-  try:
-    train_and_evaluate(cell.config, workdir, name=cell.path)
-  except Exception as error:  # whatever it is: the other cells shall run
-    if not is_claimed(workdir):
-      write_failure(workdir, error)
 
 
 def split_cores(count: int) -> list[set[int]]:

@@ -52,11 +52,8 @@ def read_runs(directories: list[str]) -> list[Run]:
   Raises:
     UserError: if there is none.
   """
-  found = []
-  for directory in directories:
-    for path in sorted(Path(directory).rglob("metrics.jsonl")):
-      if (run := read_run(path.parent)) is not None:
-        found.append(run)
+  paths = (p for d in directories for p in sorted(Path(d).rglob("metrics.jsonl")))
+  found = [run for path in paths if (run := read_run(path.parent)) is not None]
   if not found:
     raise UserError(f"no finished run in {', '.join(directories)}.")
   return found
@@ -239,10 +236,10 @@ def read_table(directory: Path) -> Table:
 
 def _entry(directory: Path, paths: list[str]) -> Entry:
   statuses = [read_status(directory / path) for path in paths]
-  found = [read_run(directory / path) for path in paths]
+  runs = [run for path in paths if (run := read_run(directory / path)) is not None]
   order = ("failed", "running", "stopped", "todo", "done")
   worst = min(statuses, key=lambda status: order.index(status.word))
-  return Entry([run for run in found if run is not None], worst.word, worst.note)
+  return Entry(runs, worst.word, worst.note)
 
 
 def markdown(table: Table) -> str:
@@ -284,17 +281,13 @@ def _texts(entries: list[Entry], common: int | None) -> list[str]:
 
 
 def _legend(table: Table, common: int | None) -> str:
-  text = "Test accuracy in %"
-  if common != 1:
-    text += ": mean ± standard deviation over seeds"
-  text += f", n = {common}. " if common else ". "
-  text += "Bold: the best mean of a column among networks of its density."
-  epochs = {
-    run.config["num_epochs"] for entry in table.entries.values() for run in entry.runs
-  }
-  if len(epochs) == 1:
-    text += f" Epochs: {epochs.pop()}."
-  return text
+  spread = "" if common == 1 else ": mean ± standard deviation over seeds"
+  number = f", n = {common}" if common else ""
+  runs = [run for entry in table.entries.values() for run in entry.runs]
+  epochs = {run.config["num_epochs"] for run in runs}
+  length = f" Epochs: {epochs.pop()}." if len(epochs) == 1 else ""
+  text = "Bold: the best mean of a column among networks of its density."
+  return f"Test accuracy in %{spread}{number}. {text}{length}"
 
 
 def csv_text(table: Table) -> str:
