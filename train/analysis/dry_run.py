@@ -222,8 +222,8 @@ def _rows(plans: list[Plan], costs: list[Cost]) -> list[tuple[str, ...]]:
   """Returns what all runs have, each different value once, and their sums."""
   devices, kind = jax.device_count(), jax.devices()[0].device_kind
 
-  def each(show: Callable[[Plan], str]) -> str:
-    return "; ".join(dict.fromkeys(map(show, plans)))
+  def each(show: Callable[[Any], str], items: list[Any] = plans) -> str:
+    return "; ".join(dict.fromkeys(map(show, items)))
 
   def steps(plan: Plan) -> str:
     return f"{plan.recipe.num_steps:,}, {plan.recipe.steps_per_epoch:,} an epoch"
@@ -236,10 +236,6 @@ def _rows(plans: list[Plan], costs: list[Cost]) -> list[tuple[str, ...]]:
   def largest(name: str) -> str:
     sizes = [getattr(cost, name) for cost in costs]
     return "unknown" if None in sizes else f"{max(sizes) / 2**20:,.1f} MiB a device"
-
-  def seconds(name: str, digits: int) -> str:
-    shown = (f"{getattr(cost, name):.{digits}f} s" for cost in costs)
-    return "; ".join(dict.fromkeys(shown))
 
   total = sum(
     cost.step_seconds * plan.recipe.num_steps
@@ -255,8 +251,8 @@ def _rows(plans: list[Plan], costs: list[Cost]) -> list[tuple[str, ...]]:
     ("state", largest("state_bytes")),
     ("examples", largest("data_bytes")),
     ("activations and the like", largest("temporary_bytes")),
-    ("compile time", seconds("compile_seconds", 1)),
-    ("time of a step", seconds("step_seconds", 4)),
+    ("compile time", each(lambda cost: f"{cost.compile_seconds:.1f} s", costs)),
+    ("time of a step", each(lambda cost: f"{cost.step_seconds:.4f} s", costs)),
     ("training time of all runs", f"{duration(total)} (h:min:s), evaluation left out"),
   ]
 
