@@ -3,9 +3,8 @@
 python -m train.export workdirs/quickstart/eoi --checkpoint=best --format=safetensors
 
 Leaves `export/model.msgpack` or `.safetensors` in the workdir, of several seeds one for
-each: parameters, masks (bool, True = trained) and batch statistics by the names that
-they have in the network, and as `metadata`, in JSON, the config, the layouts of the
-kernels, the step and the constants of the data set. In a script of your own:
+each: trees by the names that they have in the network and, in JSON, `metadata`; see
+`Exported`. In a script of your own:
 
   from train import export
 
@@ -40,25 +39,17 @@ from train.models import create_model
 from train.models.blocks import dense_view
 
 FORMATS: tuple[str, ...] = ("msgpack", "safetensors")
-_TREES = ("params", "batch_stats", "masks")
 
 
 class Exported(NamedTuple):
-  """A trained network.
+  """A trained network."""
 
-  Attributes:
-    model: the Linen module.
-    params: its parameters; dead weights are exactly zero.
-    batch_stats: running statistics of normalization layers, {} without any.
-    masks: tree like `params`; bool leaves, True = trained, or None = dense leaf.
-    metadata: `config`, `layouts` (by name of a leaf: its fields),
-      `step`, `seed` and `spec`, the constants of the data set.
-  """
-
-  model: Any
-  params: Any
-  batch_stats: Any
-  masks: Any
+  model: Any  # the Linen module
+  params: Any  # its parameters; dead weights are exactly zero
+  batch_stats: Any  # running statistics of normalization layers, {} without any
+  masks: Any  # tree like `params`: bool leaves, True = trained, or None = dense leaf
+  # config, layouts (by name of a leaf: its fields), step, seed and spec, the constants
+  # of the data set
   metadata: dict[str, Any]
 
   def logits(self, images: jax.Array) -> jax.Array:
@@ -104,9 +95,9 @@ def _content(plan: Plan, state: TrainState, seed: int) -> tuple[dict, dict]:
   model, shown = plan.recipe.model.without_blocks, state.evaluated
   layouts = {n: x for n, x in model.layouts.items() if x is not None}
   params, flags = dense_view(shown.params, state.masks, state.layouts)
-  trees = {"params": params, "batch_stats": shown.batch_stats}
   masks = {n: x for n, x in named_leaves(flags).items() if x is not None}
-  trees["masks"] = traverse_util.unflatten_dict(masks, sep="/")
+  masks = traverse_util.unflatten_dict(masks, sep="/")
+  trees = {"params": params, "batch_stats": shown.batch_stats, "masks": masks}
   metadata = {
     "step": int(state.step),
     "seed": seed,
@@ -133,13 +124,14 @@ def load(path: str | Path) -> Exported:
   try:
     trees, text = _read(path)
     metadata = json.loads(text)
-    config = config_lib.from_saved(metadata["config"])
+    config, params = config_lib.from_saved(metadata["config"]), trees["params"]
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise UserError(f"{path} cannot be read: {error}.") from error
-  trees = {name: trees.get(name, {}) for name in _TREES}  # no file keeps empty trees
-  masks = fill_tree(trees["params"], named_leaves(trees["masks"]))
+  masks, stats = (trees.get(n, {}) for n in ("masks", "batch_stats"))  # may be empty
   model = create_model(config, _spec(metadata), bias_std=0.0)
-  return Exported(model, trees["params"], trees["batch_stats"], masks, metadata)
+  return Exported(
+    model, params, stats, fill_tree(params, named_leaves(masks)), metadata
+  )
 
 
 def _spec(metadata: dict[str, Any]) -> DatasetSpec:
@@ -182,12 +174,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
   flags.FLAGS(argv[:1])  # there are none, but absl asks for it
   parser = argparse.ArgumentParser("train.export")
   parser.add_argument("workdir", type=Path, help="directory of one run")
-  parser.add_argument(
-    "--checkpoint", help="best, last or a step; best if there is one, else last"
-  )
-  parser.add_argument(
-    "--format", default="msgpack", help=f"{' or '.join(FORMATS)}, or both, with a comma"
-  )
+  text = "best, last or a step; best if there is one, else last"
+  parser.add_argument("--checkpoint", help=text)
+  text = f"{' or '.join(FORMATS)}, or both, with a comma"
+  parser.add_argument("--format", default="msgpack", help=text)
   return parser.parse_args(argv[1:])
 
 

@@ -38,8 +38,7 @@ def write_archives(
   classes = sorted(set(truth))
   with tarfile.open(folder / TRAIN, "w") as archive:
     for wnid in classes:
-      names = [f"{wnid}_{number}.JPEG" for number in range(train)]
-      files = {name: jpeg(wnid, number) for number, name in enumerate(names)}
+      files = {f"{wnid}_{number}.JPEG": jpeg(wnid, number) for number in range(train)}
       add(archive, f"{wnid}.tar", tar(files))
   with tarfile.open(folder / VALIDATION, "w") as archive:
     for number, wnid in enumerate(truth, 1):

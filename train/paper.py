@@ -24,7 +24,7 @@ from train.core.command import use_compilation_cache
 from train.core.config import read_word
 from train.core.console import UserError, program, warnings_only
 from train.core.workdir import replace_text
-from train.reproduce import angles, draw, numbers, spectrum
+from train.reproduce import draw, numbers
 from train.sweeps import tables
 
 _OUT = flags.DEFINE_string("out", "workdirs/figures", "directory of the figures")
@@ -56,7 +56,7 @@ class Figure(NamedTuple):
 
 def _spectrum(_: list[str]) -> dict[str, Any]:
   read = functools.partial(read_word, "sparsity.density", title="each of `densities`")
-  return spectrum.spectrum(
+  return numbers.spectrum(
     activations=_ACTIVATIONS.value,
     distributions=_DISTRIBUTIONS.value,
     starts=_STARTS.value,
@@ -73,7 +73,7 @@ FIGURES = {
   ),
   "spectrum": Figure(_spectrum, draw.draw_spectrum),
   "time": Figure(lambda _: numbers.init_time(), draw.draw_time),
-  "angles": Figure(lambda _: angles.angles(num_seeds=_SEEDS.value), draw.draw_angles),
+  "angles": Figure(lambda _: numbers.angles(num_seeds=_SEEDS.value), draw.draw_angles),
   "delta": Figure(lambda _: numbers.delta_kernel(), draw.draw_delta),
   "curves": Figure(tables.curves, draw.draw_curves, from_runs=True),
   "accuracy": Figure(tables.accuracy_over_density, draw.draw_accuracy, True),

@@ -72,15 +72,13 @@ def test_counts_before_and_at_the_start_are_what_exists():
   layers = dry_run.list_kernels(config)
   found = summaries.describe_start(config, state, 1.0, recipe).summary
   assert found["densities"] == pytest.approx(
-    {row.name: row.live / row.parameters for row in layers.rows}, abs=0.01
+    {row.name: row.live / row.size for row in layers.rows}, abs=0.01
   )
-  others = layers.total - sum(row.parameters for row in layers.rows)
+  others = layers.total - sum(row.size for row in layers.rows)
   assert found["parameters_live"] == pytest.approx(layers.live + others, rel=0.02)
   stored = sum(leaf.size for leaf in jax.tree.leaves(state.params))
   assert found["parameters_live"] <= found["parameters_total"] == stored
-  assert layers.live == pytest.approx(
-    0.25 * sum(r.parameters for r in layers.rows), rel=0.1
-  )
+  assert layers.live == pytest.approx(0.25 * sum(r.size for r in layers.rows), rel=0.1)
   assert found["orthogonality_error"] < 1e-5
 
 

@@ -141,7 +141,7 @@ def test_what_stays_dense_or_goes_by_score_is_said():
   )
   dense = [row for row in layers.rows if row.floor is None]
   assert sum(row.count for row in dense) == 16
-  assert all("depthwise" in row.name and row.live == row.parameters for row in dense)
+  assert all("depthwise" in row.name and row.live == row.size for row in dense)
   layers = dry_run.list_kernels(config_of(sparsity__distribution="snip"))
   assert all(row.live is None for row in layers.rows)
   assert layers.live == 12940 and "by score" in dry_run.layers_table(layers)

@@ -9,7 +9,7 @@ import pytest
 import eoi_jax
 from train import paper
 from train.core.console import UserError
-from train.reproduce import angles, draw, numbers, spectrum
+from train.reproduce import draw, numbers
 from train.sweeps import tables
 
 ROOT = Path(__file__).parents[2]
@@ -48,9 +48,9 @@ def test_delta_kernel(tmp_path):
 @pytest.mark.usefixtures("module_promotion")
 def test_angles(tmp_path, monkeypatch):
   """On the digits, which stand in for a data set that is missing."""
-  monkeypatch.setattr(angles, "ANGLES", {"1 degree": 1.0})
+  monkeypatch.setattr(numbers, "ANGLES", {"1 degree": 1.0})
   monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nothing"))
-  data = angles.angles(num_seeds=2, num_epochs=2)
+  data = numbers.angles(num_seeds=2, num_epochs=2)
   assert data["data"] == "digits"
   small = np.array(data["kernels"]["1 degree"])
   assert np.abs(np.diag(small)).min() > 0.9
@@ -73,7 +73,7 @@ def test_time(tmp_path):
 @pytest.mark.slow
 @pytest.mark.usefixtures("module_promotion")
 def test_spectrum(tmp_path):
-  data = spectrum.spectrum(
+  data = numbers.spectrum(
     activations=["linear", "tanh"],
     distributions=["uniform"],
     starts=["eoi", "base"],
@@ -96,7 +96,7 @@ def test_spectrum_of_scores_looks_at_examples(tfds_data_dir):
   if not (tfds_data_dir / "mnist").is_dir():
     pytest.skip(f"mnist is not in TFDS_DATA_DIR={tfds_data_dir}")
   scheme: dict = dict(activations=["tanh"], distributions=["snip"], starts=["eoi"])
-  (curve,) = spectrum.spectrum(**scheme, densities=[0.1], num_seeds=1)["curves"]
+  (curve,) = numbers.spectrum(**scheme, densities=[0.1], num_seeds=1)["curves"]
   assert curve["mean"][0] == pytest.approx(0.365, abs=0.05) and curve["density"] == [
     0.1
   ]
@@ -106,7 +106,7 @@ def test_spectrum_of_scores_looks_at_examples(tfds_data_dir):
 def test_spectrum_names_what_it_knows(field):
   names: dict = dict(activations=["tanh"], distributions=["erk"], starts=["eoi"])
   with pytest.raises(UserError, match=f"`{field}` must be among .*, got 'nope'"):
-    spectrum.spectrum(**names | {field: ["nope"], "densities": [], "num_seeds": 1})
+    numbers.spectrum(**names | {field: ["nope"], "densities": [], "num_seeds": 1})
 
 
 def _write_run(directory, *, seed, density, start, accuracy):

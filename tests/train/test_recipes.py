@@ -32,7 +32,7 @@ def test_every_config_and_variant_describes_a_network(name):
     assert 0 < layers.live <= layers.total
     if config.sparsity.start == "eoi":
       for row in layers.rows:
-        assert row.floor is None or row.live / row.parameters >= row.floor - 1e-9
+        assert row.floor is None or row.density >= row.floor - 1e-9
 
 
 CONTEMPORARY = ("cifar_resnet", "vgg16_c", "vgg16_d", "efficientnet_b0", "resnet50")

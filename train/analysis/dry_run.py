@@ -24,31 +24,15 @@ from train.core.start import (
 )
 from train.core.state import TrainState
 from train.core.steps import Sums, train_chunk, zero_sums
-from train.core.summaries import Taps, taps_table
+from train.core.summaries import Layer, Taps, taps_table
 from train.core.unread import warn_of_unread
 from train.models import title_and_fields
-
-
-class Row(NamedTuple):
-  """One kernel leaf of a network; a stack counts as `count` kernels."""
-
-  name: str  # path of the leaf
-  shape: tuple[int, ...]  # shape of one kernel
-  count: int  # number of kernels in the leaf
-  parameters: int  # weights of all of them
-  live: int | None  # trained weights of all of them; None if scores of the data decide
-  # lowest density with an orthogonal start; None if the kernel stays dense
-  floor: float | None
-  # centre tap and other taps of a convolution that may be sparse, as expected of the
-  # start; None if there is one tap, or scores of the data decide
-  taps: tuple[Taps, Taps] | None = None
-  at_most: bool = False  # whether the start may fall short of `live`, as EIS does
 
 
 class Layers(NamedTuple):
   """The kernels of a network and what else it has."""
 
-  rows: list[Row]  # all kernels, in the order of the tree
+  rows: list[Layer]  # all kernels, in the order of the tree
   total: int  # parameters of the network, biases and the like included
   live: int  # trained weights of all kernels
 
@@ -72,26 +56,25 @@ def list_kernels(config: Any) -> Layers:
   except ValueError as error:
     raise UserError(str(error)) from error
   blocks = {f"{layer}/kernel": d for layer, d in network.blocks.densities}
-  rows, live = [], 0
+  rows = []
   for name, kernel in find_kernels(params, model.kernels).items():
-    count, size, shape = kernel.num_layers, kernel.layer_size, kernel.layer_shape
-    row = Row(name, shape, count, count * size, count * size, None)
-    if (density := blocks.get(name, wanted[name])) is not None:
-      each = np.broadcast_to(np.asarray(density, np.float64), (count,)).tolist()
-      dense = _is_made_dense(sparsity.start, kernel.block_shape)
-      budgets = [] if scored and not dense else _budgets(sparsity, kernel, each)
-      row = row._replace(
-        live=sum(budgets) if budgets else None,
-        floor=None if dense else kernel.floor(sparsity.taps) / size,
-        at_most=sparsity.start == "eoi_structured" and not dense,
-      )
-      if budgets and math.prod(shape[:-2]) > 1:
-        row = row._replace(taps=_expected_taps(sparsity, kernel, budgets))
+    density, budgets = blocks.get(name, wanted[name]), None
+    dense = density is None or _is_made_dense(sparsity.start, kernel.block_shape)
+    if dense or not scored:
+      budgets = _budgets(sparsity, kernel, 1.0 if dense else density)
+    row = Layer(
+      name=name,
+      shape=kernel.layer_shape,
+      count=kernel.num_layers,
+      live=None if budgets is None else sum(budgets),
+      floor=None if dense else kernel.floor(sparsity.taps) / kernel.layer_size,
+      at_most=sparsity.start == "eoi_structured" and not dense,
+    )
+    if budgets and density is not None and math.prod(row.shape[:-2]) > 1:
+      row = row._replace(taps=_expected_taps(sparsity, kernel, budgets))
     rows.append(row)
-    live += row.live or 0
-  if scored:
-    sparse = sum(row.parameters for row in rows if row.live is None)
-    live += round(sparsity.density * sparse)
+  by_score = sum(row.size for row in rows if row.live is None)
+  live = round(sparsity.density * by_score) + sum(row.live or 0 for row in rows)
   total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
   return Layers(rows, total, live)
 
@@ -107,18 +90,14 @@ def _is_made_dense(start: str, shape: tuple[int, ...]) -> bool:
   return start in config_lib.DENSE_STARTS
 
 
-def _budgets(
-  sparsity: SparsitySettings, kernel: Kernel, densities: list[float]
-) -> list[int]:
+def _budgets(sparsity: SparsitySettings, kernel: Kernel, density: Any) -> list[int]:
   """Returns the trained weights of a leaf's layers; of EIS the most that it reaches."""
-  if _is_made_dense(sparsity.start, kernel.block_shape):
-    return [kernel.layer_size] * len(densities)
-  budgets = [round(density * kernel.layer_size) for density in densities]
-  if sparsity.start != "eoi_structured":
-    return budgets
-  groups, num_taps = kernel.groups, math.prod(kernel.layer_shape[:-2])
-  shares = (np.array(budgets)[:, None] + np.arange(groups)) // groups
-  return (np.rint(shares / num_taps).sum(1) * num_taps).astype(int).tolist()
+  budgets = np.rint(np.full(kernel.num_layers, density, float) * kernel.layer_size)
+  if sparsity.start == "eoi_structured":
+    groups, num_taps = kernel.groups, math.prod(kernel.layer_shape[:-2])
+    shares = (budgets[:, None] + np.arange(groups)) // groups
+    budgets = np.rint(shares / num_taps).sum(1) * num_taps
+  return budgets.astype(int).tolist()
 
 
 def _expected_taps(
@@ -138,58 +117,42 @@ def _expected_taps(
   )
   found = []  # live weights and nonzeros at the centre, and of all taps
   for budget in budgets:
-    each = budget / num_taps  # of an even support
+    live = inner = budget / num_taps  # of an even support
+    nonzeros = inner if at_center else budget
     if start == "eoi" and sparsity.taps == "center":
-      inner = kernel.groups * kernel_budget(
+      inner = nonzeros = kernel.groups * kernel_budget(
         kernel.block_shape, max(budget / size, floor), center=sparsity.center
       )
       spare = size - inner  # cells among which trainable zeros are drawn
       zeros = (budget - inner) * (tap - inner) / spare if spare else 0.0
-      found.append((inner + max(zeros, 0.0), inner, budget, inner))
-    else:
-      found.append((each, each, budget, each if at_center else budget))
-  center_live, center_nonzeros, live, nonzeros = np.sum(found, axis=0)
-  count = len(budgets)
-  center = Taps(count * tap, round(center_live), round(center_nonzeros))
-  others = (count * (size - tap), live - center_live, nonzeros - center_nonzeros)
-  return center, Taps(*map(round, others))
+      live = inner + max(zeros, 0.0)
+    found.append((tap, live, inner, size, budget, nonzeros))
+  center, whole = np.sum(found, axis=0).reshape(2, 3)
+  return Taps(*map(round, center)), Taps(*map(round, whole - center))
 
 
 def layers_table(layers: Layers) -> str:
   """Returns the layers and their sums as text, one a line."""
   lines = [("kernel", "shape", "layers", "parameters", "density", "floor", "live")]
+
+  def add(name, size, live, at_most, *, shape="", count="", floor=""):
+    words, shown = "at most " if at_most else "", ("by score", "by score")
+    if live is not None:
+      shown = f"{words}{live / size:.4f}", f"{words}{live:,}"
+    lines.append((name, shape, count, f"{size:,}", shown[0], floor, shown[1]))
+
   for row in layers.rows:
-    density, live = "by score", "by score"
-    if row.live is not None:
-      density, live = _shown(row.live, row.parameters, row.at_most)
-    lines.append(
-      (
-        row.name,
-        " x ".join(map(str, row.shape)),
-        f"{row.count:,}",
-        f"{row.parameters:,}",
-        density,
-        "dense" if row.floor is None else f"{row.floor:.4f}",
-        live,
-      )
-    )
-  weights = sum(row.parameters for row in layers.rows)
+    shape = " x ".join(map(str, row.shape))
+    floor = "dense" if row.floor is None else f"{row.floor:.4f}"
+    options = {"shape": shape, "count": f"{row.count:,}", "floor": floor}
+    add(row.name, row.size, row.live, row.at_most, **options)
   count = sum(row.count for row in layers.rows)
-  at_most = any(row.at_most for row in layers.rows)
-  density, live = _shown(layers.live, weights, at_most)
-  sums = (f"{count:,}", f"{weights:,}", density, "", live)
-  lines.append(("all kernels", "", *sums))
-  others = layers.total - weights
+  size = sum(row.size for row in layers.rows)
+  at_most, others = any(row.at_most for row in layers.rows), layers.total - size
+  add("all kernels", size, layers.live, at_most, count=f"{count:,}")
   lines.append(("biases and the like", "", "", f"{others:,}", "", "", f"{others:,}"))
-  density, live = _shown(others + layers.live, layers.total, at_most)
-  lines.append(("network", "", "", f"{layers.total:,}", density, "", live))
+  add("network", layers.total, others + layers.live, at_most)
   return table(lines)
-
-
-def _shown(live: int, size: int, at_most: bool) -> tuple[str, str]:
-  """Density and number of live weights as text."""
-  words = "at most " if at_most else ""
-  return f"{words}{live / size:.4f}", f"{words}{live:,}"
 
 
 def layers_text(config: Any) -> str:
@@ -205,16 +168,15 @@ def layers_text(config: Any) -> str:
     f"{spec.num_classes} classes; {density}{config.sparsity.start} start",
     layers_table(layers),
   ]
-  if taps := {row.name: row.taps for row in layers.rows if row.taps}:
-    lines += ["", "Taps of the convolutions at the start, expected:", taps_table(taps)]
+  if taps := taps_table(layers.rows):
+    lines += ["", "Taps of the convolutions at the start, expected:", taps]
   if config.compare.field:
     choices = ", ".join(map(config_lib.choice_name, config.compare.choices))
     lines.append(f"  The config compares {config.compare.field}: {choices}.")
   low = [
     row.name
     for row in layers.rows
-    if row.live is not None and row.floor is not None
-    if row.live / row.parameters < row.floor * (1 - 1e-9)
+    if None not in (row.live, row.floor) and row.density < row.floor * (1 - 1e-9)
   ]
   if low and config.sparsity.start == "eoi":
     lines.append(f"  Below the floor of an orthogonal start: {', '.join(low)}.")
@@ -244,10 +206,8 @@ def dry_run(config: Any) -> str:
   plans = [make_plan(one) for one in runs.values()]
   warn_of_unread(runs.values())
   programs = [_program(plan) for plan in plans]
-  costs: dict[Any, Cost] = {}
-  for program, plan in zip(programs, plans, strict=True):
-    if program not in costs:
-      costs[program] = measure(plan)
+  by_program = dict(zip(programs, plans, strict=True))
+  costs = {program: measure(plan) for program, plan in by_program.items()}
   rows = _rows(plans, [costs[program] for program in programs])
   return "\n".join([layers_text(config), "", table(rows)])
 
@@ -255,16 +215,15 @@ def dry_run(config: Any) -> str:
 def _program(plan: Plan) -> Any:
   """Returns what decides on the program of a plan: equal ones share it."""
   leaves, structure = jax.tree.flatten(like_start(plan))
-  shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-  return plan.recipe, structure, shapes, plan.config.steps_per_dispatch
+  return plan.recipe, structure, tuple(leaves), plan.config.steps_per_dispatch
 
 
 def _rows(plans: list[Plan], costs: list[Cost]) -> list[tuple[str, ...]]:
   """Returns what all runs have, each different value once, and their sums."""
   devices, kind = jax.device_count(), jax.devices()[0].device_kind
 
-  def each(show: Callable[[Plan], str]) -> str:
-    return "; ".join(dict.fromkeys(map(show, plans)))
+  def each(show: Callable[[Any], str], items: list[Any] = plans) -> str:
+    return "; ".join(dict.fromkeys(map(show, items)))
 
   def steps(plan: Plan) -> str:
     return f"{plan.recipe.num_steps:,}, {plan.recipe.steps_per_epoch:,} an epoch"
@@ -277,10 +236,6 @@ def _rows(plans: list[Plan], costs: list[Cost]) -> list[tuple[str, ...]]:
   def largest(name: str) -> str:
     sizes = [getattr(cost, name) for cost in costs]
     return "unknown" if None in sizes else f"{max(sizes) / 2**20:,.1f} MiB a device"
-
-  def seconds(name: str, digits: int) -> str:
-    shown = (f"{getattr(cost, name):.{digits}f} s" for cost in costs)
-    return "; ".join(dict.fromkeys(shown))
 
   total = sum(
     cost.step_seconds * plan.recipe.num_steps
@@ -296,8 +251,8 @@ def _rows(plans: list[Plan], costs: list[Cost]) -> list[tuple[str, ...]]:
     ("state", largest("state_bytes")),
     ("examples", largest("data_bytes")),
     ("activations and the like", largest("temporary_bytes")),
-    ("compile time", seconds("compile_seconds", 1)),
-    ("time of a step", seconds("step_seconds", 4)),
+    ("compile time", each(lambda cost: f"{cost.compile_seconds:.1f} s", costs)),
+    ("time of a step", each(lambda cost: f"{cost.step_seconds:.4f} s", costs)),
     ("training time of all runs", f"{duration(total)} (h:min:s), evaluation left out"),
   ]
 

@@ -1,7 +1,6 @@
 """The figure of the pre-flight report."""
 
 import itertools
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -13,6 +12,8 @@ from train.core.plan import Plan
 from train.core.steps import prepare
 from train.data.streams import take
 
+_REFERENCE = {"color": QUIET, "linestyle": (0, (2, 2)), "linewidth": 1.2}
+
 
 def plot_inspection(path: Path, inspection: Inspection, title: str) -> None:
   """Draws spectrum, densities, signals and gradients over depth: PNG and PDF."""
@@ -20,8 +21,16 @@ def plot_inspection(path: Path, inspection: Inspection, title: str) -> None:
   (spectrum, densities), (gains, gradients) = panels
   _draw_spectrum(spectrum, inspection)
   _draw_densities(densities, inspection)
-  _draw_gains(gains, inspection.rows)
-  _draw_gradients(gradients, inspection.rows)
+  gains.axhline(1, **_REFERENCE)
+  metered = [row for row in inspection.rows if row.gains]
+  curves = {
+    "signal: output / input of the layer": _in_depth(metered, "gains"),
+    "gradient: layer / end of the network": _in_depth(metered, "gradient_gains"),
+  }
+  _draw_depth(gains, curves, "ratio of norms", 1.0)
+  gains.legend(frameon=False, fontsize=8)
+  norms = {"": _in_depth(inspection.rows, "gradient_norms")}
+  _draw_depth(gradients, norms, "gradient norm of the kernel")
   figure.suptitle(title, fontsize=11)
   save(figure, path, dpi=150)
 
@@ -49,7 +58,7 @@ def _draw_spectrum(axes, inspection: Inspection) -> None:
   values = inspection.values.ravel()
   top = max(1.1, 1.05 * float(values.max()))
   axes.hist(values, bins=np.linspace(0, top, 41), color=COLORS[0])
-  axes.axvline(1, color=QUIET, linestyle=(0, (2, 2)), linewidth=1.2, label="isometry")
+  axes.axvline(1, label="isometry", **_REFERENCE)
   axes.set(
     xlabel="singular value of the Jacobian",
     ylabel=f"count ({inspection.spectrum['samples']} inputs)",
@@ -59,35 +68,19 @@ def _draw_spectrum(axes, inspection: Inspection) -> None:
   axes.legend(frameon=False, fontsize=8)
 
 
-def _draw_gains(axes, rows: list[Row]) -> None:
-  rows = [row for row in rows if row.gains]
-  forward = _in_depth(rows, lambda row: row.gains)
-  backward = _in_depth(rows, lambda row: row.gradient_gains)
-  axes.axhline(1, color=QUIET, linestyle=(0, (2, 2)), linewidth=1.2)
-  _draw_depth(axes, forward, 0, "signal: output / input of the layer")
-  _draw_depth(axes, backward, 1, "gradient: layer / end of the network")
-  axes.set(xlabel="layer", ylabel="ratio of norms")
-  _log_axis(axes, [1.0, *forward, *backward])
-  axes.legend(frameon=False, fontsize=8)
+def _draw_depth(axes, curves: dict[str, list[float]], ylabel: str, *around) -> None:
+  """Draws values over the layers, on a logarithmic axis that has `around` in it.
 
-
-def _draw_gradients(axes, rows: list[Row]) -> None:
-  norms = _in_depth(rows, lambda row: row.gradient_norms)
-  _draw_depth(axes, norms, 0)
-  axes.set(xlabel="layer", ylabel="gradient norm of the kernel")
-  _log_axis(axes, norms)
-
-
-def _draw_depth(axes, values: list[float], number: int, label: str = "") -> None:
-  depth = np.arange(1, len(values) + 1)
-  marker = ("o", "s")[number] if len(values) < 40 else None
-  style = {"marker": marker, "markersize": 3.5, "linestyle": DASHES[number]}
-  axes.plot(depth, values, color=COLORS[number], linewidth=1.5, label=label, **style)
+  It is of a decade at least, or noise would look like a trend.
+  """
+  for number, (label, values) in enumerate(curves.items()):
+    marker = ("o", "s")[number] if len(values) < 40 else None
+    style = {"marker": marker, "markersize": 3.5, "linestyle": DASHES[number]}
+    depth = np.arange(1, len(values) + 1)
+    axes.plot(depth, values, color=COLORS[number], linewidth=1.5, label=label, **style)
   axes.xaxis.get_major_locator().set_params(integer=True)
-
-
-def _log_axis(axes, values: list[float]) -> None:
-  """A logarithmic axis of a decade at least, or noise would look like a trend."""
+  axes.set(xlabel="layer", ylabel=ylabel)
+  values = [*around, *itertools.chain(*curves.values())]
   low, high = np.nanmin(values), np.nanmax(values)
   if not 0 < low <= high < np.inf:
     return
@@ -99,7 +92,7 @@ def _log_axis(axes, values: list[float]) -> None:
     plain_log_ticks(axes)
 
 
-def _in_depth(rows: list[Row], read: Callable[[Row], list[float]]) -> list[float]:
+def _in_depth(rows: list[Row], name: str) -> list[float]:
   """Values in the order of the layers: kernels of one stack alternate."""
   values = []
 
@@ -107,7 +100,7 @@ def _in_depth(rows: list[Row], read: Callable[[Row], list[float]]) -> list[float
     return row.layer.name.partition("/")[0], row.layer.count
 
   for (_, count), group in itertools.groupby(rows, key=stack):
-    columns = [read(row) for row in group]
+    columns = [getattr(row, name) for row in group]
     order = zip(*columns, strict=True) if count > 1 else columns
     values += [value for layer in order for value in layer]
   return values

@@ -34,70 +34,35 @@ class Call(NamedTuple):
 
   positions_in: int  # number of places (pixels, tokens) of its input, 1 for a vector
   positions_out: int  # of its output
-  strides: tuple[int, ...] = ()  # of a convolution, all 1 otherwise
+  stride: int = 1  # the largest of a convolution, 1 otherwise
   groups: int = 1  # channel groups of a convolution, 1 otherwise
-
-
-def trace_calls(model: Any, variables: Any, input_shape: tuple[int, ...]) -> dict:
-  """Follows one example through a network, without computing anything.
-
-  Returns:
-    Dict from the name of a kernel, "hidden/dense/kernel", to its `Call`, in the order
-    of the forward pass: of convolutions and dense layers, no other parameters. A layer
-    that is scanned stands once.
-  """
-  calls: dict[str, Call] = {}
-
-  def record(module, inputs, outputs):
-    options: Any = {}
-    if isinstance(module, nn.Conv):
-      strides = module.strides
-      strides = (strides,) if isinstance(strides, int) else tuple(strides or ())
-      options = {"strides": strides, "groups": module.feature_group_count}
-    before, after = (math.prod(x.shape[1:-1]) for x in (inputs, outputs))
-    if isinstance(module, nn.DenseGeneral):  # of several axes in or out
-      features = np.prod(module.features, dtype=int)
-      before = after = outputs[0].size // int(features)
-    calls.setdefault("/".join((*module.path, "kernel")), Call(before, after, **options))
-    return outputs
-
-  def forward(variables):
-    with _at_layers(record):
-      return model.apply(variables, jnp.zeros((1, *input_shape), jnp.float32))
-
-  jax.eval_shape(forward, variables)
-  return calls
-
-
-def _at_layers(act: Callable[[nn.Module, Any, Any], Any]) -> Any:
-  """Has `act(module, inputs, outputs)` decide what layers with a kernel return."""
-
-  def intercept(next_function, args, kwargs, context):
-    outputs = next_function(*args, **kwargs)
-    layer = isinstance(context.module, nn.Conv | nn.Dense | nn.DenseGeneral)
-    if not layer or context.method_name != "__call__":
-      return outputs
-    return act(context.module, next(iter((*args, *kwargs.values()))), outputs)
-
-  return nn.intercept_methods(intercept)
 
 
 def metered(
   model: Any, variables: Any, input_shape: tuple[int, ...]
-) -> tuple[Callable[[Any, jax.Array], jax.Array], Any]:
+) -> tuple[dict[str, Call], Callable[[Any, jax.Array], jax.Array], Any]:
   """Puts a meter behind every convolution and every dense layer.
 
   Returns:
-    What `layer_profiles` takes: `(meters, inputs) -> outputs`, and meters by the names
-    of the kernels; those of a layer that is scanned are `[layers, ...]`.
+    The calls by the name of a kernel, "hidden/dense/kernel", in the order of the
+    forward pass, followed by shapes alone: a layer that is scanned stands once. And
+    what `layer_profiles` takes: `(meters, inputs) -> outputs`, and meters by the same
+    names; those of a layer that is scanned are `[layers, ...]`.
   """
+  calls: dict[str, Call] = {}
 
-  def measure_layer(module, inputs, outputs):
+  def measure_layer(next_function, args, kwargs, context):
+    outputs, module = next_function(*args, **kwargs), context.module
+    layer = isinstance(module, nn.Conv | nn.Dense | nn.DenseGeneral)
+    if not layer or context.method_name != "__call__":
+      return outputs
+    inputs = next(iter((*args, *kwargs.values())))
+    calls.setdefault("/".join((*module.path, "kernel")), _call(module, inputs, outputs))
     meter = module.perturb("kernel", eoi_jax.signal.signal_meter(), _METERS)
     return eoi_jax.signal.record_signal(meter, inputs, outputs)
 
   def forward(variables, inputs, **options):
-    with _at_layers(measure_layer):
+    with nn.intercept_methods(measure_layer):
       return model.apply(variables, inputs, **options)
 
   inputs = jnp.zeros((1, *input_shape), jnp.float32)
@@ -108,7 +73,18 @@ def metered(
     return forward({**variables, _METERS: fill_tree(shapes, meters)}, inputs)
 
   leaves = named_leaves(shapes).items()
-  return apply_fn, {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in leaves}
+  meters = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in leaves}
+  return calls, apply_fn, meters
+
+
+def _call(module: nn.Module, inputs: jax.Array, outputs: jax.Array) -> Call:
+  before, after = (math.prod(x.shape[1:-1]) for x in (inputs, outputs))
+  if isinstance(module, nn.Conv):
+    stride = int(np.max(module.strides or 1))
+    return Call(before, after, stride, module.feature_group_count)
+  if isinstance(module, nn.DenseGeneral):  # of several axes in or out
+    before = after = outputs[0].size // int(np.prod(module.features))
+  return Call(before, after)
 
 
 # Above this error a kernel is no isometry: rounding stays well below.
@@ -162,73 +138,69 @@ def measure(plan: Plan, *, num_samples: int = 16) -> Inspection:
   """
   config, state = plan.config, take_seed(start_state(plan), 0)
   params, masks = dense_view(state.params, state.masks, state.layouts)
-  model, stats = plan.recipe.model.without_blocks, state.batch_stats
-  spec, scale = plan.recipe.spec, gains(config).scale
+  model, spec = plan.recipe.model.without_blocks, plan.recipe.spec
   if getattr(model, "remat", False):  # hides its layers
     model = model.clone(remat=False)
-  variables = {"params": params, "batch_stats": stats}
-  calls = trace_calls(model, variables, spec.shape)
-  rows = list_layers(params, masks, scale, model, config.sparsity.taps)
-  layers = {row.name: row for row in rows}
+  variables = {"params": params, "batch_stats": state.batch_stats}
+  calls, *network = metered(model, variables, spec.shape)
+  layers = list_layers(params, masks, gains(config).scale, model, config.sparsity.taps)
   inputs = normalize(jnp.asarray(take(plan.dataset.train, num_samples).images), spec)
 
   def apply_fn(params, inputs):
-    return model.apply({"params": params, "batch_stats": stats}, inputs, train=False)
+    return model.apply({**variables, "params": params}, inputs, train=False)
 
   key = named_key(jax.random.key(config.seed), "preflight")
   layouts, signal = model.layouts, eoi_jax.signal
   norms = signal.gradient_norms(key, apply_fn, params, inputs, layouts=layouts)
   dead = eoi_jax.masks.dead_units(params, layouts=layouts)
-  profiles = signal.layer_profiles(key, *metered(model, variables, spec.shape), inputs)
-  order = [n for n in calls if n in layers] + [n for n in layers if n not in calls]
-  rows = [
-    _row(layers[n], calls.get(n), dead[n], profiles.get(n), norms[n]) for n in order
-  ]
+  profiles = signal.layer_profiles(key, *network, inputs)
+  rows = []
+  order = {name: number for number, name in enumerate(calls)}
+  for layer in sorted(layers, key=lambda layer: order.get(layer.name, len(order))):
+    name = layer.name
+    call, profile = calls.get(name), profiles.get(name)
+    row = Row(
+      layer=layer,
+      dead_inputs=dead[name].inputs,
+      dead_outputs=dead[name].outputs,
+      flops=None if call is None else 2 * layer.size * call.positions_out,
+      gains=_by_layer(profile and profile.gain),
+      gradient_gains=_by_layer(profile and profile.gradient_gain),
+      gradient_norms=_by_layer(norms[name]),
+      obstacles=_obstacles(layer, call or Call(1, 1)),
+    )
+    rows.append(row)
   values = _singular_values(key, apply_fn, params, inputs)
   shape = (1, *spec.shape)
   effective = signal.effective_masks(apply_fn, params, masks, shape, layouts=layouts)
   totals = _totals(params, masks, model, calls) | {
     "effective_density": signal.effective_density(effective)
   }
-  theory = _theory(config)
-  return Inspection(
-    rows=rows,
-    totals=totals,
-    spectrum=_spectrum(values, config.data.name),
-    values=values,
-    theory=theory,
-    slopes=_slopes(config, theory.get("q_star", 1.0)),
-  )
-
-
-def _row(layer: Layer, call: Call | None, dead, profile, norms) -> Row:
-  size = math.prod(layer.shape) * layer.count
-  return Row(
-    layer=layer,
-    dead_inputs=dead.inputs,
-    dead_outputs=dead.outputs,
-    flops=None if call is None else 2 * size * call.positions_out,
-    gains=[] if profile is None else _by_layer(profile.gain),
-    gradient_gains=[] if profile is None else _by_layer(profile.gradient_gain),
-    gradient_norms=_by_layer(norms),
-    obstacles=_obstacles(layer, call),
-  )
+  summary = signal.spectrum_summary(values)
+  spectrum = {
+    "mean": summary.mean,
+    "max": summary.max,
+    "min": summary.min,
+    "root_mean_square": math.sqrt(summary.mean_square),
+    "samples": len(values),
+    "inputs": f"{config.data.name} training images",
+  }
+  return Inspection(rows, totals, spectrum, values, *_of_activation(config))
 
 
 def _by_layer(values: Any) -> list[float]:
-  return np.asarray(values, float).ravel().tolist()
+  return [] if values is None else np.asarray(values, float).ravel().tolist()
 
 
-def _obstacles(layer: Layer, call: Call | None) -> list[str]:
-  call, found = call or Call(1, 1), []
+def _obstacles(layer: Layer, call: Call) -> list[str]:
+  found = []
   if call.groups > 1:
-    found.append(
-      f"{call.groups} channel groups: a filter each, no rotation of channels"
-    )
+    text = "channel groups: a filter each, no rotation of channels"
+    found.append(f"{call.groups} {text}")
   elif layer.orthogonality_error > TOLERANCE:
     found.append(f"not orthogonal: Gram error {layer.orthogonality_error:.1g}")
-  if max(call.strides, default=1) > 1:
-    found.append(f"stride {max(call.strides)} drops pixels")
+  if call.stride > 1:
+    found.append(f"stride {call.stride} drops pixels")
   elif call.positions_out < call.positions_in:
     found.append("its padding drops the border")
   size_in, size_out = layer.shape[-2:]
@@ -271,40 +243,25 @@ def _singular_values(key, apply_fn, params, inputs) -> np.ndarray:
   return np.stack([extremes.max, root, extremes.min], axis=1)
 
 
-def _spectrum(values: np.ndarray, data: str) -> dict[str, Any]:
-  summary = eoi_jax.signal.spectrum_summary(values)
-  return {
-    "mean": summary.mean,
-    "max": summary.max,
-    "min": summary.min,
-    "root_mean_square": math.sqrt(summary.mean_square),
-    "samples": len(values),
-    "inputs": f"{data} training images",
-  }
-
-
-def _slopes(config: Any, q_star: float) -> tuple[float, float] | None:
+def _of_activation(
+  config: Any,
+) -> tuple[dict[str, float], tuple[float, float] | None]:
+  """The `theory` and the `slopes` of an `Inspection`."""
   if "activation" not in title_and_fields(config.model.name)[1]:
-    return None
-  activation = ACTIVATIONS[config.model.activation]
+    return {}, None
+  activation, theory, q_star = ACTIVATIONS[config.model.activation], {}, 1.0
+  if config.model.name in _PLAIN:
+    scale, bias_std = gains(config)
+    q_star = eoi_jax.signal.variance_fixed_point(activation, scale, bias_std)
+    theory = {"sigma_w": scale, "sigma_b": bias_std, "q_star": q_star}
+    if math.isfinite(q_star):
+      chi_1 = eoi_jax.signal.chi_1(activation, q_star or 1e-12, sigma_w=scale)
+      length = eoi_jax.signal.correlation_length(activation, scale, bias_std)
+      theory |= {"chi_1": chi_1, "correlation_length": length}
   deviation = math.sqrt(q_star) if 0 < q_star < math.inf else 1.0
   points = deviation * jnp.linspace(-2.0, 2.0, 101)
   slopes = jax.vmap(jax.grad(activation))(points)
-  return float(slopes.min()), float(slopes.max())
-
-
-def _theory(config: Any) -> dict[str, float]:
-  if config.model.name not in _PLAIN:
-    return {}
-  activation = ACTIVATIONS[config.model.activation]
-  scale, bias_std = gains(config)
-  q_star = eoi_jax.signal.variance_fixed_point(activation, scale, bias_std)
-  result = {"sigma_w": scale, "sigma_b": bias_std, "q_star": q_star}
-  if math.isfinite(q_star):
-    chi_1 = eoi_jax.signal.chi_1(activation, q_star or 1e-12, sigma_w=scale)
-    length = eoi_jax.signal.correlation_length(activation, scale, bias_std)
-    result |= {"chi_1": chi_1, "correlation_length": length}
-  return result
+  return theory, (float(slopes.min()), float(slopes.max()))
 
 
 def as_text(inspection: Inspection) -> str:
@@ -329,9 +286,8 @@ def as_text(inspection: Inspection) -> str:
   ]
   if high - low > 1e-3:
     obstacles.append(f"  activation: its slopes run from {low:.3g} to {high:.3g}")
-  parts.append(
-    "\n".join(["not isometric for every signal", *(obstacles or ["  none"])])
-  )
+  heading = "not isometric for every signal"
+  parts.append("\n".join([heading, *(obstacles or ["  none"])]))
   return "\n\n".join(parts)
 
 
@@ -373,21 +329,16 @@ def _number(value: Any) -> str:
 
 def as_json(inspection: Inspection) -> str:
   """Returns the report as JSON; what is not finite is null."""
-  rows = [row.layer._asdict() | row._asdict() for row in inspection.rows]
-  rows = [{k: v for k, v in row.items() if v is not None} for row in rows]
-  content = {
-    "layers": [{k: v for k, v in row.items() if k != "layer"} for row in rows],
-    "totals": inspection.totals,
-    "spectrum": inspection.spectrum,
-    "theory": inspection.theory,
-    "slopes": inspection.slopes,
-  }
-  return json.dumps(_finite(content), indent=2) + "\n"
+  content: dict[str, Any] = {"layers": list(map(_fields, inspection.rows))}
+  for name in ("totals", "spectrum", "theory", "slopes"):
+    content[name] = getattr(inspection, name)
+  finite = json.loads(json.dumps(content), parse_constant=lambda _: None)
+  return json.dumps(finite, indent=2) + "\n"
 
 
-def _finite(tree: Any) -> Any:
-  if isinstance(tree, dict):
-    return {name: _finite(value) for name, value in tree.items()}
-  if isinstance(tree, list | tuple):
-    return [_finite(value) for value in tree]
-  return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+def _fields(row: Row) -> dict[str, Any]:
+  """What JSON holds of a row."""
+  names = ("name", "shape", "count", "live", "density", "orthogonality_error", "floor")
+  fields = {name: getattr(row.layer, name) for name in (*names, "taps")}
+  fields |= {name: value for name, value in row._asdict().items() if name != "layer"}
+  return {name: value for name, value in fields.items() if value is not None}

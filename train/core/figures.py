@@ -76,12 +76,20 @@ def draw_runs(runs: dict[str, Curves], title: str = "") -> Any:
     _draw_curve(accuracy, evaluations, "accuracy", 100, number, label)
     training = [r for r in curves.records if r["split"] == "train"]
     _draw_curve(loss, training, "loss", 1, number, name)
-  _finish_accuracy(accuracy, first)
+  style = {"color": QUIET, "linewidth": 1, "linestyle": (0, (1, 2)), "zorder": 3}
+  accuracy.axhline(100 * first.summary["chance"], label="chance", **style)
+  end = accuracy.lines[0].get_xdata()[-1]
+  accuracy.set(xlabel="epoch", xlim=(0, end), ylim=(0, 102))
+  monitor = any(r["split"] == "monitor" for r in first.records)
+  accuracy.set_ylabel(f"{'test' if monitor else 'validation'} accuracy (%)")
+  if (seeds := len(first.summary.get("test_accuracy_seeds") or [])) > 1:
+    accuracy.set_title(f"mean, and range of {seeds} seeds", fontsize=9, color=QUIET)
   if many:
-    accuracy.get_legend().remove()
     style = {"ncols": 5, "fontsize": 7, "frameon": False}
     handles = accuracy.get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", **style)
+  else:
+    accuracy.legend(frameon=False, loc="center right")
   loss.set(xlabel="epoch", ylabel="training loss (nats)", yscale="log")
   plain_log_ticks(loss)
   loss.set_xlim(0, *loss.lines[0].get_xdata()[-1:])  # none, if records were lost
@@ -98,19 +106,6 @@ def _draw_curve(axes, records, value: str, factor: float, number, label) -> None
   if seeds and all(seeds):
     band = factor * np.min(seeds, axis=1), factor * np.max(seeds, axis=1)
   draw_band(axes, epochs, means, band, number, label)
-
-
-def _finish_accuracy(axes, first: Curves) -> None:
-  monitor = any(r["split"] == "monitor" for r in first.records)
-  end, chance = axes.lines[0].get_xdata()[-1], 100 * first.summary["chance"]
-  style = {"color": QUIET, "linewidth": 1, "linestyle": (0, (1, 2)), "zorder": 3}
-  axes.axhline(chance, label="chance", **style)
-  axes.set(xlabel="epoch", xlim=(0, end), ylim=(0, 102))
-  axes.set_ylabel(f"{'test' if monitor else 'validation'} accuracy (%)")
-  axes.legend(frameon=False, loc="center right")
-  seeds = len(first.summary.get("test_accuracy_seeds") or [])
-  if seeds > 1:
-    axes.set_title(f"mean, and range of {seeds} seeds", fontsize=9, color=QUIET)
 
 
 def plain_log_ticks(axes) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ import jax
 import numpy as np
 
 import eoi_jax
-from eoi_jax.layouts import find_kernels, named_leaves
+from eoi_jax.layouts import Kernel, find_kernels, named_leaves
 from train.core.config import DENSE_STARTS, flatten
 from train.core.console import table
 from train.core.workdir import read_json
@@ -34,12 +33,25 @@ class Layer(NamedTuple):
   name: str  # path of the leaf
   shape: tuple[int, ...]  # shape of one kernel
   count: int  # number of kernels in the leaf
-  live: int  # trained weights in all of them
-  density: float  # `live` over size
-  orthogonality_error: float  # the largest of its kernels
-  floor: float  # lowest density with an orthogonal start
-  # centre tap and other taps of a convolution; None if there is one tap
-  taps: tuple[Taps, Taps] | None
+  live: Any  # trained weights in all of them; None if scores of the data decide
+  floor: Any  # lowest density with an orthogonal start; None if the leaf stays dense
+  # centre tap and other taps of convolutions that may be sparse; None if there is one
+  # tap, or scores of the data decide
+  taps: tuple[Taps, Taps] | None = None
+  orthogonality_error: float = (
+    math.nan
+  )  # the largest of its kernels; nan before a start
+  at_most: bool = False  # whether the start may fall short of `live`, as EIS does
+
+  @property
+  def size(self) -> int:
+    """Weights of all kernels."""
+    return self.count * math.prod(self.shape)
+
+  @property
+  def density(self) -> float:
+    """Trained fraction of them."""
+    return self.live / self.size
 
 
 def list_layers(
@@ -51,51 +63,57 @@ def list_layers(
   `sparsity.taps`.
   """
   errors = eoi_jax.gram_errors(params, scale=scale, layouts=model.layouts)
-  flags, rows = named_leaves(masks), []
-  counts = live_counts(params, masks, model.layouts)
-  for name, kernel in find_kernels(params, model.layouts).items():
-    live, size = counts[name]
-    row = Layer(
+  flags, counts = named_leaves(masks), live_counts(params, masks, model.layouts)
+  return [
+    Layer(
       name=name,
       shape=kernel.layer_shape,
       count=kernel.num_layers,
-      live=live,
-      density=live / size,
-      orthogonality_error=float(np.max(errors[name])),
+      live=counts[name][0],
       floor=kernel.floor(taps) / kernel.layer_size,
       taps=_count_taps(kernel, flags[name]),
+      orthogonality_error=float(np.max(errors[name])),
     )
-    rows.append(row)
-  return rows
+    for name, kernel in find_kernels(params, model.layouts).items()
+  ]
 
 
-def _count_taps(kernel: Any, mask: Any) -> tuple[Taps, Taps] | None:
-  window = kernel.layer_shape[:-2]
-  if math.prod(window) == 1:
+def _count_taps(kernel: Kernel, mask: Any) -> tuple[Taps, Taps] | None:
+  if math.prod(kernel.layer_shape[:-2]) == 1:
     return None
-  nonzero = np.asarray(kernel.to_layers(kernel.leaf)) != 0
-  live = np.ones_like(nonzero) if mask is None else np.asarray(kernel.to_layers(mask))
-  place = (slice(None), *kernel.center)
-  center = Taps(live[place].size, int(live[place].sum()), int(nonzero[place].sum()))
-  whole = Taps(live.size, int(live.sum()), int(nonzero.sum()))
-  return center, Taps(*(a - b for a, b in zip(whole, center, strict=True)))
+  found, place = _where(kernel, mask), (slice(None), *kernel.center)
+  whole = np.array([found[0].size, *(part.sum() for part in found)])
+  center = np.array([found[0][place].size, *(part[place].sum() for part in found)])
+  return Taps(*center.tolist()), Taps(*(whole - center).tolist())
 
 
-def taps_table(rows: dict[str, tuple[Taps, Taps]]) -> str:
-  """Returns density and nonzeros by taps as text, one kernel a line and the sums."""
+def _where(kernel: Kernel, mask: Any) -> tuple[np.ndarray, np.ndarray]:
+  """Where the layers of a leaf are trained, and where they are not zero."""
+  nonzero = kernel.to_layers(np.asarray(kernel.leaf)) != 0
+  live = np.ones_like(nonzero) if mask is None else kernel.to_layers(np.asarray(mask))
+  return live, nonzero
+
+
+def taps_table(layers: list[Layer]) -> str:
+  """Returns density and nonzeros by taps as text, one convolution a line and the sums.
+
+  Without convolutions it is empty.
+  """
+  named = {layer.name: layer.taps for layer in layers if layer.taps}
+  if not named:
+    return ""
   titles = ("centre tap: density", "nonzeros", "other taps: density", "nonzeros")
   lines: list[tuple[str, ...]] = [("kernel", *titles)]
-  for name, taps in (rows | {"all convolutions": _sum_taps(rows)}).items():
+  for name, taps in (named | {"all convolutions": _sum_taps(layers)}).items():
     parts = [(f"{x.live / x.size:.4f}", f"{x.nonzeros:,}") for x in taps]
-    lines.append((name, *(word for part in parts for word in part)))
+    lines.append((name, *parts[0], *parts[1]))
   return table(lines)
 
 
-def _sum_taps(rows: dict[str, tuple[Taps, Taps]]) -> list[Taps]:
-  """Sums of several kernels: of their centre taps, of their other taps."""
-  return [
-    Taps(*np.sum(part, axis=0).tolist()) for part in zip(*rows.values(), strict=True)
-  ]
+def _sum_taps(layers: list[Layer]) -> list[Taps]:
+  """Sums of several layers: of their centre taps, of their other taps."""
+  found = [layer.taps for layer in layers if layer.taps]
+  return [Taps(*part) for part in np.sum(found, axis=0).tolist()] if found else []
 
 
 class Support(NamedTuple):
@@ -123,14 +141,12 @@ def describe_start(config: Any, state: Any, scale: float, recipe: Any) -> AtStar
   params, masks = dense_view(state.params, state.masks, state.layouts)
   model = recipe.model.without_blocks
   layers = list_layers(params, masks, scale, model, config.sparsity.taps)
-  stored = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-  taps = {layer.name: layer.taps for layer in layers if layer.taps}
   summary: dict[str, Any] = {
     "start": config.sparsity.start,
     "chance": 1 / recipe.spec.num_classes,
     "orthogonality_error": max(layer.orthogonality_error for layer in layers),
     **count_live(params, masks, model),
-    "parameters_total": stored,
+    "parameters_total": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
   }
   rows = [("kernel", "shape", "live weights", "density", "orthogonality error")]
   for layer in layers:
@@ -138,13 +154,11 @@ def describe_start(config: Any, state: Any, scale: float, recipe: Any) -> AtStar
     shape += f"  ({layer.count} of them)" if layer.count > 1 else ""
     error = f"{layer.orthogonality_error:.1e}"
     rows.append((layer.name, shape, f"{layer.live:,}", f"{layer.density:.4f}", error))
-  text = table(rows)
-  if taps:
-    text += f"\n\n{taps_table(taps)}"
-    for part, found in zip(("center_tap", "other_taps"), _sum_taps(taps), strict=True):
-      density = found.live / found.size
-      summary[part] = {"density": density, "nonzeros": found.nonzeros}
-  return AtStart(summary, text, _support(params, masks, layers))
+  for part, found in zip(("center_tap", "other_taps"), _sum_taps(layers), strict=False):
+    density = found.live / found.size
+    summary[part] = {"density": density, "nonzeros": found.nonzeros}
+  text = "\n\n".join(filter(None, (table(rows), taps_table(layers))))
+  return AtStart(summary, text, _support(params, masks, model))
 
 
 def live_counts(params: Any, masks: Any, layouts: Any) -> dict[str, tuple[int, int]]:
@@ -173,20 +187,16 @@ def count_live(params: Any, masks: Any, model: Any) -> dict[str, Any]:
   }
 
 
-def _support(params: Any, masks: Any, layers: list[Layer]) -> Support:
-  layer = max(layers, key=lambda row: row.count)
-  nonzero = np.asarray(named_leaves(params)[layer.name]) != 0
-  mask = named_leaves(masks)[layer.name]
-  mask = np.ones(nonzero.shape, bool) if mask is None else np.asarray(mask)
-  name = layer.name
-  if layer.count > 1:
-    middle = layer.count // 2
-    name, nonzero, mask = f"{name}[{middle}]", nonzero[middle], mask[middle]
-  nonzero, mask = (x.reshape(-1, x.shape[-1]) for x in (nonzero, mask))
-  if max(mask.shape) > SHOWN:
-    name += ", a corner"
-  cut, density = (slice(SHOWN), slice(SHOWN)), float(mask.mean())
-  return Support(name, mask[cut], nonzero[cut], density)
+def _support(params: Any, masks: Any, model: Any) -> Support:
+  kernels = find_kernels(params, model.layouts).values()
+  kernel = max(kernels, key=lambda kernel: kernel.num_layers)
+  name, middle = kernel.name, kernel.num_layers // 2
+  found = _where(kernel, named_leaves(masks)[name])
+  live, nonzero = (x[middle].reshape(-1, x.shape[-1]) for x in found)
+  name += f"[{middle}]" if kernel.num_layers > 1 else ""
+  name += ", a corner" if max(live.shape) > SHOWN else ""
+  corner = (slice(SHOWN), slice(SHOWN))
+  return Support(name, live[corner], nonzero[corner], float(live.mean()))
 
 
 def start_json(at_start: AtStart) -> str:
@@ -205,10 +215,21 @@ def read_start(path: Path) -> AtStart | None:
     found = read_json(path)
     support = found["support"]
     for name in ("live", "nonzero"):
-      support[name] = np.array([[c == "1" for c in row] for row in support[name]])
+      support[name] = np.array(list(map(list, support[name]))) == "1"
     return AtStart(found["summary"], found["table"], Support(**support))
   except (ValueError, KeyError, TypeError):
     return None
+
+
+_TITLE = {
+  "model.depth": "{}-layer",
+  "model.activation": "{}",
+  "model.name": "{} on",
+  "data.name": "{},",
+  "model.width": "width {},",
+  "sparsity.density": "density {},",
+  "sparsity.start": "{} start",
+}
 
 
 def title(config: Any) -> str:
@@ -216,29 +237,16 @@ def title(config: Any) -> str:
 
   A dense start has no density.
   """
-  parts = {
-    "model.depth": "{}-layer",
-    "model.activation": "{}",
-    "model.name": "{} on",
-    "data.name": "{},",
-    "model.width": "width {},",
-    "sparsity.density": "density {},",
-    "sparsity.start": "{} start",
+  network, taken = title_and_fields(config.model.name)
+  flat = flatten(config) | {"model.name": network}
+  left_out = set(config.compare.field.split("+"))
+  left_out |= {"model.depth", "model.activation", "model.width"} - {
+    f"model.{field}" for field in taken
   }
-  network, fields = title_and_fields(config.model.name)
-  fields = {f"model.{field}" for field in fields}
-  flat = {
-    field: value
-    for field, value in flatten(config).items()
-    if field in fields or not field.startswith("model.")
-  } | {"model.name": network}
-  compared = config.compare.field.split("+")
-  if "sparsity.start" not in compared and config.sparsity.start in DENSE_STARTS:
-    del flat["sparsity.density"]
+  if "sparsity.start" not in left_out and config.sparsity.start in DENSE_STARTS:
+    left_out.add("sparsity.density")
   words = [
-    text.format(flat[field])
-    for field, text in parts.items()
-    if field in flat and field not in compared
+    text.format(flat[field]) for field, text in _TITLE.items() if field not in left_out
   ]
   return " ".join(words).rstrip(",")
 
@@ -249,32 +257,26 @@ def summary_table(summaries: dict[str, dict[str, Any]]) -> str:
   Many runs stand one below the other.
   """
   lines = [("", *summaries)]
-  for title, show in _LINES:
-    cells = [show(summary) for summary in summaries.values()]
+  for title, field, form in _LINES:
+    cells = [form.format(s[field]) if field in s else "" for s in summaries.values()]
     lines += [(title, *cells)] if any(cells) else []
   if len(summaries) > _MAX_COLUMNS:
     lines = [row[:-1] for row in zip(*lines, strict=True)]
   return table(lines)
 
 
-def _tap(part: str, number: str) -> Callable[[dict[str, Any]], str]:
-  form = "{:.4f}" if number == "density" else "{:,}"
-  return lambda s: form.format(s[part][number]) if part in s else ""
-
-
 _MAX_COLUMNS = 6
 _LINES = (
-  ("test accuracy", lambda s: f"{s['test_accuracy']:.2%}"),
-  ("test loss", lambda s: f"{s['test_loss']:.4f}"),
-  ("density of kernels that may be sparse", lambda s: f"{s['density']:.4f}"),
-  ("orthogonality error at start", lambda s: f"{s['orthogonality_error']:.1e}"),
-  *(  # of networks with convolutions
-    (f"{title}: {number}", _tap(part, number))
-    for title, part in (("centre tap", "center_tap"), ("other taps", "other_taps"))
-    for number in ("density", "nonzeros")
-  ),
-  ("parameters live", lambda s: f"{s['parameters_live']:,}"),
-  ("parameters total", lambda s: f"{s['parameters_total']:,}"),
-  ("training time", lambda s: f"{s['train_seconds']:.1f} s"),
-  ("compile time", lambda s: f"{s['compile_seconds']:.1f} s"),
+  ("test accuracy", "test_accuracy", "{:.2%}"),
+  ("test loss", "test_loss", "{:.4f}"),
+  ("density of kernels that may be sparse", "density", "{:.4f}"),
+  ("orthogonality error at start", "orthogonality_error", "{:.1e}"),
+  ("centre tap: density", "center_tap", "{[density]:.4f}"),  # of convolutions
+  ("centre tap: nonzeros", "center_tap", "{[nonzeros]:,}"),
+  ("other taps: density", "other_taps", "{[density]:.4f}"),
+  ("other taps: nonzeros", "other_taps", "{[nonzeros]:,}"),
+  ("parameters live", "parameters_live", "{:,}"),
+  ("parameters total", "parameters_total", "{:,}"),
+  ("training time", "train_seconds", "{:.1f} s"),
+  ("compile time", "compile_seconds", "{:.1f} s"),
 )

@@ -40,17 +40,15 @@ def draw_spectrum(data: dict[str, Any]) -> Any:
   rows = list(dict.fromkeys(curve["activation"] for curve in curves))
   columns = list(dict.fromkeys(curve["distribution"] for curve in curves))
   starts = list(dict.fromkeys(curve["start"] for curve in curves))
-  panels = list(itertools.product(rows, columns))
   shape = (1, len(rows)) if len(columns) == 1 else (len(rows), len(columns))
   size = (3.6 * shape[1] + 0.4, 3.0 * shape[0] + 0.4)
   figure, grid = new_figure(size, *shape, sharey=True)
-  for axes, (activation, distribution) in zip(grid.flat, panels, strict=True):
+  for axes, panel in zip(grid.flat, itertools.product(rows, columns), strict=True):
     for curve in curves:
-      if (curve["activation"], curve["distribution"]) == (activation, distribution):
+      if (curve["activation"], curve["distribution"]) == panel:
         _draw_range(axes, curve, starts.index(curve["start"]))
-    axes.set_xscale("log")
-    axes.set_title(f"{activation}, {distribution}", fontsize=10)
-    axes.set_xlabel("density")
+    axes.set(xscale="log", xlabel="density")
+    axes.set_title(", ".join(panel), fontsize=10)
     _density_ticks(axes, curves[0]["density"])
   for axes in grid[:, 0]:
     axes.set_ylabel("singular value of the Jacobian")
@@ -74,11 +72,8 @@ def _draw_range(axes, curve, number: int) -> None:
 
 
 def _density_ticks(axes, densities) -> None:
-  from matplotlib.ticker import NullFormatter, NullLocator
-
   axes.set_xticks(densities, [f"{d:g}" for d in densities], fontsize=8)
-  axes.xaxis.set_minor_locator(NullLocator())
-  axes.xaxis.set_minor_formatter(NullFormatter())
+  axes.xaxis.minorticks_off()
 
 
 def draw_time(data: dict[str, Any]) -> Any:
@@ -101,21 +96,20 @@ def draw_angles(data: dict[str, Any]) -> Any:
   """Draws a kernel for each law of the angle, and the losses."""
   from matplotlib.colors import LogNorm
 
-  names = list(data["kernels"])
-  ratios = {"width_ratios": [1.0] * len(names) + [1.3]}
-  figure, (panels,) = new_figure((13, 3.1), 1, len(names) + 1, gridspec_kw=ratios)
-  shown: Any = None
-  for axes, name in zip(panels, names, strict=False):
-    image = np.abs(np.array(data["kernels"][name]))
-    style = {"cmap": "Blues", "norm": LogNorm(1e-4, 1, clip=True)}
-    image = np.ma.masked_equal(image, 0)  # as white as the paper
+  kernels, shown = data["kernels"], None
+  ratios = [1.0] * len(kernels) + [1.3]
+  size = (13, 3.1)
+  figure, (panels,) = new_figure(size, 1, len(kernels) + 1, width_ratios=ratios)
+  style = {"cmap": "Blues", "norm": LogNorm(1e-4, 1, clip=True)}
+  for axes, (name, kernel) in zip(panels, kernels.items(), strict=False):
+    image = np.ma.masked_equal(np.abs(kernel), 0)  # as white as the paper
     shown = axes.imshow(image, interpolation="nearest", **style)
     axes.set(xlabel="output unit", ylabel="input unit")
     axes.grid(False)
     axes.set_title(name, fontsize=10)
-  figure.colorbar(shown, ax=panels[len(names) - 1], label="absolute weight", shrink=0.8)
+  figure.colorbar(shown, ax=panels[-2], label="absolute weight", shrink=0.8)
   axes = panels[-1]
-  for number, name in enumerate(names):
+  for number, name in enumerate(kernels):
     losses = np.array(data["loss"][name])
     band = losses.min(axis=0), losses.max(axis=0)
     draw_band(axes, data["epoch"], losses.mean(axis=0), band, number, name)
@@ -135,14 +129,12 @@ def draw_delta(data: dict[str, Any]) -> Any:
   kernel, mask = np.array(data["kernel"]), np.array(data["mask"])
   kinds = mask.astype(int) + (kernel != 0)
   colors = ("#F2F2F2", "#E69F00", "#0072B2")
-  height, width = kinds.shape[:2]
-  figure, panels = new_figure((5.4, 5.8), height, width)
+  figure, panels = new_figure((5.4, 5.8), *kinds.shape[:2])
+  style = {"cmap": ListedColormap(colors), "interpolation": "nearest"}
   for tap, axes in np.ndenumerate(panels):
-    cmap = ListedColormap(colors)
-    axes.imshow(kinds[tap], cmap=cmap, vmin=0, vmax=2, interpolation="nearest")
+    axes.imshow(kinds[tap], vmin=0, vmax=2, **style)
     axes.set_title(f"tap ({tap[0]}, {tap[1]})", fontsize=8)
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
     axes.grid(False)
     axes.spines[["top", "right"]].set_visible(True)
   panels[-1, 0].set(xlabel="output channel", ylabel="input channel")

@@ -71,14 +71,14 @@ def _read_axes(axes: Any) -> Axes:
     raise UserError(f"get_axes() must return a dict of axes, got {axes!r}.")
   result, ends = {}, Counter(name.rpartition(".")[2] for name in axes)
   for name, choices in axes.items():
-    if not isinstance(choices, dict | list | tuple):
+    if isinstance(choices, list | tuple):
+      config_lib.check_names([name])
+      choices = {f"{value}": {name: value} for value in choices}
+    if not isinstance(choices, dict):
       raise UserError(
         f"axis {name!r} must be a tuple of values, or a dict from labels to fields, "
         f"got {choices!r}."
       )
-    if not isinstance(choices, dict):
-      config_lib.check_names([name])
-      choices = {f"{value}": {name: value} for value in choices}
     if not choices:
       raise UserError(f"axis {name!r} must have at least one choice.")
     for label, changes in choices.items():
@@ -87,9 +87,9 @@ def _read_axes(axes: Any) -> Axes:
           f"axis {name!r} must give a dict of fields for {label!r}, got {changes!r}."
         )
     end = name.rpartition(".")[2]
-    labels = {config_lib.run_name(name, label): label for label in choices}
-    short = end if ends[end] == 1 else name
-    result[short] = {label: choices[given] for label, given in labels.items()}
+    result[end if ends[end] == 1 else name] = {
+      config_lib.run_name(name, label): changes for label, changes in choices.items()
+    }
   return result
 
 
@@ -102,7 +102,9 @@ def _expand(base: Any, axes: Axes, *, one_by_one: bool) -> list[Cell]:
     for axis, label in labels.items():
       changes |= axes[axis][label]
     path = "/".join(_folder(axis, label) for axis, label in labels.items())
-    for folder, seed in _seeds(_change(base, changes), one_by_one):
+    seeds = _change(base, changes).seeds if one_by_one else ()
+    runs = [(f"/seed={seed}", {"seed": seed, "seeds": ()}) for seed in seeds]
+    for folder, seed in runs or [("", {})]:
       config = _change(base, changes | seed)
       text = config_lib.to_json(config)
       cells.append(Cell(labels, paths.setdefault(text, path + folder), config))
@@ -120,13 +122,6 @@ def _folder(axis: str, label: str) -> str:
   """Names a directory: `density=0.05`, or a word alone."""
   text = f"{axis}={label}" if is_number(label) else label
   return re.sub(r"[^\w.=+-]+", "_", text)
-
-
-def _seeds(config: Any, one_by_one: bool) -> list[tuple[str, dict[str, Any]]]:
-  """What the runs of a cell change for their seeds, and how they are called."""
-  if not (one_by_one and config.seeds):
-    return [("", {})]
-  return [(f"/seed={seed}", {"seed": seed, "seeds": ()}) for seed in config.seeds]
 
 
 def _change(base: Any, changes: dict[str, Any]) -> Any:
@@ -156,24 +151,21 @@ class Status(NamedTuple):
 
 def read_status(workdir: Path) -> Status:
   """Reads the status of a run; it may be running meanwhile."""
+  word, note = "todo", ""
   if (workdir / "summary.json").exists():
+    word = "done"
+  elif is_claimed(workdir):
+    word = "running"
+  elif (workdir / _FAILURE).exists():
+    word, note = "failed", read_json(workdir / _FAILURE)["error"]
+  elif (workdir / "config.json").exists():
+    word = "stopped"
+  records = read_records(workdir / "metrics.jsonl")
+  last = next((r for r in reversed(records) if r["split"] != "train"), {})
+  accuracy = last.get("accuracy")
+  if word == "done":
     accuracy = read_json(workdir / "summary.json")["test_accuracy"]
-    return Status("done", _last(workdir)[0], accuracy)
-  epoch, accuracy = _last(workdir)
-  if is_claimed(workdir):
-    return Status("running", epoch, accuracy)
-  if (workdir / _FAILURE).exists():
-    return Status("failed", epoch, accuracy, read_json(workdir / _FAILURE)["error"])
-  began = (workdir / "config.json").exists()
-  return Status("stopped" if began else "todo", epoch, accuracy)
-
-
-def _last(workdir: Path) -> tuple[float | None, float | None]:
-  """Epoch and accuracy of the last evaluation."""
-  records = [
-    r for r in read_records(workdir / "metrics.jsonl") if r["split"] != "train"
-  ]
-  return (records[-1]["epoch"], records[-1]["accuracy"]) if records else (None, None)
+  return Status(word, last.get("epoch"), accuracy, note)
 
 
 def write_failure(workdir: Path, error: Exception) -> None:
@@ -198,13 +190,12 @@ def forget_failure(workdir: Path) -> None:
 def status_table(named: Iterable[tuple[str, Status]]) -> str:
   """Returns the runs as text, one a line, and their counts."""
   rows: list[tuple[str, ...]] = [("run", "status", "epoch", "accuracy")]
-  counts: dict[str, int] = {}
-  notes = []
+  counts, notes = Counter(), []
   for name, status in named:
     epoch = "" if status.epoch is None else f"{status.epoch:g}"
     accuracy = "" if status.accuracy is None else f"{status.accuracy:.2%}"
     rows.append((name, status.word, epoch, accuracy))
-    counts[status.word] = counts.get(status.word, 0) + 1
+    counts[status.word] += 1
     notes += [f"  {name}: {status.note}"] if status.note else []
   total = ", ".join(f"{count} {word}" for word, count in counts.items())
   return "\n".join([table(rows), *notes, f"  {total}"])

@@ -32,25 +32,22 @@ def write_report(directory: Path) -> str:
 
 def _environments(directory: Path) -> list[str]:
   """What the runs were made with, once for each kind of it."""
-  found = {}
-  for path in sorted(directory.rglob("environment.jsonl")):
-    for place in read_records(path):
-      text = f"commit {place['git_commit']}, {place['device']}, jax {place['jax']}"
-      found[f"  runs of: {text}, Python {place['python']}"] = None
-  return list(found)
+  paths = sorted(directory.rglob("environment.jsonl"))
+  text = "  runs of: commit {git_commit}, {device}, jax {jax}, Python {python}"
+  lines = [text.format_map(place) for path in paths for place in read_records(path)]
+  return list(dict.fromkeys(lines))
 
 
 def _save_curves(table: Table, column: tuple[str, ...], directory: Path) -> None:
   found = {row: table.entries[*column, row].runs for row in table.rows}
-  curves = {row: curves_of(entry) for row, entry in found.items() if entry}
-  title, stem = table.title, "curves"
-  if column:
-    title = table.column_name(column)
-    stem += "-" + re.sub(r"[^\w.]+", "_", title)
-  if curves:
-    figure = draw.draw_curves(curves)
-    figure.suptitle(title, fontsize=10)
-    save(figure, directory / stem)
+  curves = {row: curves_of(runs) for row, runs in found.items() if runs}
+  if not curves:
+    return
+  title = table.column_name(column) if column else table.title
+  stem = "curves-" + re.sub(r"[^\w.]+", "_", title) if column else "curves"
+  figure = draw.draw_curves(curves)
+  figure.suptitle(title, fontsize=10)
+  save(figure, directory / stem)
 
 
 def draw_points(table: Table) -> Any:
@@ -64,7 +61,11 @@ def draw_points(table: Table) -> Any:
   for number, column in enumerate(columns):
     offset = (number - (len(columns) - 1) / 2) * min(0.22, 0.8 / len(columns))
     _draw_column(axes, table, column, number, offset)
-  _draw_chance(axes, table)
+  found = [run for entry in table.entries.values() for run in entry.runs]
+  chance = max(run.summary["chance"] for run in found)
+  if min(min(run.accuracies) for run in found) < 3 * chance:  # not left far behind
+    style = {"color": QUIET, "linewidth": 1, "linestyle": (0, (1, 2)), "zorder": 0}
+    axes.axvline(100 * chance, label="chance", **style)
   axes.set_yticks(range(len(rows)), rows)
   axes.set(xlabel="test accuracy (%)", ylim=(len(rows) - 0.5, -0.5))
   axes.set_title(table.title, fontsize=9)
@@ -72,28 +73,16 @@ def draw_points(table: Table) -> Any:
   return figure
 
 
-def _draw_chance(axes, table: Table) -> None:
-  """Draws where chance is, unless all have left it far behind."""
-  found = [run for entry in table.entries.values() for run in entry.runs]
-  chance = max(run.summary["chance"] for run in found)
-  if min(min(run.accuracies) for run in found) < 3 * chance:
-    style = {"color": QUIET, "linewidth": 1, "linestyle": (0, (1, 2)), "zorder": 0}
-    axes.axvline(100 * chance, label="chance", **style)
-
-
 def _draw_column(axes, table: Table, column, number: int, offset: float) -> None:
   color = COLORS[number % len(COLORS)]
-  places, means, deviations = [], [], []
-  for place, row in enumerate(table.rows):
-    values = 100 * np.array(table.entries[*column, row].accuracies)
-    if not len(values):
-      continue
-    places.append(place + offset)
-    means.append(values.mean())
-    deviations.append(values.std(ddof=1) if len(values) > 1 else 0.0)
-    if len(values) > 1:
-      dots = np.full(len(values), place + offset)
-      axes.plot(values, dots, ".", color=color, alpha=0.5, markersize=3, zorder=1)
+  found = [table.entries[*column, row] for row in table.rows]
+  found = {place + offset: entry for place, entry in enumerate(found) if entry.runs}
+  for place, entry in found.items():
+    if (count := len(entry.accuracies)) > 1:
+      values, style = 100 * np.array(entry.accuracies), {"markersize": 3, "zorder": 1}
+      axes.plot(values, [place] * count, ".", color=color, alpha=0.5, **style)
   style = {"fmt": MARKERS[number % len(MARKERS)], "color": color, "ms": 5}
   style |= {"capsize": 2, "linewidth": 1.2, "label": table.column_name(column)}
-  axes.errorbar(means, places, xerr=deviations, **style)
+  means = [100 * entry.mean for entry in found.values()]
+  deviations = [100 * entry.std for entry in found.values()]
+  axes.errorbar(means, list(found), xerr=deviations, **style)

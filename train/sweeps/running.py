@@ -24,14 +24,7 @@ from train.core.loop import train_and_evaluate
 from train.core.own import find, is_own
 from train.core.workdir import is_claimed, refuse_another_config, replace_text, writing
 from train.data.datasets import TFDS, prepared
-from train.sweeps.grid import (
-  SWEEP,
-  Cell,
-  Sweep,
-  read_status,
-  to_json,
-  write_failure,
-)
+from train.sweeps.grid import SWEEP, Cell, Sweep, read_status, to_json, write_failure
 
 
 def prepare(sweep: Sweep, workdir: Path) -> None:
@@ -94,16 +87,20 @@ def check_backend(workers: int) -> None:
 
 
 def run(cells: Sequence[Cell], workdir: Path) -> bool:
-  """Trains all cells that are to be; one that breaks does not stop the others.
+  """Trains all cells that are to be; returns whether none of them has failed.
 
-  Returns whether none of them has failed.
+  What goes wrong in one is noted in its directory, and does not stop the others.
   """
   whole = True
   for number, cell in enumerate(cells, 1):
     begin = time.monotonic()
     before = read_status(workdir / cell.path).word
     if before in ("todo", "stopped"):
-      _train(cell, workdir / cell.path)
+      try:
+        train_and_evaluate(cell.config, workdir / cell.path, name=cell.path)
+      except Exception as error:  # whatever it is: the other cells shall run
+        if not is_claimed(workdir / cell.path):
+          write_failure(workdir / cell.path, error)
     after = read_status(workdir / cell.path)
     whole &= after.word != "failed"
     if after.word != before or after.word == "failed":
@@ -112,15 +109,6 @@ def run(cells: Sequence[Cell], workdir: Path) -> bool:
       progress = f"[{number}/{len(cells)}] {cell.path}: {after.word}"
       logger.info("%s%s%s %s", progress, accuracy, seconds, after.note)
   return whole
-
-
-def _train(cell: Cell, workdir: Path) -> None:
-  """Trains one cell; what goes wrong in it is noted in its directory."""
-  try:
-    train_and_evaluate(cell.config, workdir, name=cell.path)
-  except Exception as error:  # whatever it is: the other cells shall run
-    if not is_claimed(workdir):
-      write_failure(workdir, error)
 
 
 def split_cores(count: int) -> list[set[int]]:
@@ -144,44 +132,47 @@ def _cores() -> set[int]:
   return set(range(os.cpu_count() or 1))
 
 
-def run_workers(commands: Sequence[Sequence[str]]) -> list[int]:
-  """Runs commands side by side, each on its part of the cores; returns exit statuses.
+def _pin(cores: set[int]) -> None:
+  """Keeps this thread on some cores, where the system can be told so."""
+  if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, cores)
 
-  Their output comes line by line on the standard error. SIGTERM is passed on to them;
-  Ctrl-C reaches them by itself.
+
+def run_side_by_side(count: int) -> bool:
+  """Trains all cells by `count` processes; returns whether none of them has failed.
+
+  Each has its part of the cores. Their output comes line by line on the standard error.
+  SIGTERM is passed on to them; Ctrl-C reaches them by itself.
   """
+  command = [sys.executable, "-m", "train.sweep", *sys.argv[1:]]
+  pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
   processes: list[subprocess.Popen] = []
 
   def stop(*_: Any) -> None:
     for process in processes:
       process.terminate()
 
-  before = signal.signal(signal.SIGTERM, stop)
+  before, mine = signal.signal(signal.SIGTERM, stop), _cores()
   try:
-    for command, cores in zip(commands, split_cores(len(commands)), strict=True):
-      processes.append(_start(command, cores))
-    with ThreadPoolExecutor(len(processes)) as pool:
-      return list(pool.map(_show, processes))
+    for number, cores in enumerate(split_cores(count)):
+      _pin(cores)  # the new process inherits it
+      worker = [*command, f"--worker={number}"]
+      processes.append(subprocess.Popen(worker, text=True, **pipes))
+    _pin(mine)
+    with ThreadPoolExecutor(count) as pool:
+      statuses = list(pool.map(_show, processes))
   finally:
     stop()
     for process in processes:
       process.wait()
     signal.signal(signal.SIGTERM, before)
-
-
-def _start(command: Sequence[str], cores: set[int]) -> subprocess.Popen:
-  """Starts a command on some of the cores, where the system can tell it so."""
-  mine = _cores()
-  pins = hasattr(os, "sched_setaffinity")
-  try:
-    if pins:
-      os.sched_setaffinity(0, cores)  # of this thread; the new process inherits it
-    return subprocess.Popen(
-      command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-  finally:
-    if pins:
-      os.sched_setaffinity(0, mine)
+  for number, status in enumerate(statuses):
+    if status < 0:
+      logger.warning("worker %d was ended by signal %d.", number, -status)
+      sys.exit(128 - status)
+    if status > 1:  # 1: a cell has failed, which is noted in its directory
+      sys.exit(status)
+  return not any(statuses)
 
 
 def _show(process: subprocess.Popen) -> int:
@@ -190,16 +181,3 @@ def _show(process: subprocess.Popen) -> int:
   for line in process.stdout:
     sys.stderr.write(line)
   return process.wait()
-
-
-def run_side_by_side(count: int) -> bool:
-  """Trains all cells by `count` processes; returns whether none of them has failed."""
-  command = [sys.executable, "-m", "train.sweep", *sys.argv[1:]]
-  statuses = run_workers([[*command, f"--worker={n}"] for n in range(count)])
-  for number, status in enumerate(statuses):
-    if status < 0:
-      logger.warning("worker %d was ended by signal %d.", number, -status)
-      sys.exit(128 - status)
-    if status > 1:  # 1: a cell has failed, which is noted in its directory
-      sys.exit(status)
-  return not any(statuses)

@@ -52,24 +52,29 @@ def read_runs(directories: list[str]) -> list[Run]:
   Raises:
     UserError: if there is none.
   """
-  found = []
-  for directory in directories:
-    for path in sorted(Path(directory).rglob("metrics.jsonl")):
-      if (run := read_run(path.parent)) is not None:
-        found.append(run)
+  paths = (p for d in directories for p in sorted(Path(d).rglob("metrics.jsonl")))
+  found = [run for path in paths if (run := read_run(path.parent)) is not None]
   if not found:
     raise UserError(f"no finished run in {', '.join(directories)}.")
   return found
 
 
-def group(runs: list[Run]) -> dict[str, list[Run]]:
-  """Groups runs that differ in their seeds only, by what tells them apart: "eoi, erk".
+def group(runs: list[Run], *, apart: tuple[str, ...] = SEEDS) -> dict[str, list[Run]]:
+  """Groups runs that differ in the fields `apart`, or in local ones, only.
 
-  Raises:
-    UserError: see `count_once`.
+  Their names are of what tells them apart: "eoi, erk".
   """
-  groups = _group(runs, apart=SEEDS)
-  return {name: count_once(found) for name, found in groups.items()}
+  fields = {name for run in runs for name in run.config} - {*apart, *LOCAL}
+  odd = [
+    name
+    for name in sorted(fields)
+    if len({json.dumps(run.config.get(name)) for run in runs}) > 1
+  ]
+  groups: dict[str, list[Run]] = {}
+  for run in runs:
+    words = [f"{run.config.get(name)}" for name in odd]
+    groups.setdefault(", ".join(words) or run.config["sparsity.start"], []).append(run)
+  return groups
 
 
 def count_once(runs: list[Run]) -> list[Run]:
@@ -99,25 +104,10 @@ def _numbers_of(run: Run) -> tuple[Any, ...]:
   return run.seeds, run.accuracies, [record.get("loss") for record in run.records]
 
 
-def _group(runs: list[Run], *, apart: tuple[str, ...]) -> dict[str, list[Run]]:
-  """Groups runs that differ in the fields `apart`, or in local ones, only."""
-  fields = {name for run in runs for name in run.config} - {*apart, *LOCAL}
-  odd = [
-    name
-    for name in sorted(fields)
-    if len({json.dumps(run.config.get(name)) for run in runs}) > 1
-  ]
-  groups: dict[str, list[Run]] = {}
-  for run in runs:
-    words = [f"{run.config.get(name)}" for name in odd]
-    groups.setdefault(", ".join(words) or run.config["sparsity.start"], []).append(run)
-  return groups
-
-
 def curves(directories: list[str]) -> dict[str, Any]:
   """Training loss and held-out accuracy over epochs: mean and deviation over seeds."""
-  groups = group(read_runs(directories))
-  return {name: curves_of(runs) for name, runs in groups.items()}
+  groups = group(read_runs(directories)).items()
+  return {name: curves_of(count_once(runs)) for name, runs in groups}
 
 
 def curves_of(runs: list[Run]) -> dict[str, Any]:
@@ -138,14 +128,14 @@ def _over_epochs(runs: list[Run], splits: tuple[str, ...], value: str) -> dict:
       columns.append({epoch: values[number] for epoch, values in seeds.items()})
   epochs = sorted(set.intersection(*(set(column) for column in columns)))
   table = np.array([[column[epoch] for epoch in epochs] for column in columns])
-  std = table.std(axis=0, ddof=1) if len(table) > 1 else 0 * table[0]
+  std = table.std(axis=0, ddof=min(1, len(table) - 1))
   return {"epoch": epochs, "mean": table.mean(axis=0).tolist(), "std": std.tolist()}
 
 
 def accuracy_over_density(directories: list[str]) -> dict[str, Any]:
   """Test accuracy over the density at the end: mean and deviation over seeds."""
   result, apart = {}, (*SEEDS, "sparsity.density", "dynamic.density")
-  for name, found in _group(read_runs(directories), apart=apart).items():
+  for name, found in group(read_runs(directories), apart=apart).items():
     by_density: dict[Any, list[Run]] = {}
     for run in found:
       by_density.setdefault(_wanted(run), []).append(run)
@@ -162,13 +152,10 @@ def accuracy_over_density(directories: list[str]) -> dict[str, Any]:
 
 def _wanted(run: Run) -> tuple[Any, Any]:
   """The densities of a config at the start and at the end, where they are used."""
-  config = run.config
-  is_dense = config["sparsity.start"] in DENSE_STARTS
-  prunes = config.get("dynamic.method") == "gmp"
-  return (
-    None if is_dense else config["sparsity.density"],
-    config["dynamic.density"] if prunes else None,
-  )
+  is_dense = run.config["sparsity.start"] in DENSE_STARTS
+  prunes = run.config.get("dynamic.method") == "gmp"
+  begin = None if is_dense else run.config["sparsity.density"]
+  return begin, run.config["dynamic.density"] if prunes else None
 
 
 MORE_WEIGHTS = 1.05  # a row that has so many times the fewest weights is not compared
@@ -194,7 +181,7 @@ class Entry(NamedTuple):
   @property
   def std(self) -> float:
     """Their standard deviation; 0 of a single one."""
-    return float(np.std(self.accuracies, ddof=1)) if len(self.accuracies) > 1 else 0.0
+    return float(np.std(self.accuracies, ddof=min(1, len(self.accuracies) - 1)))
 
   @property
   def density(self) -> float:
@@ -236,7 +223,7 @@ def read_table(directory: Path) -> Table:
   """
   if not (directory / SWEEP).exists():
     groups = group(read_runs([str(directory)]))
-    entries = {(name,): Entry(found, "done") for name, found in groups.items()}
+    entries = {(n,): Entry(count_once(runs), "done") for n, runs in groups.items()}
     return Table(directory.name, {"run": list(groups)}, entries)
   sweep = read_json(directory / SWEEP)
   paths: dict[tuple[str, ...], list[str]] = {}
@@ -249,27 +236,22 @@ def read_table(directory: Path) -> Table:
 
 def _entry(directory: Path, paths: list[str]) -> Entry:
   statuses = [read_status(directory / path) for path in paths]
-  found = [read_run(directory / path) for path in paths]
+  runs = [run for path in paths if (run := read_run(directory / path)) is not None]
   order = ("failed", "running", "stopped", "todo", "done")
   worst = min(statuses, key=lambda status: order.index(status.word))
-  return Entry([run for run in found if run is not None], worst.word, worst.note)
+  return Entry(runs, worst.word, worst.note)
 
 
 def markdown(table: Table) -> str:
   """Returns the table as Markdown: mean and deviation in %, the best in bold."""
-  names = [table.column_name(column) for column in table.columns]
   sizes = {len(entry.accuracies) for entry in table.entries.values() if entry.runs}
   common = sizes.pop() if len(sizes) == 1 else None
-  best = {column: _best(table, column) for column in table.columns}
-  head = [list(table.axes)[-1], *names]
-  lines = [f"**{table.title}**", "", _line(head), _line(["---"] * len(head))]
-  for row in table.rows:
-    fields = []
-    for column in table.columns:
-      rows, least = best[column]
-      text = _text(table.entries[*column, row], least, common)
-      fields.append(f"**{text}**" if row in rows else text)
-    lines.append(_line([row, *fields]))
+  columns = [[list(table.axes)[-1], "---", *table.rows]]
+  for column in table.columns:
+    entries = [table.entries[*column, row] for row in table.rows]
+    columns.append([table.column_name(column), "---", *_texts(entries, common)])
+  lines = [f"**{table.title}**", ""]
+  lines += [f"| {' | '.join(line)} |" for line in zip(*columns, strict=True)]
   lines += ["", _legend(table, common)]
   failed = {n: entry for n, entry in table.entries.items() if entry.word == "failed"}
   lines += ["", "Failed:", ""] if failed else []
@@ -277,53 +259,35 @@ def markdown(table: Table) -> str:
   return "\n".join(lines) + "\n"
 
 
-def _line(fields: list[str]) -> str:
-  return f"| {' | '.join(fields)} |"
-
-
-def _best(table: Table, column: tuple[str, ...]) -> tuple[list[str], float]:
-  """Returns the rows of a column with the highest mean, and its lowest density."""
-  found = {row: table.entries[*column, row] for row in table.rows}
-  found = {row: entry for row, entry in found.items() if entry.runs}
-  if not found:
-    return [], 1.0
-  least = min(entry.density for entry in found.values())
-  means = {
-    row: round(entry.mean, 4)  # as precise as what is shown
-    for row, entry in found.items()
-    if entry.density <= MORE_WEIGHTS * least
-  }
-  top = max(means.values())
-  best = [row for row, mean in means.items() if mean == top]
-  return best if len(means) > 1 else [], least
-
-
-def _text(entry: Entry, least: float, common: int | None) -> str:
-  """Shows one place of the table."""
-  if not entry.runs:
-    return entry.word
-  text = f"{100 * entry.mean:.2f}"
-  if len(entry.accuracies) > 1:
-    text += f" ± {100 * entry.std:.2f}"
-  notes = [] if common else [f"n = {len(entry.accuracies)}"]
-  if entry.density > MORE_WEIGHTS * least:
-    notes.append(f"density {entry.density:.2g}")
-  notes += [entry.word] if entry.word != "done" else []
-  return f"{text} ({', '.join(notes)})" if notes else text
+def _texts(entries: list[Entry], common: int | None) -> list[str]:
+  """Shows the places of a column; the highest of several comparable means is bold."""
+  most = MORE_WEIGHTS * min((e.density for e in entries if e.runs), default=1.0)
+  # As precise as what is shown.
+  means = [round(e.mean, 4) for e in entries if e.runs and e.density <= most]
+  texts = []
+  for entry in entries:
+    if not entry.runs:
+      texts.append(entry.word)
+      continue
+    text, count = f"{100 * entry.mean:.2f}", len(entry.accuracies)
+    text += f" ± {100 * entry.std:.2f}" if count > 1 else ""
+    notes = [] if common else [f"n = {count}"]
+    notes += [f"density {entry.density:.2g}"] if entry.density > most else []
+    notes += [entry.word] if entry.word != "done" else []
+    text += f" ({', '.join(notes)})" if notes else ""
+    is_best = entry.density <= most and round(entry.mean, 4) == max(means)
+    texts.append(f"**{text}**" if is_best and len(means) > 1 else text)
+  return texts
 
 
 def _legend(table: Table, common: int | None) -> str:
-  text = "Test accuracy in %"
-  if common != 1:
-    text += ": mean ± standard deviation over seeds"
-  text += f", n = {common}. " if common else ". "
-  text += "Bold: the best mean of a column among networks of its density."
-  epochs = {
-    run.config["num_epochs"] for entry in table.entries.values() for run in entry.runs
-  }
-  if len(epochs) == 1:
-    text += f" Epochs: {epochs.pop()}."
-  return text
+  spread = "" if common == 1 else ": mean ± standard deviation over seeds"
+  number = f", n = {common}" if common else ""
+  runs = [run for entry in table.entries.values() for run in entry.runs]
+  epochs = {run.config["num_epochs"] for run in runs}
+  length = f" Epochs: {epochs.pop()}." if len(epochs) == 1 else ""
+  text = "Bold: the best mean of a column among networks of its density."
+  return f"Test accuracy in %{spread}{number}. {text}{length}"
 
 
 def csv_text(table: Table) -> str:
