@@ -55,10 +55,7 @@ def validation_name(number: int) -> str:
   return f"ILSVRC2012_val_{number:08d}.JPEG"
 
 
-OFFICIAL = Sizes()
-
-
-def check_archives(folder: str | os.PathLike, sizes: Sizes | None = OFFICIAL) -> Sizes:
+def check_archives(folder: str | os.PathLike, sizes: Sizes | None) -> None:
   """Counts classes and images of both archives, without reading the images.
 
   The training archive is a tar file of one tar file for each class, that of validation
@@ -70,23 +67,16 @@ def check_archives(folder: str | os.PathLike, sizes: Sizes | None = OFFICIAL) ->
   """
   counts = _count_train(Path(folder) / TRAIN)
   with _open(Path(folder) / VALIDATION) as archive:
-    validation = archive.getnames()
+    validation = sorted(archive.getnames())
   found = Sizes(len(counts), sum(counts.values()), len(validation))
-  for wnid, count in counts.items():
-    if not count:
-      raise UserError(f"{TRAIN} has no image of class {wnid}.")
-  wanted = found if sizes is None else sizes
-  for archive, words, value, expected in (
-    (TRAIN, "classes", found.num_classes, wanted.num_classes),
-    (TRAIN, "images", found.train, wanted.train),
-    (VALIDATION, "images", found.validation, wanted.validation),
-  ):
+  sorts = (TRAIN, "classes"), (TRAIN, "images"), (VALIDATION, "images")
+  rows = zip(sorts, found, sizes or found, strict=True)
+  for (archive, words), value, expected in rows:
     if value != expected or not value:
       raise UserError(f"{archive} must have {expected or 'some'} {words}, has {value}.")
-  for number, name in enumerate(sorted(validation), 1):
+  for number, name in enumerate(validation, 1):
     if name != validation_name(number):
       raise UserError(f"{VALIDATION} must have {validation_name(number)}, has {name}.")
-  return found
 
 
 def _count_train(path: Path) -> dict[str, int]:
@@ -102,6 +92,8 @@ def _count_train(path: Path) -> dict[str, int]:
       for image in names:
         if not image.startswith(f"{wnid}_"):
           raise UserError(f"{name} must hold images of its class, has {image}.")
+      if not names:
+        raise UserError(f"{TRAIN} has no image of class {wnid}.")
       counts[wnid] = len(names)
   return counts
 
@@ -141,18 +133,22 @@ def open_imagenet(options: StreamOptions, *, validation: float = 0.01) -> Datase
     raise UserError(
       "data set 'imagenet' needs grain: run `pip install grain pillow`."
     ) from error
-  sources = _sources()
+  with prepared("imagenet") as builder:
+    from tensorflow_datasets import decode
+
+    decoders = {"image": decode.SkipDecoding()}  # examples as stored: JPEG files
+    sources = builder.as_data_source(decoders=decoders)
   train = grain.MapDataset.source(sources["train"])
   test = grain.MapDataset.source(sources["validation"])
   held_out = int(validation * len(train) + 1e-9)
-  spec = DATASETS["imagenet"]
+  spec, limit = DATASETS["imagenet"], options.limit or None
 
   def evaluation(examples):
-    examples = _first(examples, options.limit)
+    examples = examples[:limit]
     size = len(examples)
     return evaluation_stream(examples.map(centre), size, spec.shape, options)
 
-  examples, settings = _first(train[held_out:], options.limit), options.augmentation
+  examples, settings = train[held_out:][:limit], options.augmentation
   shuffled, size = examples.seed(options.seed).shuffle().repeat(), len(examples)
 
   def copy(place):  # each example `repeats` times, of an epoch the first `size`
@@ -169,19 +165,6 @@ def open_imagenet(options: StreamOptions, *, validation: float = 0.01) -> Datase
   if held_out:
     splits["validation"] = evaluation(train[:held_out])
   return whole(spec, splits)
-
-
-def _sources() -> dict[str, Any]:
-  """Returns the splits, examples as stored: images are JPEG files."""
-  with prepared("imagenet") as builder:
-    from tensorflow_datasets import decode
-
-    decoders = {"image": decode.SkipDecoding()}
-    return builder.as_data_source(decoders=decoders)
-
-
-def _first(examples: Any, limit: int) -> Any:
-  return examples[:limit] if limit else examples
 
 
 def random_crop(

@@ -11,7 +11,7 @@ from unittest import mock
 
 from train.core.console import UserError
 from train.data.datasets import MANUAL, prepare_hint, tfds_name
-from train.data.imagenet import OFFICIAL, check_archives
+from train.data.imagenet import Sizes, check_archives
 
 
 def prepare(
@@ -41,18 +41,17 @@ def prepare(
 
   data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or None
   options |= {"data_dir": data_dir, "file_format": "array_record"}
-  settings: dict[str, Any] = {}
+  config = None
   if name in MANUAL:
     for archive in MANUAL[name].archives:
       if not manual_dir or not os.path.isfile(os.path.join(manual_dir, archive)):
         where = f"is not in {manual_dir}" if manual_dir else "is to be brought"
         raise UserError(f"{archive} {where}: {prepare_hint(name)}.")
-    download_config = tfds.download.DownloadConfig(manual_dir=manual_dir)
-    settings["download_config"] = download_config
+    config = tfds.download.DownloadConfig(manual_dir=manual_dir)
   if partial and name != "imagenet":
     raise UserError(f"--partial is for imagenet, got {name}.")
   if name == "imagenet" and manual_dir:
-    check_archives(manual_dir, None if partial else OFFICIAL)
+    check_archives(manual_dir, None if partial else Sizes())
   if name == "tiny_imagenet":
     from train.data.tiny_imagenet import TinyImagenet
 
@@ -65,7 +64,7 @@ def prepare(
         f"--dataset must be one that tensorflow-datasets has, got {name}."
       ) from error
   with without_tensorflow():
-    builder.download_and_prepare(**settings)
+    builder.download_and_prepare(download_config=config)
   return str(builder.data_dir)
 
 
