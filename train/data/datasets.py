@@ -28,14 +28,15 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class Stream:
-  """Examples that are too many to hold, in batches from the host; no pytree."""
+  """Examples that are too many to hold, in batches from the host; no pytree.
+
+  `batches(begin)` yields this process's part of batch `begin` and of those after it:
+  uint8 images and int32 labels. A training stream is endless, and batch `n` is that of
+  step `n`. An evaluation stream ends after all examples; what fills its last batch is
+  black and has the label -1.
+  """
 
   size: int  # examples of the whole split, over all processes
-  # `batches(begin)` yields this process's part of batch `begin` and of those after it:
-  # uint8 images `[batch_size / process_count, height, width, channels]` and int32
-  # labels `[batch_size / process_count]`. A training stream is endless, and batch `n`
-  # is that of step `n`. An evaluation stream ends after all examples; what fills its
-  # last batch is black and has the label -1.
   batches: Callable[[int], Iterator[Split]]
 
 
@@ -106,9 +107,8 @@ def in_background(function: Callable[[Any], Any], items: Iterable[Any]) -> Calla
   return lambda item: futures[item].result()
 
 
-# Means and deviations of MNIST and CIFAR-10 as in the paper's code; those of digits
-# are measured, and of the others those in common use with PyTorch: of all pixels of
-# the training set.
+# Means and deviations of MNIST and CIFAR-10 are those of the paper's code, of digits
+# measured, of the others in common use with PyTorch: of all training pixels.
 DATASETS = {
   "digits": DatasetSpec((8, 8, 1), 10, 16.0, (0.3053,), (0.3760,)),
   "mnist": DatasetSpec((28, 28, 1), 10, 255.0, (0.1307,), (0.3081,)),

@@ -114,15 +114,12 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 def open_imagenet(options: StreamOptions, *, validation: float = 0.01) -> Dataset:
   """Opens the prepared data set; images are read as the streams are.
 
-  The examples are stored in an order that `train.prepare` has shuffled once for all;
-  the first of the training split, a fraction `validation` in `[0, 1)`, are held out,
-  whatever the seed.
-
-  Returns:
-    Streams of uint8 images `[batch, 224, 224, 3]` and labels in `[0, 1000)`, in the
-    order of the sorted WordNet ids. Training images depend on seed and step: random
-    crops, flipped or not, if `options.augmentation` resizes, else centres; what else it
-    asks for is left to the device. The test set is the official validation split.
+  `train.prepare` has shuffled the stored examples once for all; the first of the
+  training split, a fraction `validation` in `[0, 1)`, are held out, whatever the seed.
+  Images are uint8 `[batch, 224, 224, 3]`, labels numbers of the sorted WordNet ids.
+  Those of the training depend on seed and step: random crops, flipped or not, if
+  `options.augmentation` resizes, else centres; what else it asks for is left to the
+  device. The test set is the official validation split.
 
   Raises:
     UserError: if the data set or Grain is missing, or a batch does not fit.
@@ -138,8 +135,8 @@ def open_imagenet(options: StreamOptions, *, validation: float = 0.01) -> Datase
 
     decoders = {"image": decode.SkipDecoding()}  # examples as stored: JPEG files
     sources = builder.as_data_source(decoders=decoders)
-  train = grain.MapDataset.source(sources["train"])
-  test = grain.MapDataset.source(sources["validation"])
+  train: Any = grain.MapDataset.source(sources["train"])
+  test: Any = grain.MapDataset.source(sources["validation"])
   held_out = int(validation * len(train) + 1e-9)
   spec, limit = DATASETS["imagenet"], options.limit or None
 
@@ -173,8 +170,8 @@ def random_crop(
   """Decodes an example; returns a random crop, flipped or not, and the label."""
   image = _decode(example)
   pixels = _resize(image, random_box(rng, *image.size), cubic)
-  flip = rng.random() < 0.5
-  return (pixels[:, ::-1] if flip else pixels), np.int32(example["label"])
+  pixels = pixels[:, ::-1] if rng.random() < 0.5 else pixels
+  return pixels, np.int32(example["label"])
 
 
 def centre(example: dict[str, Any]) -> tuple:

@@ -98,7 +98,8 @@ def crop_and_flip(
     columns = jnp.where(flip, columns[::-1], columns)
     return image[reflected(down, height)[:, None], columns[None]]
 
-  return crop(images, *shifts, jax.random.bernoulli(keys[1], shape=(batch,)))
+  flips = jax.random.bernoulli(keys[1], shape=(batch,))
+  return crop(images, shifts[0], shifts[1], flips)
 
 
 def random_resized_crop(
@@ -203,10 +204,11 @@ def blur(image: jax.Array, sigma: jax.Array) -> jax.Array:
     size, edges = image.shape[axis], [(0, 0)] * 3
     edges[axis] = (_REACH, _REACH)
     wide = jnp.pad(image, edges, "edge")
-    image = sum(
+    parts = [
       weights[n] * jax.lax.slice_in_dim(wide, n, n + size, axis=axis)
       for n in range(len(places))
-    )
+    ]
+    image = sum(parts[1:], start=parts[0])
   return image
 
 

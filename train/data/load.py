@@ -25,8 +25,7 @@ from train.data.streams import StreamOptions
 def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
   """Splits `floor(fraction * n)` examples off, evenly from every class.
 
-  No random number takes part: the split is the same on every machine, whatever the seed
-  of a run. Returns `(rest, held_out)`, both in the original order.
+  Whatever the seed of a run. Returns `(rest, held_out)`, both in the original order.
   """
   by_class = np.argsort(split.labels, kind="stable")
   marks = np.floor(np.arange(len(by_class) + 1) * fraction + 1e-9)
@@ -83,16 +82,16 @@ def _digits() -> dict[str, Split]:
     raise UserError(
       "data set 'digits' needs scikit-learn: run `pip install scikit-learn`."
     ) from error
-  train, test = hold_out(kept(f"digits-{version}", _read_digits), 0.2)
+
+  def read():
+    from sklearn.datasets import load_digits
+
+    digits: Any = load_digits()
+    images = digits.images.astype(np.uint8)[..., None]
+    return Split(images, digits.target.astype(np.int32))
+
+  train, test = hold_out(kept(f"digits-{version}", read), 0.2)
   return {"train": train, "test": test}
-
-
-def _read_digits() -> Split:
-  from sklearn.datasets import load_digits
-
-  digits: Any = load_digits()
-  images = np.asarray(digits.images).astype(np.uint8)[..., None]
-  return Split(images, np.asarray(digits.target).astype(np.int32))
 
 
 def _tfds(name: str, validation: float) -> Dataset:

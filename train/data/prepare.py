@@ -24,24 +24,16 @@ def prepare(
 ) -> str:
   """Runs the builder of a data set; needs the network unless it is a manual one.
 
-  Args:
-    name: a key of `DATASETS` other than "digits", or `tfds:NAME`.
-    data_dir: where to; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets.
-    manual_dir: the directory of the archives, of a data set in `MANUAL`.
-    partial: whether archives of ImageNet may hold a part of the official images.
-    **options: of the builder.
-
-  Returns:
-    The directory of the data set.
+  The arguments are those of `train.prepare`; options are the builder's. Returns the
+  directory of the data set.
 
   Raises:
     UserError: if an archive is missing or not the official one.
   """
   import tensorflow_datasets as tfds
 
-  data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or None
+  data_dir, config = data_dir or os.environ.get("TFDS_DATA_DIR") or None, None
   options |= {"data_dir": data_dir, "file_format": "array_record"}
-  config = None
   if name in MANUAL:
     for archive in MANUAL[name].archives:
       if not manual_dir or not os.path.isfile(os.path.join(manual_dir, archive)):
