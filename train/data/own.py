@@ -126,8 +126,8 @@ def _tfds(name: str) -> tuple[int, dict[str, Any]]:
   with prepared(name) as builder:
     features, splits = builder.info.features, list(builder.info.splits)
     image, label = (dict(features).get(key) for key in ("image", "label"))
-    num_classes: Any = getattr(label, "num_classes", None)
-    fits = num_classes is not None and None not in getattr(image, "shape", (None,))
+    num_classes = getattr(label, "num_classes", 0)
+    fits = num_classes and None not in getattr(image, "shape", (None,))
     rule = "must have an `image` of a fixed size and a `label` of known classes"
     _require(fits, rule, features)
     # Where the labels of the test set are not public, validation takes its place.
