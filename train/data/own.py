@@ -70,7 +70,7 @@ def _digits(numbers: np.ndarray) -> tuple[float, ...]:
   return tuple(float(f"{number:.6g}") for number in numbers)
 
 
-def _require(holds: bool, rule: str, got: Any) -> None:
+def _require(holds: Any, rule: str, got: Any) -> None:
   """Raises what `blamed` says with the name of the data set."""
   if not holds:
     raise ValueError(f"{rule}, got {got}.")
