@@ -51,9 +51,9 @@ def einsum(einsum_str: str, shape: tuple[int, ...]) -> Layout | None:
   return Layout(axes) if {"i", "o"} <= set(axes) else None
 
 
-def conv(module, shape: tuple[int, ...], groups: int) -> Layout:
+def conv(module, shape: tuple[int, ...]) -> Layout:
   """Kernels `(*window, in / groups, out)`; patches where windows do not overlap."""
-  rank, window = len(shape) - 2, shape[:-2]
+  rank, window, groups = len(shape) - 2, shape[:-2], module.feature_group_count
   strides, padding = _per_axis(module.strides, rank), _padding(module.padding)
   dilation = _per_axis(module.kernel_dilation, rank)
   causal = [((k - 1) * step, 0) for k, step in zip(window, dilation, strict=True)]

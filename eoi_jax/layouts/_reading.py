@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from eoi_jax.layouts.layout import Kernel, Layout, by_shape
+from eoi_jax.layouts.layout import Kernel, Layout, by_shape, entry
 from eoi_jax.layouts.trees import Layouts, apply_table, complete, present_leaves
 
 
@@ -16,17 +16,13 @@ class Reading:
   """What modules say of their parameters, by name of the leaf."""
 
   def __init__(self):
-    # Of one layer's kernel, None = no kernel.
-    self.layouts: dict[str, Layout | None] = {}
+    self.layouts: dict[str, Layout | None] = {}  # of one layer's kernel, None = none
     # Of one layer's parameter; the tree may have axes of layers more.
     self.shapes: dict[str, tuple[int, ...]] = {}
-    # What the parameters of one transformation have in common.
-    self.origins: dict[str, Any] = {}
+    self.origins: dict[str, Any] = {}  # what those of one transformation have in common
     # Axes whose entries have a norm each, of kernels under WeightNorm.
     self.normalized: dict[str, Any] = {}
-    # Why a reading is unsure: a layer may apply another matrix than its kernel, or two
-    # layers read one in two ways.
-    self.reasons: dict[str, str] = {}
+    self.reasons: dict[str, str] = {}  # why a layout is in doubt
 
   def add_shape(self, path: Sequence[Any], shape, origin: Any = None) -> None:
     """Notes the shape of one layer's parameter."""
@@ -156,14 +152,12 @@ class Reading:
 
 def _entry(layout: Layout, rank: int) -> str:
   """An entry of a table: a layout, with axes of layers in front up to a rank."""
-  letters = "s" * (rank - len(layout.axes)) + layout.axes
-  groups = layout.groups or 1
-  return f'Layout("{letters}", groups={groups})' if groups > 1 else f'"{letters}"'
+  return entry("s" * (rank - len(layout.axes)) + layout.axes, layout.groups)
 
 
-def _with_stack(entry: str, number: int) -> str:
+def _with_stack(text: str, number: int) -> str:
   """An entry of a table with axes of layers in front."""
-  return entry.replace('"', '"' + "s" * number, 1)
+  return text.replace('"', '"' + "s" * number, 1)
 
 
 def _stack_axes(inner: tuple[int, ...], outer: tuple[int, ...]) -> list[tuple]:

@@ -41,8 +41,7 @@ class Layout:
   """How a kernel is a batch of matrices `(in, out)` or of convolutions of them.
 
   Attributes:
-    axes: one letter for each axis of the leaf: `i` input, `o` output, `w` window, `s`
-      stack; at least one `i` and one `o`.
+    axes: one letter for each axis of the leaf; at least one `i` and one `o`.
     groups: matrices that lie side by side along the outputs: the groups of a
       convolution, whose inputs are those of one group, or merged projections that
       share their inputs (3 for query, key and value in one kernel). None = unknown:
@@ -70,18 +69,18 @@ class Layout:
         f"`axes` must have one letter an axis ({LETTERS}), at least one i and one o "
         f"and at most three w, got {self.axes!r}."
       )
-    groups = 1 if self.groups is None else self.groups
-    if not _are_positive([groups]):
-      raise ValueError(f"`groups` must be a positive integer, got {self.groups!r}.")
+    if self.groups is not None:
+      _checks.integer("groups", self.groups, 1)
     steps, windows = self.strides, self.axes.count("w")
-    known = isinstance(steps, tuple) and _are_positive(steps)
+    known = isinstance(steps, tuple) and all(
+      isinstance(step, int | np.integer) and step >= 1 for step in steps
+    )
     if not known or (steps and windows not in (0, len(steps))):
       raise ValueError(
         "`strides` must be a tuple of positive integers, one for each w of "
         f"{self.axes!r}, or (), got {steps!r}."
       )
-    if self.padding not in (known := (None, *PADDINGS)):
-      raise ValueError(f"`padding` must be one of {known}, got {self.padding!r}.")
+    _checks.one_of("padding", self.padding, (None, *PADDINGS))
     if not isinstance(self.transposed, bool):
       raise ValueError(f"`transposed` must be True or False, got {self.transposed!r}.")
 
@@ -94,11 +93,6 @@ class Layout:
     return self.axes + (f" groups={self.groups}" if self.groups != 1 else "")
 
 
-def _are_positive(values: Sequence[Any]) -> bool:
-  """Whether all values are integers of at least 1."""
-  return all(isinstance(value, int | np.integer) and value >= 1 for value in values)
-
-
 @dataclasses.dataclass(frozen=True)
 class Kernel:
   """A leaf and its layout: the leaf as layers, and as blocks.
@@ -107,14 +101,10 @@ class Kernel:
   own. A *block* is one group of a layer, `(*window, in, out / groups)`: it is what is
   to be isometric. Without groups the two are the same.
 
-  Attributes:
-    name: path of the leaf, joined by "/".
-    leaf: array or shape-dtype struct.
-    layout: its layout.
   """
 
-  name: str
-  leaf: Any
+  name: str  # path of the leaf, joined by "/"
+  leaf: Any  # array or shape-dtype struct
   layout: Layout
 
   def _sizes(self, letter: str) -> tuple[int, ...]:
@@ -133,8 +123,7 @@ class Kernel:
   @functools.cached_property
   def layer_shape(self) -> tuple[int, ...]:
     """`(*window, in, out)` of one layer."""
-    ends = (math.prod(self._sizes("i")), math.prod(self._sizes("o")))
-    return (*self._sizes("w"), *ends)
+    return (*self._sizes("w"), *(math.prod(self._sizes(end)) for end in "io"))
 
   @property
   def layer_size(self) -> int:
@@ -143,15 +132,10 @@ class Kernel:
 
   @property
   def groups(self) -> int:
-    """Number of groups of the layout.
-
-    Raises:
-      ValueError: if the shape alone does not tell.
-    """
+    """Number of groups; a ValueError if the shape alone does not tell."""
     if self.layout.groups is None:
-      entry = f'Layout("{self.layout.axes}", groups={self.layer_shape[-1]})'
-      doubts, leaves = {self.name: entry}, {self.name: self.leaf}
-      raise ValueError(in_doubt(doubts, leaves, {}, LINE))
+      doubts = {self.name: entry(self.layout.axes, self.layer_shape[-1])}
+      raise ValueError(in_doubt(doubts, {self.name: self.leaf}, {}, LINE))
     return self.layout.groups
 
   @property
@@ -182,13 +166,10 @@ class Kernel:
     return tuple((k if late and s == 1 else k - 1) // 2 for k, s in pairs)
 
   def floor(self, taps: str = "center") -> int:
-    """Fewest nonzeros of a layer whose blocks are isometric.
+    """Fewest nonzeros of a layer whose blocks are isometric, with `taps` of `eoi_init`.
 
-    Args:
-      taps: as in `eoi_init`: "polyphase" is isometric at the strides of the layout.
-
-    Raises:
-      ValueError: if `taps` is unknown.
+    "polyphase" is isometric at the strides of the layout; an unknown name is a
+    ValueError.
     """
     _checks.one_of("taps", taps, TAPS)
     strides = self.layout.strides if taps == "polyphase" else ()
@@ -218,8 +199,7 @@ class Kernel:
     """
     layers = self.to_layers(array)
     if self.groups > 1:
-      *front, out = layers.shape
-      layers = layers.reshape(*front, self.groups, out // self.groups)
+      layers = layers.reshape(*layers.shape[:-1], self.groups, self.block_shape[-1])
       rank = layers.ndim
       layers = layers.transpose(0, rank - 2, *range(1, rank - 2), rank - 1)
     return layers.reshape(self.num_blocks, *self.block_shape)
@@ -314,24 +294,18 @@ def by_shape(
   if not named or odd:
     return None, "None" if odd else suggestion
   axes = CONVENTIONS[convention or "hwio"](rank - 2)
-  window = [size for size, axis in zip(shape, axes, strict=True) if axis == "w"]
-  ends = [size for size, axis in zip(shape, axes, strict=True) if axis != "w"]
+  start = axes.index("w") if rank > 2 else 0
+  window, inputs = shape[start : start + rank - 2], shape[axes.index("i")]
   square = _is_square(window)
   if rank == 3:
     fits = convention is not None and square and any("conv" in w for w in words[-1:])
   else:
-    fits = rank == 2 or (rank == 4 and square and (convention or not _is_window(ends)))
+    sure = convention or not {*shape[2:]} <= {*_WINDOWS}  # no window of OIHW
+    fits = rank == 2 or (rank == 4 and square and sure)
   if not fits:
     return None, suggestion
-  layout = Layout(axes)
-  if math.prod(window) > 1 and shape[axes.index("i")] == 1:
-    layout = dataclasses.replace(layout, groups=None)
-  return layout, None
-
-
-def _is_no_layer(words: list[str]) -> bool:
-  """Whether modules are named like an embedding, or the last of them like a norm."""
-  return any(map(_EMBEDDING.search, words)) or _is_norm(words)
+  unknown = math.prod(window) > 1 and inputs == 1
+  return Layout(axes, None if unknown else 1), None
 
 
 def _is_norm(words: list[str]) -> bool:
@@ -339,14 +313,20 @@ def _is_norm(words: list[str]) -> bool:
   return bool(words) and _NORM.search(words[-1]) is not None
 
 
-def _is_window(sizes: Sequence[int]) -> bool:
-  """Whether sizes look like those of a window: odd, and at most 11."""
-  return all(size in _WINDOWS for size in sizes)
+def _is_no_layer(words: list[str]) -> bool:
+  """Likewise, or any of them like an embedding."""
+  return any(map(_EMBEDDING.search, words)) or _is_norm(words)
 
 
 def _is_square(sizes: Sequence[int]) -> bool:
-  """Likewise, of one size, and perhaps 1."""
-  return len({*sizes} - {1}) <= 1 and _is_window(sizes)
+  """Whether sizes look like those of a window: one of `_WINDOWS`, and perhaps 1."""
+  return {*sizes} <= {*_WINDOWS} and len({*sizes} - {1}) <= 1
+
+
+def entry(letters: str, groups: int | None) -> str:
+  """What to write in a table."""
+  many = groups is not None and groups > 1
+  return f'Layout("{letters}", groups={groups})' if many else f'"{letters}"'
 
 
 def _suggest(words: list[str], last: str, shape, convention: str | None) -> str:
@@ -377,8 +357,7 @@ def _suggest(words: list[str], last: str, shape, convention: str | None) -> str:
   else:
     return "None"
   inputs = shape[letters.index("i")] if "w" in letters else 0
-  groups = shape[letters.index("o")] if inputs == 1 else 1
-  return f'Layout("{letters}", groups={groups})' if groups > 1 else f'"{letters}"'
+  return entry(letters, shape[letters.index("o")] if inputs == 1 else 1)
 
 
 def in_doubt(

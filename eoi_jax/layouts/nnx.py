@@ -105,16 +105,14 @@ def _read_layer(nnx, part, gates: Mapping[int, int]) -> dict[str, tuple[tuple, A
     ends = "i" * len(part.in_features) + "o" * len(part.out_features)
     shape = (*batch, *part.in_features, *part.out_features)
     return {"kernel": (shape, Layout("s" * len(batch) + ends))}
-  if isinstance(part, nnx.Einsum):
-    shape = tuple(part.kernel_shape)
-    return {"kernel": (shape, einsum(part.einsum_str, shape))}
-  if isinstance(part, nnx.Conv):
-    groups = part.feature_group_count
-    shape = (*part.kernel_size, part.in_features // groups, part.out_features)
-    return {"kernel": (shape, conv(part, shape, groups))}
-  if isinstance(part, nnx.ConvTranspose):
-    shape = tuple(part.kernel_shape)
-    return {"kernel": (shape, conv_transpose(part, shape))}
+  for kind, read in (
+    (nnx.Einsum, lambda layer, shape: einsum(layer.einsum_str, shape)),
+    (nnx.Conv, conv),
+    (nnx.ConvTranspose, conv_transpose),
+  ):
+    if isinstance(part, kind):
+      shape = tuple(part.kernel_shape)
+      return {"kernel": (shape, read(part, shape))}
   return {}
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from eoi_jax import _checks
 from eoi_jax.layouts.layout import (
   CONVENTIONS,
   LINE,
@@ -96,18 +97,15 @@ def fill_tree(params: Any, values: dict[str, Any], *, keep: bool = False) -> Any
     >>> fill_tree({"a": {"w": 1.0, "b": 2.0}}, {"a/w": 3.0}, keep=True)
     {'a': {'b': 2.0, 'w': 3.0}}
   """
-  paths, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_leaf)
-  names = leaf_names([path for path, _ in paths])
-  pairs = zip(names, paths, strict=True)
-  leaves = [values.get(name, leaf if keep else None) for name, (_, leaf) in pairs]
-  return jax.tree.unflatten(treedef, leaves)
+  leaves = named_leaves(params)
+  filled = [values.get(name, x if keep else None) for name, x in leaves.items()]
+  return jax.tree.unflatten(jax.tree.structure(params, is_leaf=is_leaf), filled)
 
 
 def match_leaves(params: Any, other: Any, argument: str) -> dict[str, Any]:
   """Leaves of `other` by name, checked to have the names of `params`.
 
-  Its containers may be others: a dict of the names of an NNX state, say. The error
-  calls it `argument` and names the first odd leaf.
+  Its containers may be others: a dict of the names of an NNX state, say.
   """
   expected, found = named_leaves(params), named_leaves(other)
   for name in expected | found:
@@ -148,17 +146,9 @@ class Layouts(Mapping[str, Layout | None]):
   def replace(self, table: Mapping[str, str | Layout | None]) -> "Layouts":
     """Layouts with other entries where a pattern of the table fits.
 
-    Args:
-      table: as in `kernel_layouts`.
-
-    Returns:
-      New layouts.
-
-    Raises:
-      ValueError: if a pattern fits no leaf, or a layout does not fit its leaf.
+    The table, and its errors, are those of `kernel_layouts`.
     """
-    given = apply_table(table, self._shapes)
-    return Layouts(self._entries | given, self._shapes)
+    return Layouts(self._entries | apply_table(table, self._shapes), self._shapes)
 
   def __repr__(self) -> str:
     rows = [
@@ -219,8 +209,7 @@ def kernel_layouts(
     query/bias    (4, 16)      dense
     query/kernel  (64, 4, 16)  ioo
   """
-  if convention not in (allowed := (None, *CONVENTIONS)):
-    raise ValueError(f"`convention` must be one of {allowed}, got {convention!r}.")
+  _checks.one_of("convention", convention, (None, *CONVENTIONS))
   leaves = present_leaves(params)
   shapes = {name: jnp.shape(leaf) for name, leaf in leaves.items()}
   known = "table | " if table else ""
@@ -244,12 +233,9 @@ def complete(
 ) -> Layouts:
   """Layouts of all leaves by name: those that are given, the rest by shape.
 
-  `doubts` are leaves that are in doubt, with what to write in the table, and `reasons`
-  why, where it is not the shape; `line` is what the caller is to write, with {} for the
-  table. Groups are None of a window over one channel.
-
-  Raises:
-    ValueError: if leaves are in doubt.
+  The error names all `doubts`, with what to write in the table, their `reasons` where
+  that is not the shape, and the `line` to write, with {} for the table. Groups are None
+  of a window over one channel.
   """
   entries, doubts = {}, dict(doubts or {})
   for name, leaf in leaves.items():

@@ -97,9 +97,9 @@ def test_the_three_of_3_augment_are_those_of_pillow_and_scipy(images):
   floats = jnp.asarray(some, jnp.float32)
   for image, grey, solar, blurred in zip(
     some,
-    np.asarray(pixels.grey(floats)),
+    np.asarray(jax.vmap(pixels.grey)(floats)),
     np.asarray(pixels.solarize(floats)),
-    np.asarray(pixels.blur(floats, jnp.full(4, 1.7))),
+    np.asarray(jax.vmap(pixels.blur)(floats, jnp.full(4, 1.7))),
     strict=True,
   ):
     luma = pil(image, lambda i: i.convert("L").convert("RGB"))
@@ -113,7 +113,7 @@ def test_3_augment_chooses_one_of_three_for_each_image(images, monkeypatch):
   monkeypatch.setattr(pixels, "_JITTER", 0.0)
   floats, key = jnp.asarray(images, jnp.float32), jax.random.key(0)
   result = np.asarray(pixels.three_augment(key, floats))
-  grey = np.isclose(result, pixels.grey(floats), atol=1e-3).all((1, 2, 3))
+  grey = np.isclose(result, jax.vmap(pixels.grey)(floats), atol=1e-3).all((1, 2, 3))
   solar = np.isclose(result, pixels.solarize(floats), atol=1e-3).all((1, 2, 3))
   # The noise of sharp pixels is blurred, and colours stay apart; 171 +- 11 of each.
   assert not (grey & solar).any()
@@ -128,7 +128,7 @@ def test_colours_change_as_in_pillow_in_any_order(images):
   enhance = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
   orders = list(itertools.permutations(range(3)))
   factors = np.random.default_rng(0).uniform(0.7, 1.3, (6, 3)).astype(np.float32)
-  result = pixels.jitter(
+  result = jax.vmap(pixels.jitter)(
     jnp.asarray(images[:6], jnp.float32), jnp.array(orders), jnp.asarray(factors)
   )
   for found, image, order, each in zip(result, images, orders, factors, strict=False):

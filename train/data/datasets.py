@@ -28,14 +28,15 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class Stream:
-  """Examples that are too many to hold, in batches from the host; no pytree."""
+  """Examples that are too many to hold, in batches from the host; no pytree.
+
+  `batches(begin)` yields this process's part of batch `begin` and of those after it:
+  uint8 images and int32 labels. A training stream is endless, and batch `n` is that of
+  step `n`. An evaluation stream ends after all examples; what fills its last batch is
+  black and has the label -1.
+  """
 
   size: int  # examples of the whole split, over all processes
-  # `batches(begin)` yields this process's part of batch `begin` and of those after it:
-  # uint8 images `[batch_size / process_count, height, width, channels]` and int32
-  # labels `[batch_size / process_count]`. A training stream is endless, and batch `n`
-  # is that of step `n`. An evaluation stream ends after all examples; what fills its
-  # last batch is black and has the label -1.
   batches: Callable[[int], Iterator[Split]]
 
 
@@ -55,14 +56,12 @@ class DatasetSpec(NamedTuple):
 class Dataset:
   """Splits of one data set, each a Split, or each a Stream; no pytree.
 
-  What is held in memory may still be read when the data set is returned: its sizes are
-  known, and splits wait until they are there.
+  Splits in memory may still be read while their sizes are known: `read` waits for them.
   """
 
-  spec: DatasetSpec  # what is known of all examples
-  # number of examples by split: train, test, and validation if any is held out
-  sizes: Mapping[str, int]
-  read: Callable[[str], Any]  # waits for a split by its name; always the same one
+  spec: DatasetSpec
+  sizes: Mapping[str, int]  # of train, test, and validation if any is held out
+  read: Callable[[str], Any]  # a split by its name; always the same one
 
   @property
   def train(self) -> Any:
@@ -108,9 +107,8 @@ def in_background(function: Callable[[Any], Any], items: Iterable[Any]) -> Calla
   return lambda item: futures[item].result()
 
 
-# Means and deviations of MNIST and CIFAR-10 as in the paper's code; those of digits
-# are measured, and of the others those in common use with PyTorch: of all pixels of
-# the training set.
+# Means and deviations of MNIST and CIFAR-10 are those of the paper's code, of digits
+# measured, of the others in common use with PyTorch: of all training pixels.
 DATASETS = {
   "digits": DatasetSpec((8, 8, 1), 10, 16.0, (0.3053,), (0.3760,)),
   "mnist": DatasetSpec((28, 28, 1), 10, 255.0, (0.1307,), (0.3081,)),
@@ -130,7 +128,6 @@ DATASETS = {
 }
 STREAMED = ("imagenet",)  # read as they are used; the others are held in memory
 TFDS = "tfds:"  # before the name of any other data set of tensorflow-datasets
-TFDS_NAMES = {"imagenet": "imagenet2012"}  # where tensorflow-datasets has another name
 
 
 class Manual(NamedTuple):
@@ -150,16 +147,16 @@ MANUAL = {
 
 def tfds_name(name: str) -> str:
   """Returns what tensorflow-datasets calls a data set."""
-  return TFDS_NAMES.get(name, name.removeprefix(TFDS))
+  return "imagenet2012" if name == "imagenet" else name.removeprefix(TFDS)
 
 
 def prepare_hint(name: str) -> str:
   """Returns what a person without the data set `name` has to run."""
   command = f"python -m train.prepare --dataset={name}"
   if name in MANUAL:
-    archives = " and ".join(MANUAL[name].archives)
-    source = MANUAL[name].source
-    return f"run `{command} --manual_dir=DIR` with {archives} of {source} in DIR"
+    archives, source = MANUAL[name]
+    brought = f"{' and '.join(archives)} of {source}"
+    return f"run `{command} --manual_dir=DIR` with {brought} in DIR"
   return f"run `{command}` to download it"
 
 
@@ -212,8 +209,8 @@ _KEPT = 2**28  # bytes of decoded images, at most, that the cache keeps of a spl
 
 def read_split(builder: Any, split: str) -> Split:
   """Reads a split of an open builder into host memory, or what an earlier call kept."""
-  files = [(str(f), os.stat(f)) for f in builder.info.splits[split].filepaths]
-  facts = [(name, found.st_size, found.st_mtime_ns) for name, found in files]
+  files = [(file, os.stat(file)) for file in builder.info.splits[split].filepaths]
+  facts = [(str(file), found.st_size, found.st_mtime_ns) for file, found in files]
   name = f"{builder.info.full_name}/{split}-{zlib.crc32(repr(facts).encode()):08x}"
   return kept(name, lambda: _decode(builder, split))
 
@@ -225,15 +222,16 @@ def kept(name: str, read: Callable[[], Split]) -> Split:
   whenever the examples do.
   """
   folder = cache.directory("data")
-  path = None if folder is None else folder / f"{name.replace('/', '-')}.npz"
+  if folder is None:
+    return read()
+  path = folder / f"{name.replace('/', '-')}.npz"
   try:
-    if path is not None and path.exists():
-      with open(path, "rb") as file, np.load(file) as arrays:
-        return Split(arrays["images"], arrays["labels"])
+    with open(path, "rb") as file, np.load(file) as arrays:
+      return Split(arrays["images"], arrays["labels"])
   except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-    pass  # cut short
+    pass  # not there, or cut short
   examples = read()
-  if path is not None and examples.images.nbytes <= _KEPT:
+  if examples.images.nbytes <= _KEPT:
     try:
       with tempfile.TemporaryDirectory(dir=folder) as place:
         np.savez(written := Path(place) / path.name, **examples._asdict())

@@ -55,10 +55,7 @@ def validation_name(number: int) -> str:
   return f"ILSVRC2012_val_{number:08d}.JPEG"
 
 
-OFFICIAL = Sizes()
-
-
-def check_archives(folder: str | os.PathLike, sizes: Sizes | None = OFFICIAL) -> Sizes:
+def check_archives(folder: str | os.PathLike, sizes: Sizes | None) -> None:
   """Counts classes and images of both archives, without reading the images.
 
   The training archive is a tar file of one tar file for each class, that of validation
@@ -70,23 +67,16 @@ def check_archives(folder: str | os.PathLike, sizes: Sizes | None = OFFICIAL) ->
   """
   counts = _count_train(Path(folder) / TRAIN)
   with _open(Path(folder) / VALIDATION) as archive:
-    validation = archive.getnames()
+    validation = sorted(archive.getnames())
   found = Sizes(len(counts), sum(counts.values()), len(validation))
-  for wnid, count in counts.items():
-    if not count:
-      raise UserError(f"{TRAIN} has no image of class {wnid}.")
-  wanted = found if sizes is None else sizes
-  for archive, words, value, expected in (
-    (TRAIN, "classes", found.num_classes, wanted.num_classes),
-    (TRAIN, "images", found.train, wanted.train),
-    (VALIDATION, "images", found.validation, wanted.validation),
-  ):
+  sorts = (TRAIN, "classes"), (TRAIN, "images"), (VALIDATION, "images")
+  rows = zip(sorts, found, sizes or found, strict=True)
+  for (archive, words), value, expected in rows:
     if value != expected or not value:
       raise UserError(f"{archive} must have {expected or 'some'} {words}, has {value}.")
-  for number, name in enumerate(sorted(validation), 1):
+  for number, name in enumerate(validation, 1):
     if name != validation_name(number):
       raise UserError(f"{VALIDATION} must have {validation_name(number)}, has {name}.")
-  return found
 
 
 def _count_train(path: Path) -> dict[str, int]:
@@ -102,6 +92,8 @@ def _count_train(path: Path) -> dict[str, int]:
       for image in names:
         if not image.startswith(f"{wnid}_"):
           raise UserError(f"{name} must hold images of its class, has {image}.")
+      if not names:
+        raise UserError(f"{TRAIN} has no image of class {wnid}.")
       counts[wnid] = len(names)
   return counts
 
@@ -122,15 +114,12 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 def open_imagenet(options: StreamOptions, *, validation: float = 0.01) -> Dataset:
   """Opens the prepared data set; images are read as the streams are.
 
-  The examples are stored in an order that `train.prepare` has shuffled once for all;
-  the first of the training split, a fraction `validation` in `[0, 1)`, are held out,
-  whatever the seed.
-
-  Returns:
-    Streams of uint8 images `[batch, 224, 224, 3]` and labels in `[0, 1000)`, in the
-    order of the sorted WordNet ids. Training images depend on seed and step: random
-    crops, flipped or not, if `options.augmentation` resizes, else centres; what else it
-    asks for is left to the device. The test set is the official validation split.
+  `train.prepare` has shuffled the stored examples once for all; the first of the
+  training split, a fraction `validation` in `[0, 1)`, are held out, whatever the seed.
+  Images are uint8 `[batch, 224, 224, 3]`, labels numbers of the sorted WordNet ids.
+  Those of the training depend on seed and step: random crops, flipped or not, if
+  `options.augmentation` resizes, else centres; what else it asks for is left to the
+  device. The test set is the official validation split.
 
   Raises:
     UserError: if the data set or Grain is missing, or a batch does not fit.
@@ -141,18 +130,22 @@ def open_imagenet(options: StreamOptions, *, validation: float = 0.01) -> Datase
     raise UserError(
       "data set 'imagenet' needs grain: run `pip install grain pillow`."
     ) from error
-  sources = _sources()
-  train = grain.MapDataset.source(sources["train"])
-  test = grain.MapDataset.source(sources["validation"])
+  with prepared("imagenet") as builder:
+    from tensorflow_datasets import decode
+
+    decoders = {"image": decode.SkipDecoding()}  # examples as stored: JPEG files
+    sources = builder.as_data_source(decoders=decoders)
+  train: Any = grain.MapDataset.source(sources["train"])
+  test: Any = grain.MapDataset.source(sources["validation"])
   held_out = int(validation * len(train) + 1e-9)
-  spec = DATASETS["imagenet"]
+  spec, limit = DATASETS["imagenet"], options.limit or None
 
   def evaluation(examples):
-    examples = _first(examples, options.limit)
+    examples = examples[:limit]
     size = len(examples)
     return evaluation_stream(examples.map(centre), size, spec.shape, options)
 
-  examples, settings = _first(train[held_out:], options.limit), options.augmentation
+  examples, settings = train[held_out:][:limit], options.augmentation
   shuffled, size = examples.seed(options.seed).shuffle().repeat(), len(examples)
 
   def copy(place):  # each example `repeats` times, of an epoch the first `size`
@@ -171,27 +164,14 @@ def open_imagenet(options: StreamOptions, *, validation: float = 0.01) -> Datase
   return whole(spec, splits)
 
 
-def _sources() -> dict[str, Any]:
-  """Returns the splits, examples as stored: images are JPEG files."""
-  with prepared("imagenet") as builder:
-    from tensorflow_datasets import decode
-
-    decoders = {"image": decode.SkipDecoding()}
-    return builder.as_data_source(decoders=decoders)
-
-
-def _first(examples: Any, limit: int) -> Any:
-  return examples[:limit] if limit else examples
-
-
 def random_crop(
   example: dict[str, Any], rng: np.random.Generator, *, cubic: bool = False
 ) -> tuple:
   """Decodes an example; returns a random crop, flipped or not, and the label."""
   image = _decode(example)
   pixels = _resize(image, random_box(rng, *image.size), cubic)
-  flip = rng.random() < 0.5
-  return (pixels[:, ::-1] if flip else pixels), np.int32(example["label"])
+  pixels = pixels[:, ::-1] if rng.random() < 0.5 else pixels
+  return pixels, np.int32(example["label"])
 
 
 def centre(example: dict[str, Any]) -> tuple:

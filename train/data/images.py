@@ -53,14 +53,10 @@ def augment(
   white: float = 255.0,
   cropped: bool = False,
 ) -> jax.Array:
-  """Augments each image by itself, as `settings.augment` says.
+  """Augments each image of `[batch, height, width, channels]` by itself.
 
-  Args:
-    key: consumed.
-    images: `[batch, height, width, channels]`.
-    settings: what to do; this function mixes and repeats nothing.
-    white: the largest pixel value.
-    cropped: whether crops of random size have been taken on the host.
+  `settings.augment` says how; nothing is mixed or repeated here. `white` is the largest
+  pixel value; `cropped` says that crops of random size have been taken on the host.
   """
   if settings.augment == "crop_flip":
     return crop_and_flip(key, images)
@@ -77,17 +73,9 @@ def crop_and_flip(
 ) -> jax.Array:
   """Crops each image at random from its reflect-padded form, flips half of them.
 
-  He et al., 2016, arXiv:1512.03385, section 4.2, with reflected edges. Nothing is
-  padded: the reflected rows and columns of the crop are read from the image at once.
-
-  Args:
-    key: consumed; crops and flips of a batch are a function of it alone.
-    images: `[batch, height, width, channels]` of any type.
-    padding: pixels on each side, smaller than height and width.
-
-  Returns:
-    Images of the same shape and type, each shifted by at most `padding` pixels along
-    both axes and mirrored left to right with probability 1/2, independently.
+  He et al., 2016, arXiv:1512.03385, section 4.2, with reflected edges: a shift of at
+  most `padding` pixels along both axes. Nothing is padded: the reflected rows and
+  columns of the crop are read from the image at once.
 
   Raises:
     ValueError: if `padding` is negative or not smaller than an image.
@@ -99,19 +87,19 @@ def crop_and_flip(
       f"{width}, got {padding}."
     )
   keys = jax.random.split(key)
-  shifts = jax.random.randint(keys[0], (2, batch, 1), -padding, padding + 1)
-  flips = jax.random.bernoulli(keys[1], shape=(batch, 1))
-  rows = _reflect(shifts[0] + jnp.arange(height)[None], height)
-  columns = _reflect(shifts[1] + jnp.arange(width)[None], width)
-  columns = jnp.where(flips, columns[:, ::-1], columns)
-  crop = jax.vmap(lambda image, row, column: image[row[:, None], column[None, :]])
-  return crop(images, rows, columns)
+  shifts = jax.random.randint(keys[0], (2, batch), -padding, padding + 1)
 
+  def reflected(shift, size):  # the edge itself is not repeated
+    return size - 1 - jnp.abs(size - 1 - jnp.abs(shift + jnp.arange(size)))
 
-def _reflect(index: jax.Array, size: int) -> jax.Array:
-  """Maps indices beyond the edges back; the edge itself is not repeated."""
-  index = jnp.abs(index)
-  return size - 1 - jnp.abs(size - 1 - index)
+  @jax.vmap
+  def crop(image, down, right, flip):
+    columns = reflected(right, width)
+    columns = jnp.where(flip, columns[::-1], columns)
+    return image[reflected(down, height)[:, None], columns[None]]
+
+  flips = jax.random.bernoulli(keys[1], shape=(batch,))
+  return crop(images, shifts[0], shifts[1], flips)
 
 
 def random_resized_crop(
@@ -121,40 +109,32 @@ def random_resized_crop(
 
   Szegedy et al., 2015, arXiv:1409.4842, section 6: the part's area is uniform in
   [.08, 1], the logarithm of its ratio in +-log(4/3); the whole image where ten draws do
-  not fit.
-
-  Args:
-    key: consumed.
-    images: `[batch, height, width, channels]` of any type.
-    method: of `jax.image.resize`, antialiased.
-    white: the largest pixel value; a cubic filter passes it at edges.
-
-  Returns:
-    float32 images of the same shape.
+  not fit. The filter, a `method` of `jax.image.resize`, is antialiased, and what a
+  cubic one adds beyond `[0, white]` is cut off. Returns float32.
   """
   batch, height, width, _ = images.shape
   keys = jax.random.split(key, 4)
   draw, low, high = (batch, ATTEMPTS), *map(math.log, RATIO)
+  areas = jax.random.uniform(keys[0], draw, minval=AREA[0], maxval=AREA[1])
+  ratios = jnp.exp(jax.random.uniform(keys[1], draw, minval=low, maxval=high))
   whole = jnp.array([height, width], jnp.float32)
-  area = jax.random.uniform(keys[0], draw, minval=AREA[0], maxval=AREA[1])
-  area = area * float(height * width)
-  ratio = jnp.exp(jax.random.uniform(keys[1], draw, minval=low, maxval=high))
-  sizes = jnp.round(jnp.sqrt(jnp.stack([area / ratio, area * ratio], -1)))
-  fits = ((sizes > 0) & (sizes <= whole[None, None])).all(-1)
-  sizes = sizes[jnp.arange(batch), fits.argmax(1)]
-  sizes = jnp.where(fits.any(1, keepdims=True), sizes, whole[None])
-  starts = jax.random.uniform(keys[2], (batch, 2)) * (whole[None] - sizes + 1)
-  scales = whole[None] / sizes
 
-  def resize(image, scale, start):
-    moved = (image.shape, (0, 1), scale, -start * scale, method)
-    return jax.image.scale_and_translate(image, *moved)
+  @jax.vmap
+  def crop(image, area, ratio, start, flip):
+    area = area * float(height * width)
+    sizes = jnp.round(jnp.sqrt(jnp.stack([area / ratio, area * ratio], -1)))
+    fits = ((sizes > 0) & (sizes <= whole[None])).all(-1)
+    size = jnp.where(fits.any(), sizes[fits.argmax()], whole)
+    scale = whole / size
+    moved = -jnp.floor(start * (whole - size + 1)) * scale
+    image = jax.image.scale_and_translate(
+      image.astype(jnp.float32), image.shape, (0, 1), scale, moved, method
+    )
+    return jnp.clip(jnp.where(flip, image[:, ::-1], image), 0, white)
 
-  pixels = images.astype(jnp.float32)
-  pixels = jax.vmap(resize)(pixels, scales, jnp.floor(starts))
+  starts = jax.random.uniform(keys[2], (batch, 2))
   flips = jax.random.bernoulli(keys[3], shape=(batch,))
-  pixels = jnp.where(_each(flips), pixels[:, :, ::-1], pixels)
-  return jnp.clip(pixels, 0, white)
+  return crop(images, areas, ratios, starts, flips)
 
 
 def three_augment(
@@ -165,81 +145,71 @@ def three_augment(
   3-Augment of DeiT III (Touvron et al., 2022, arXiv:2204.07118, section 3 and the
   published code), without its crop and flip: one of the three at random, then
   brightness, contrast and saturation in random order, each by a factor in [.7, 1.3].
-
-  Args:
-    key: consumed.
-    images: `[batch, height, width, channels]` of any type, in `[0, white]`.
-    white: the largest pixel value.
-
-  Returns:
-    float32 images of the same shape, in `[0, white]`.
+  Pixels are in `[0, white]` before and, in float32, after.
   """
   batch = images.shape[0]
   keys = jax.random.split(key, 4)
-  images = images.astype(jnp.float32)
-  low, high = _SIGMA
-  sigma = jax.random.uniform(keys[0], (batch,), minval=low, maxval=high)
-  choice = jax.random.randint(keys[1], (batch,), 0, 3)
-  images = jnp.select(
-    [jnp.broadcast_to(_each(choice == n), images.shape) for n in range(3)],
-    [grey(images), solarize(images, white), blur(images, sigma)],
-  )
-  order = jnp.argsort(jax.random.uniform(keys[2], (batch, 3)), 1)
+  sigmas = jax.random.uniform(keys[0], (batch,), minval=_SIGMA[0], maxval=_SIGMA[1])
+  choices = jax.random.randint(keys[1], (batch,), 0, 3)
+  orders = jnp.argsort(jax.random.uniform(keys[2], (batch, 3)), 1)
   low, high = 1 - _JITTER, 1 + _JITTER
   factors = jax.random.uniform(keys[3], (batch, 3), minval=low, maxval=high)
-  return jitter(images, order, factors, white)
+
+  @jax.vmap
+  def change(image, sigma, choice, order, factors):
+    image = image.astype(jnp.float32)
+    three = grey(image), solarize(image, white), blur(image, sigma)
+    return jitter(jax.lax.select_n(choice, *three), order, factors, white)
+
+  return change(images, sigmas, choices, orders, factors)
 
 
-def grey(images: jax.Array) -> jax.Array:
-  """Returns images of equal channels: the luma of ITU-R 601 of three, else the mean."""
-  channels = images.shape[-1]
+def grey(image: jax.Array) -> jax.Array:
+  """Returns an image of equal channels: the luma of ITU-R 601 of three, else the mean.
+
+  Like the next three it takes one image, float `[height, width, channels]`.
+  """
+  channels = image.shape[-1]
   luma = (0.299, 0.587, 0.114) if channels == 3 else (1 / channels,) * channels
-  total = jnp.sum(images * jnp.array(luma, jnp.float32)[None, None, None], -1)
-  return jnp.broadcast_to(total[..., None], images.shape)
+  total = jnp.sum(image * jnp.array(luma, jnp.float32)[None, None], -1, keepdims=True)
+  return jnp.broadcast_to(total, image.shape)
 
 
-def solarize(images: jax.Array, white: float = 255.0) -> jax.Array:
+def solarize(image: jax.Array, white: float = 255.0) -> jax.Array:
   """Inverts the pixels that are at least 128/255 of the largest value."""
-  return jnp.where(images < _SOLARIZED * white, images, white - images)
+  return jnp.where(image < _SOLARIZED * white, image, white - image)
 
 
 def jitter(
-  images: jax.Array, order: jax.Array, factors: jax.Array, white: float = 255.0
+  image: jax.Array, order: jax.Array, factors: jax.Array, white: float = 255.0
 ) -> jax.Array:
   """Changes brightness (0), contrast (1) and saturation (2), as Pillow does.
 
-  Each moves an image from or to another: black, its mean, or itself in grey.
-
-  Args:
-    images: float `[batch, height, width, channels]`.
-    order: int `[batch, 3]`, which of the three comes first, second and third.
-    factors: `[batch, 3]`, of the first, second and third; 1 changes nothing.
-    white: the largest pixel value.
+  Each moves the image from or to another: black, its mean, or itself in grey. `order`
+  says which of the three comes first, second and third, by which of the `factors`.
   """
   for place in range(3):
-    plain = grey(images)
-    mean = jnp.broadcast_to(plain.mean((1, 2, 3), keepdims=True), images.shape)
-    which = _each(order[:, place])
-    other = jnp.where(which == 0, 0.0, jnp.where(which == 1, mean, plain))
-    images = other + _each(factors[:, place]) * (images - other)
-    images = jnp.clip(images, 0, white)
-  return images
+    plain = grey(image)
+    others = jnp.zeros_like(plain), jnp.full_like(plain, plain.mean()), plain
+    other = jax.lax.select_n(order[place], *others)
+    image = jnp.clip(other + factors[place] * (image - other), 0, white)
+  return image
 
 
-def blur(images: jax.Array, sigma: jax.Array) -> jax.Array:
-  """Blurs by Gaussians of deviations `[batch]`, up to 2 pixels; edges are repeated."""
+def blur(image: jax.Array, sigma: jax.Array) -> jax.Array:
+  """Blurs by a Gaussian of a deviation up to 2 pixels; edges are repeated."""
   places = jnp.arange(-_REACH, _REACH + 1, dtype=jnp.float32)
-  weights = jax.nn.softmax(-0.5 * (places[None] / sigma[:, None]) ** 2, 1)
-  for axis in (1, 2):
-    size, edges = images.shape[axis], [(0, 0)] * 4
+  weights = jax.nn.softmax(-0.5 * (places / sigma) ** 2)
+  for axis in (0, 1):
+    size, edges = image.shape[axis], [(0, 0)] * 3
     edges[axis] = (_REACH, _REACH)
-    wide = jnp.pad(images, edges, "edge")
+    wide = jnp.pad(image, edges, "edge")
     parts = [
-      _each(weights[:, n]) * jax.lax.slice_in_dim(wide, n, n + size, axis=axis)
+      weights[n] * jax.lax.slice_in_dim(wide, n, n + size, axis=axis)
       for n in range(len(places))
     ]
-    images = sum(parts[1:], start=parts[0])
-  return images
+    image = sum(parts[1:], start=parts[0])
+  return image
 
 
 def mix(
@@ -250,16 +220,8 @@ def mix(
   Mixup (Zhang et al., 2018, arXiv:1710.09412) adds the two images; CutMix (Yun et al.,
   2019, arXiv:1905.04899) pastes a box of the other one. As in timm and DeiT, one number
   of Beta(alpha, alpha) is drawn for the whole batch, and of two methods one, with equal
-  chances. A label's share is that of its image's pixels.
-
-  Args:
-    key: consumed.
-    images: float `[batch, height, width, channels]`.
-    shares: of the labels, `[batch, num_classes]`.
-    settings: the alphas; without any, nothing changes.
-
-  Returns:
-    Images and shares, mixed alike.
+  chances. A label's share, of `[batch, num_classes]`, is that of its image's pixels;
+  images are floats. Without an alpha in `settings` nothing changes.
   """
   if not (settings.mixup or settings.cutmix):
     return images, shares
@@ -281,8 +243,3 @@ def mix(
   images = pixels * images + (1 - pixels) * images[::-1]
   part = weights.mean()
   return images, part * shares + (1 - part) * shares[::-1]
-
-
-def _each(values: jax.Array) -> jax.Array:
-  """Makes a value of each image fit its pixels."""
-  return values[:, None, None, None]

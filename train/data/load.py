@@ -21,15 +21,11 @@ from train.data.datasets import (
 from train.data.imagenet import open_imagenet
 from train.data.streams import StreamOptions
 
-# What serves as the test set where the labels of the real one are not public.
-_TEST_SPLITS = {"tiny_imagenet": "validation"}
-
 
 def hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
   """Splits `floor(fraction * n)` examples off, evenly from every class.
 
-  No random number takes part: the split is the same on every machine, whatever the seed
-  of a run. Returns `(rest, held_out)`, both in the original order.
+  Whatever the seed of a run. Returns `(rest, held_out)`, both in the original order.
   """
   by_class = np.argsort(split.labels, kind="stable")
   marks = np.floor(np.arange(len(by_class) + 1) * fraction + 1e-9)
@@ -75,9 +71,8 @@ def load_dataset(
 
 def _parted(train: Split, validation: float) -> dict[str, Split]:
   """The training split, and what is held out of it, if anything is."""
-  if not validation:
-    return {"train": train}
-  return dict(zip(("train", "validation"), hold_out(train, validation), strict=True))
+  parts = hold_out(train, validation) if validation else [train]
+  return dict(zip(("train", "validation"), parts, strict=False))
 
 
 def _digits() -> dict[str, Split]:
@@ -87,21 +82,23 @@ def _digits() -> dict[str, Split]:
     raise UserError(
       "data set 'digits' needs scikit-learn: run `pip install scikit-learn`."
     ) from error
-  train, test = hold_out(kept(f"digits-{version}", _read_digits), 0.2)
+
+  def read():
+    from sklearn.datasets import load_digits
+
+    digits: Any = load_digits()
+    images = digits.images.astype(np.uint8)[..., None]
+    return Split(images, digits.target.astype(np.int32))
+
+  train, test = hold_out(kept(f"digits-{version}", read), 0.2)
   return {"train": train, "test": test}
-
-
-def _read_digits() -> Split:
-  from sklearn.datasets import load_digits
-
-  digits: Any = load_digits()
-  images = np.asarray(digits.images).astype(np.uint8)[..., None]
-  return Split(images, np.asarray(digits.target).astype(np.int32))
 
 
 def _tfds(name: str, validation: float) -> Dataset:
   """Opens a prepared data set, and reads it in a thread: programs compile meanwhile."""
-  found = {"train": "train", "test": _TEST_SPLITS.get(name, "test")}
+  # The labels of the test set of Tiny ImageNet are not public.
+  test = "validation" if name == "tiny_imagenet" else "test"
+  found = {"train": "train", "test": test}
   with prepared(name) as builder:
     sizes = {
       split: builder.info.splits[stored].num_examples for split, stored in found.items()

@@ -1,13 +1,11 @@
 """Data sets of your own: any prepared one of tensorflow-datasets, or a function."""
 
-import contextlib
 import operator
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
-from train.core.console import UserError
 from train.core.own import blamed, find, is_own
 from train.data.datasets import TFDS, DatasetSpec, Split, prepared, read_split
 
@@ -34,30 +32,19 @@ def load(name: str) -> tuple[DatasetSpec, dict[str, Split]]:
   Raises:
     UserError: if it is not on this machine, or not of that form.
   """
-  if name.startswith(TFDS):
-    num_classes, found = _tfds(name)
-  else:
-    num_classes, found = _call(name)
-  splits = {split: _checked(name, split, *found[split]) for split in found}
-  train = splits["train"]
-  for split, other in splits.items():
-    ours, theirs = train.images, other.images
-    if (ours.shape[1:], ours.dtype) != (theirs.shape[1:], theirs.dtype):
-      _refuse(
-        name,
-        f"images of {split!r} must be those of 'train', {ours.dtype} "
-        f"{list(ours.shape[1:])}",
-        f"{theirs.dtype} {list(theirs.shape[1:])}",
-      )
-    low, high = int(other.labels.min()), int(other.labels.max())
-    if low < 0 or high >= num_classes:
+  with blamed(FIELD, name):
+    num_classes, found = (_tfds if name.startswith(TFDS) else _call)(name)
+    splits = {split: _checked(split, *pair) for split, pair in found.items()}
+    train = splits["train"].images
+    for split, (images, labels) in splits.items():
+      rule = f"images of {split!r} must be those of 'train', {_kind(train[0])}"
+      _require(_kind(images[0]) == _kind(train[0]), rule, _kind(images[0]))
+      low, high = int(labels.min()), int(labels.max())
       rule = f"labels of {split!r} must be in [0, {num_classes - 1}]"
-      _refuse(name, rule, f"labels from {low} to {high}")
-  white = 255.0 if train.images.dtype == np.uint8 else 1.0
-  mean, std = measure(train.images)
-  shape = train.images.shape[1:]
-  spec = DatasetSpec(shape, num_classes, white, mean, std, train.images.dtype.name)
-  return spec, splits
+      _require(0 <= low <= high < num_classes, rule, f"labels from {low} to {high}")
+  white = 255.0 if train.dtype == np.uint8 else 1.0
+  shape, dtype = train.shape[1:], train.dtype.name
+  return DatasetSpec(shape, num_classes, white, *measure(train), dtype), splits
 
 
 def measure(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -83,68 +70,70 @@ def _digits(numbers: np.ndarray) -> tuple[float, ...]:
   return tuple(float(f"{number:.6g}") for number in numbers)
 
 
-def _refuse(name: str, rule: str, got: str) -> NoReturn:
-  raise UserError(f"`{FIELD}` = {name!r}: {rule}, got {got}.")
+def _require(holds: Any, rule: str, got: Any) -> None:
+  """Raises what `blamed` says with the name of the data set."""
+  if not holds:
+    raise ValueError(f"{rule}, got {got}.")
 
 
-def _checked(name: str, split: str, images: Any, labels: Any) -> Split:
+def _kind(array: np.ndarray) -> str:
+  return f"{array.dtype} {list(array.shape)}"
+
+
+def _checked(split: str, images: Any, labels: Any) -> Split:
   images, labels = np.asarray(images), np.asarray(labels)
   floating = np.issubdtype(images.dtype, np.floating)
-  if images.ndim != 4 or not images.size or not (images.dtype == np.uint8 or floating):
-    _refuse(
-      name,
-      f"images of {split!r} must be uint8 or floating point, [n, height, width, "
-      "channels], at least one",
-      f"{images.dtype} {list(images.shape)}",
-    )
-  if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-    rule = f"labels of {split!r} must be integers [{len(images)}]"
-    _refuse(name, rule, f"{labels.dtype} {list(labels.shape)}")
+  is_images = (
+    images.ndim == 4 and images.size and (images.dtype == np.uint8 or floating)
+  )
+  rule = (
+    f"images of {split!r} must be uint8 or floating point, [n, height, width, "
+    "channels], at least one"
+  )
+  _require(is_images, rule, _kind(images))
+  is_labels = labels.shape == images.shape[:1] and labels.dtype.kind in "iu"
+  rule = f"labels of {split!r} must be integers [{len(images)}]"
+  _require(is_labels, rule, _kind(labels))
   if floating:
     images = images.astype(np.float32)
-    if not np.isfinite(images).all():
-      _refuse(name, f"images of {split!r} must be finite", "nan or inf")
+    finite = np.isfinite(images).all()
+    _require(finite, f"images of {split!r} must be finite", "nan or inf")
   return Split(images, labels.astype(np.int32))
 
 
 def _call(name: str) -> tuple[int, dict[str, Any]]:
-  with blamed(FIELD, name):
-    found = find(FIELD, name)()
-  known = (*SPLITS, "num_classes")
-  if not isinstance(found, Mapping) or not {"train", "test", "num_classes"} <= {*found}:
-    got = sorted(found) if isinstance(found, Mapping) else type(found).__name__
-    _refuse(name, "must return a dictionary of train, test and num_classes", f"{got}")
-  if unknown := sorted(set(found) - set(known)):
-    _refuse(name, f"may return {', '.join(known)}", f"{unknown[0]!r} besides")
+  found = find(FIELD, name)()
+  is_mapping, known = isinstance(found, Mapping), (*SPLITS, "num_classes")
+  is_whole = is_mapping and {"train", "test", "num_classes"} <= {*found}
+  got = sorted(found) if is_mapping else type(found).__name__
+  _require(is_whole, "must return a dictionary of train, test and num_classes", got)
+  unknown = sorted({*found} - {*known})
+  got = f"{', '.join(map(repr, unknown))} besides"
+  _require(not unknown, f"may return {', '.join(known)}", got)
   num_classes = found["num_classes"]
-  with contextlib.suppress(TypeError):
-    num_classes = operator.index(num_classes)
-  if not isinstance(num_classes, int) or num_classes < 2:
-    _refuse(name, "`num_classes` must be an integer of at least 2", f"{num_classes!r}")
+  is_count = hasattr(num_classes, "__index__") and operator.index(num_classes) > 1
+  rule = "`num_classes` must be an integer of at least 2"
+  _require(is_count, rule, repr(num_classes))
   splits = {split: found[split] for split in SPLITS if split in found}
   for split, pair in splits.items():
-    if not isinstance(pair, tuple | list) or len(pair) != 2:
-      got = type(pair).__name__
-      _refuse(name, f"{split!r} must be a pair of images and labels", got)
-  return num_classes, splits
+    is_pair = isinstance(pair, tuple | list) and len(pair) == 2
+    rule = f"{split!r} must be a pair of images and labels"
+    _require(is_pair, rule, type(pair).__name__)
+  return operator.index(num_classes), splits
 
 
 def _tfds(name: str) -> tuple[int, dict[str, Any]]:
   with prepared(name) as builder:
     features, splits = builder.info.features, list(builder.info.splits)
     image, label = (dict(features).get(key) for key in ("image", "label"))
-    num_classes = getattr(label, "num_classes", None)
-    if num_classes is None or None in getattr(image, "shape", (None,)):
-      _refuse(
-        name,
-        "must have an `image` of a fixed size and a `label` of known classes",
-        f"{features}",
-      )
+    num_classes = getattr(label, "num_classes", 0)
+    fits = num_classes and None not in getattr(image, "shape", (None,))
+    rule = "must have an `image` of a fixed size and a `label` of known classes"
+    _require(fits, rule, features)
     # Where the labels of the test set are not public, validation takes its place.
     roles = {split: split for split in SPLITS if split in splits}
     if "test" not in roles and "validation" in roles:
-      roles = roles | {"test": roles.pop("validation")}
-    if not {"train", "test"} <= set(roles):
-      _refuse(name, "must have the splits train and test or validation", f"{splits}")
-    found = {role: read_split(builder, split) for role, split in roles.items()}
-    return num_classes, found
+      roles["test"] = roles.pop("validation")
+    is_whole = {"train", "test"} <= {*roles}
+    _require(is_whole, "must have the splits train and test or validation", splits)
+    return num_classes, {role: read_split(builder, s) for role, s in roles.items()}

@@ -11,7 +11,7 @@ from unittest import mock
 
 from train.core.console import UserError
 from train.data.datasets import MANUAL, prepare_hint, tfds_name
-from train.data.imagenet import OFFICIAL, check_archives
+from train.data.imagenet import Sizes, check_archives
 
 
 def prepare(
@@ -24,35 +24,26 @@ def prepare(
 ) -> str:
   """Runs the builder of a data set; needs the network unless it is a manual one.
 
-  Args:
-    name: a key of `DATASETS` other than "digits", or `tfds:NAME`.
-    data_dir: where to; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets.
-    manual_dir: the directory of the archives, of a data set in `MANUAL`.
-    partial: whether archives of ImageNet may hold a part of the official images.
-    **options: of the builder.
-
-  Returns:
-    The directory of the data set.
+  The arguments are those of `train.prepare`; options are the builder's. Returns the
+  directory of the data set.
 
   Raises:
     UserError: if an archive is missing or not the official one.
   """
   import tensorflow_datasets as tfds
 
-  data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or None
+  data_dir, config = data_dir or os.environ.get("TFDS_DATA_DIR") or None, None
   options |= {"data_dir": data_dir, "file_format": "array_record"}
-  settings: dict[str, Any] = {}
   if name in MANUAL:
     for archive in MANUAL[name].archives:
       if not manual_dir or not os.path.isfile(os.path.join(manual_dir, archive)):
         where = f"is not in {manual_dir}" if manual_dir else "is to be brought"
         raise UserError(f"{archive} {where}: {prepare_hint(name)}.")
-    download_config = tfds.download.DownloadConfig(manual_dir=manual_dir)
-    settings["download_config"] = download_config
+    config = tfds.download.DownloadConfig(manual_dir=manual_dir)
   if partial and name != "imagenet":
     raise UserError(f"--partial is for imagenet, got {name}.")
   if name == "imagenet" and manual_dir:
-    check_archives(manual_dir, None if partial else OFFICIAL)
+    check_archives(manual_dir, None if partial else Sizes())
   if name == "tiny_imagenet":
     from train.data.tiny_imagenet import TinyImagenet
 
@@ -65,7 +56,7 @@ def prepare(
         f"--dataset must be one that tensorflow-datasets has, got {name}."
       ) from error
   with without_tensorflow():
-    builder.download_and_prepare(**settings)
+    builder.download_and_prepare(download_config=config)
   return str(builder.data_dir)
 
 

@@ -27,23 +27,7 @@ class StreamOptions(NamedTuple):
   process_index: int = 0  # which part of each batch, counted from 0: a contiguous one
   process_count: int = 1  # how many parts; it divides `batch_size`
   limit: int = 0  # examples of each split to keep; 0 is all
-  # how training images change: what the device does not do
-  augmentation: Augmentation = Augmentation()
-
-  @property
-  def local_size(self) -> int:
-    """Examples of a batch in one process.
-
-    Raises:
-      UserError: if the processes cannot share a batch equally.
-    """
-    size, rest = divmod(self.batch_size, self.process_count)
-    if rest:
-      raise UserError(
-        f"`batch_size` must be a multiple of the {self.process_count} processes, got "
-        f"{self.batch_size}."
-      )
-    return size
+  augmentation: Augmentation = Augmentation()  # of training images, on the host
 
 
 def training_stream(examples: Any, size: int, options: StreamOptions) -> Stream:
@@ -62,9 +46,8 @@ def training_stream(examples: Any, size: int, options: StreamOptions) -> Stream:
     )
   rest = size % options.batch_size
 
-  def example(batch, row):
-    begin = batch * options.batch_size
-    return examples[begin + begin // (size - rest) * rest + row]
+  def example(place):
+    return examples[place + place // (size - rest) * rest]
 
   return _stream(size, example, sys.maxsize // options.batch_size, options)
 
@@ -78,29 +61,30 @@ def evaluation_stream(
   """
   padding = np.zeros(shape, np.uint8), np.int32(PADDING_LABEL)
 
-  def example(batch, row):
-    place = batch * options.batch_size + row
+  def example(place):
     return examples[place] if place < size else padding
 
   return _stream(size, example, -(-size // options.batch_size), options)
 
 
 def _stream(
-  size: int,
-  example: Callable[[int, int], Any],
-  num_batches: int,
-  options: StreamOptions,
+  size: int, example: Callable[[int], Any], num_batches: int, options: StreamOptions
 ) -> Stream:
-  """Returns a stream of `num_batches` that reads the rows of this process ahead.
+  """Returns a stream that reads the rows of this process ahead.
 
-  `example(batch, row)` is the image and the label in a row of the whole batch.
+  `example(n)` is the image and the label in row n of all the whole batches.
   """
-  local_size = options.local_size
-  first_row = options.process_index * local_size
+  local_size, rest = divmod(options.batch_size, options.process_count)
+  if rest:
+    raise UserError(
+      f"`batch_size` must be a multiple of the {options.process_count} processes, got "
+      f"{options.batch_size}."
+    )
 
   def local(place):
     batch, row = divmod(int(place), local_size)
-    return example(batch, first_row + row)
+    rows_before = batch * options.process_count + options.process_index
+    return example(rows_before * local_size + row)
 
   def batches(begin: int = 0) -> Iterator[Split]:
     import grain
@@ -114,10 +98,9 @@ def _stream(
 
 
 def take(data: Split | Stream, count: int) -> Split:
-  """Returns the first `count` examples on the host, fewer if there are fewer.
+  """Returns the first `count` examples on the host, of a stream those of this process.
 
-  Of a stream, those of this process: every process gets the same ones from streams
-  with `process_count=1`.
+  Fewer if there are fewer.
   """
   if isinstance(data, Split):
     return Split(*(np.asarray(array[:count]) for array in data))

@@ -30,20 +30,17 @@ class Sizes(NamedTuple):
   validation: int = 50
 
 
-class Index(NamedTuple):
-  """What an archive holds."""
-
-  # WordNet ids, sorted: a label is a place in it, as in torch's ImageFolder
-  classes: list[str]
-  train: dict[str, str]  # name in the archive to class, of the training images
-  validation: dict[str, str]  # likewise
-
-
-def read_index(archive: zipfile.ZipFile, sizes: Sizes) -> Index:
+def read_index(
+  archive: zipfile.ZipFile, sizes: Sizes
+) -> tuple[list[str], dict[str, dict[str, str]]]:
   """Lists the labelled images of the official archive, and counts them.
 
   It has `wnids.txt`, `train/ID/images/*.JPEG`, `val/images/*.JPEG` and
   `val/val_annotations.txt` under `tiny-imagenet-200/`.
+
+  Returns:
+    The WordNet ids, sorted: a label is a place among them, as in torch's ImageFolder.
+    And for training and validation the id of each image, by its name in the archive.
 
   Raises:
     UserError: if a file is missing or a count is not that of `sizes`.
@@ -64,19 +61,18 @@ def read_index(archive: zipfile.ZipFile, sizes: Sizes) -> Index:
     validation[f"{_ROOT}/val/images/{image}"] = wnid
   if missing := sorted(validation.keys() - files):
     raise UserError(f"{ARCHIVE} has no {missing[0]}.")
-  for split, labels, wanted in (
-    ("training", train, sizes.train),
-    ("validation", validation, sizes.validation),
-  ):
+  splits = {"train": train, "validation": validation}
+  for (split, labels), wanted in zip(splits.items(), sizes[1:], strict=True):
     counts = collections.Counter(labels.values())
+    kind = "training" if split == "train" else split
     for wnid in sorted({*classes, *counts}):
       expected = wanted if wnid in classes else 0
       if counts[wnid] != expected:
         raise UserError(
-          f"{ARCHIVE} must have {expected} {split} images of class {wnid}, "
+          f"{ARCHIVE} must have {expected} {kind} images of class {wnid}, "
           f"has {counts[wnid]}."
         )
-  return Index(classes, train, validation)
+  return classes, splits
 
 
 def _text(archive: zipfile.ZipFile, name: str) -> str:
@@ -115,13 +111,10 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
   def _split_generators(self, dl_manager) -> dict[str, Iterator]:
     path = os.path.join(os.fspath(dl_manager.manual_dir), ARCHIVE)
     with zipfile.ZipFile(path) as archive:
-      index = read_index(archive, self.sizes)
+      classes, splits = read_index(archive, self.sizes)
     features: Any = self.info.features
-    features["label"].names = index.classes
-    return {
-      "train": self._generate_examples(path, index.train),
-      "validation": self._generate_examples(path, index.validation),
-    }
+    features["label"].names = classes
+    return {name: self._generate_examples(path, x) for name, x in splits.items()}
 
   def _generate_examples(self, path: str, labels: dict[str, str]) -> Iterator:
     from PIL import Image

@@ -45,30 +45,28 @@ DTYPES = ("float32", "bfloat16")
 class Model(NamedTuple):
   """How to build a network, and what to call it."""
 
-  make: Callable[..., Network]  # what builds the module
+  make: Callable[..., Network]
   fields: tuple[str, ...]  # the fields of `config.model` that it takes
   title: str  # its name in figures
 
 
 _DEEP = ("depth", "width", "activation", "dtype", "remat")
 _FIXED = ("activation", "dtype")
-_BLOCKS = ("blocks",)
-_VIT = functools.partial(ViT, patch_size=16, depth=12)
-_OF_VIT = (*_FIXED, "drop_path", "remat", *_BLOCKS)
+_OF_VIT = (*_FIXED, "drop_path", "remat", "blocks")
 
 MODELS = {
-  "mlp": Model(MLP, (*_DEEP, *_BLOCKS), "MLP"),
+  "mlp": Model(MLP, (*_DEEP, "blocks"), "MLP"),
   "cnn": Model(CNN, _DEEP, "CNN"),
   "cifar_resnet": Model(cifar_resnet, ("depth", *_FIXED), "ResNet"),
-  "vgg16_c": Model(functools.partial(VGG, "C"), (*_FIXED, *_BLOCKS), "VGG-16 (C)"),
-  "vgg16_d": Model(functools.partial(VGG, "D"), (*_FIXED, *_BLOCKS), "VGG-16 (D)"),
+  "vgg16_c": Model(functools.partial(VGG, "C"), (*_FIXED, "blocks"), "VGG-16 (C)"),
+  "vgg16_d": Model(functools.partial(VGG, "D"), (*_FIXED, "blocks"), "VGG-16 (D)"),
   "resnet50": Model(resnet50, _FIXED, "ResNet-50"),
   "efficientnet_b0": Model(EfficientNet, _FIXED, "EfficientNet-B0"),
   "deit3_s": Model(
-    functools.partial(_VIT, width=384, num_heads=6), _OF_VIT, "DeiT III S"
+    functools.partial(ViT, width=384, num_heads=6), _OF_VIT, "DeiT III S"
   ),
   "deit3_b": Model(
-    functools.partial(_VIT, width=768, num_heads=12), _OF_VIT, "DeiT III B"
+    functools.partial(ViT, width=768, num_heads=12), _OF_VIT, "DeiT III B"
   ),
   "vit4": Model(
     functools.partial(ViT, patch_size=4, width=128, num_heads=4),

@@ -43,15 +43,8 @@ def cpu_convolution(
 ) -> jax.Array:
   """Convolves images; has derivatives of every order, forward and in reverse.
 
-  Args:
-    inputs: `[batch, height, width, in]`.
-    kernel: `[rows, cols, in, out]`, or `[rows, cols, 1, in]` for one filter a channel.
-    strides: of the window.
-    padding: zeros before and after, for height and width.
-    groups: 1, or `in` for one filter a channel.
-
-  Returns:
-    `[batch, height, width, out]`.
+  Inputs are `[batch, height, width, in]`, kernels `[rows, cols, in, out]`; or, if
+  `groups` is `in`, `[rows, cols, 1, in]` of one filter a channel.
 
   Raises:
     ValueError: if there are other groups.
@@ -67,26 +60,19 @@ def cpu_convolution(
   if is_large and taps > 1 and not each:
     return _convolve(inputs, kernel, window)
   # The backward pass cuts the patches again rather than keep one for each tap.
-  convolve = functools.partial(
-    _sum_of_taps, strides=strides, padding=padding, each=each
-  )
+  convolve = functools.partial(_sum_of_taps, window=window, each=each)
   return jax.checkpoint(convolve, prevent_cse=False)(inputs, kernel)
 
 
-def _sum_of_taps(inputs, kernel, *, strides, padding, each: bool) -> jax.Array:
+def _sum_of_taps(inputs, kernel, *, window: _Window, each: bool) -> jax.Array:
   """Adds up shifted inputs times the kernel's matrix at each tap."""
-  padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
+  padded = jnp.pad(inputs, ((0, 0), *window.padding, (0, 0)))
   batch, height, width, channels = padded.shape
   rows, cols = kernel.shape[:2]
-  ends = (height - rows, width - cols)
   result: Any = None
   for row, col in itertools.product(range(rows), range(cols)):
-    patch = jax.lax.slice(
-      padded,
-      (0, row, col, 0),
-      (batch, row + ends[0] + 1, col + ends[1] + 1, channels),
-      (1, *strides, 1),
-    )
+    ends = (batch, height - rows + row + 1, width - cols + col + 1, channels)
+    patch = jax.lax.slice(padded, (0, row, col, 0), ends, (1, *window.strides, 1))
     tap = kernel[row, col]
     term = patch * tap[None, None] if each else patch @ tap
     result = term if result is None else result + term
@@ -123,9 +109,8 @@ def _extent(size: int, distance: int) -> int:
   return (size - 1) * distance + 1
 
 
-def _inputs_gradient(out, inputs, kernel, *, window: _Window, call_jaxpr) -> jax.Array:
+def _inputs_gradient(out, inputs, kernel, *, window: _Window, **_) -> jax.Array:
   """The gradient on the inputs: every tap gives back to the pixel that it read."""
-  del call_jaxpr
   strides, padding, dilation, spread = window
   edges = []
   for n in range(2):
@@ -138,9 +123,8 @@ def _inputs_gradient(out, inputs, kernel, *, window: _Window, call_jaxpr) -> jax
   return _convolve(out, flipped, _Window(spread, tuple(edges), dilation, strides))
 
 
-def _kernel_gradient(out, inputs, kernel, *, window: _Window, call_jaxpr) -> jax.Array:
+def _kernel_gradient(out, inputs, kernel, *, window: _Window, **_) -> jax.Array:
   """The gradient on the kernel: inputs and outputs a tap apart, over all images."""
-  del call_jaxpr
   strides, padding, dilation, spread = window
   pixels, channels = math.prod(out.shape[1:3]), max(inputs.shape[3], out.shape[3])
   if strides == dilation == spread == (1, 1) and pixels >= channels:
@@ -208,9 +192,8 @@ def _products(out, inputs, shape: tuple[int, ...], padding) -> jax.Array:
   return taps.astype(out.dtype)
 
 
-def _batched(arrays, axes, *, window: _Window, call_jaxpr):
+def _batched(arrays, axes, *, window: _Window, **_):
   """`vmap`: more images for one kernel, and one kernel after another."""
-  del call_jaxpr
   inputs, kernel = (
     x if axis is None else jnp.moveaxis(x, axis, 0)
     for x, axis in zip(arrays, axes, strict=True)
@@ -223,8 +206,7 @@ def _batched(arrays, axes, *, window: _Window, call_jaxpr):
   return jax.lax.map(lambda xk: _convolve(xk[0], xk[1], window), (inputs, kernel)), 0
 
 
-def _call(inputs, kernel, *, window: _Window, call_jaxpr):
-  del call_jaxpr
+def _call(inputs, kernel, *, window: _Window, **_):
   return _lax_convolution(inputs, kernel, window)
 
 

@@ -1,11 +1,9 @@
 """A plain convolutional network of any depth, without normalization or shortcuts."""
 
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
 from eoi_jax.initializers import delta_orthogonal
@@ -28,8 +26,7 @@ class CNN(Classifier, kw_only=True):
   width: int  # channels of every convolution
   activation: str = "tanh"
   kernel_init: Initializer = delta_orthogonal()
-  # whether to save memory by a second forward pass (`run_in_segments`)
-  remat: bool = False
+  remat: bool = False  # whether to save memory (`run_in_segments`)
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -37,10 +34,8 @@ class CNN(Classifier, kw_only=True):
     del train  # no layer behaves differently in training
     if self.depth < 4:
       raise ValueError(f"`model.depth` of a CNN must be at least 4, got {self.depth}.")
-    options: Any = {"kernel_init": self.kernel_init, "bias_init": self.bias_init}
-    dtype = jnp.dtype(self.dtype)
     conv = functools.partial(
-      convolution, self.width, 3, padding="CIRCULAR", dtype=dtype, **options
+      convolution, self.width, 3, padding="CIRCULAR", **self.options
     )
     activation = ACTIVATIONS[self.activation]
     for number, stride in enumerate((1, 2, 2)):
@@ -49,6 +44,5 @@ class CNN(Classifier, kw_only=True):
     if self.depth > 4:
       make = functools.partial(conv, name="conv")
       x = run_hidden(self, self.depth - 4, make, activation, x)
-    x = activation(x)
-    x = nn.pool(x, 0.0, jax.lax.add, (2, 2), (2, 2), "VALID") / 4.0
+    x = nn.pool(activation(x), 0.0, jax.lax.add, (2, 2), (2, 2), "VALID") / 4.0
     return self.logits(x.reshape((x.shape[0], -1)))

@@ -2,12 +2,10 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
-from jax.nn.initializers import Initializer
 
 from train.models.activations import ACTIVATIONS
 from train.models.convolution import convolution
@@ -43,7 +41,6 @@ class _Block(nn.Module):
   conv: Callable[..., nn.Module]
   norm: Callable[..., nn.Module]
   activation: Callable[[jax.Array], jax.Array]
-  bias_init: Initializer
 
   @nn.compact
   def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
@@ -61,12 +58,9 @@ class _Block(nn.Module):
       name="depthwise",
     )(y)
     y = self.activation(self.norm(name="norm_depthwise")(y))
-    bias: Any = {"use_bias": True, "bias_init": self.bias_init}
-    gate = y.mean((1, 2), keepdims=True)
-    gate = self.activation(
-      self.conv(max(1, width // 4), 1, 1, name="squeeze", **bias)(gate)
-    )
-    y = y * nn.sigmoid(self.conv(wide, 1, 1, name="excite", **bias)(gate))
+    dense = functools.partial(self.conv, window=1, use_bias=True)
+    gate = dense(max(1, width // 4), name="squeeze")(y.mean((1, 2), keepdims=True))
+    y = y * nn.sigmoid(dense(wide, name="excite")(self.activation(gate)))
     y = self.norm(name="norm_project")(self.conv(stage.width, 1, 1, name="project")(y))
     same = self.strides == 1 and width == stage.width
     return (x + y if same else y), None
@@ -85,12 +79,10 @@ class EfficientNet(Classifier):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps `[batch, height, width, channels]` to `[batch, num_classes]` logits."""
-    dtype, activation = jnp.dtype(self.dtype), ACTIVATIONS[self.activation]
-    conv = functools.partial(
-      convolution, use_bias=False, kernel_init=self.kernel_init, dtype=dtype
-    )
+    activation = ACTIVATIONS[self.activation]
+    conv = functools.partial(convolution, use_bias=False, **self.options)
     norm = batch_norm(train, self.bias_init)
-    options = (conv, norm, activation, self.bias_init)
+    options = (conv, norm, activation)
     x = activation(norm(name="norm_stem")(conv(32, 3, 2, name="stem")(x)))
     for number, stage in enumerate(_STAGES):
       first, rest = f"stage{number + 1}_first", f"stage{number + 1}_rest"

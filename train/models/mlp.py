@@ -1,11 +1,9 @@
 """A multilayer perceptron of any depth that compiles as fast as a shallow one."""
 
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 
 from train.models.activations import ACTIVATIONS
@@ -25,18 +23,15 @@ class MLP(Classifier, kw_only=True):
   width: int  # units of every layer but the last
   activation: str = "tanh"
   kernel_init: Initializer = nn.initializers.orthogonal()
-  # whether to save memory by a second forward pass (`run_in_segments`)
-  remat: bool = False
+  remat: bool = False  # whether to save memory (`run_in_segments`)
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps `[batch, ...]` inputs to `[batch, num_classes]` logits."""
     del train  # no layer behaves differently in training
-    options: Any = {"kernel_init": self.kernel_init, "bias_init": self.bias_init}
-    dense = functools.partial(self.dense, dtype=jnp.dtype(self.dtype), **options)
+    dense = functools.partial(self.dense, **self.options)
     activation = ACTIVATIONS[self.activation]
-    x = x.reshape((x.shape[0], -1))
-    x = dense("input")(self.width, name="input")(x)
+    x = dense("input")(self.width, name="input")(x.reshape((x.shape[0], -1)))
     if self.depth > 2:
       make = functools.partial(dense("hidden/dense"), self.width, name="dense")
       x = run_hidden(self, self.depth - 2, make, activation, x)

@@ -71,15 +71,19 @@ class Classifier(Network, kw_only=True):
 
   num_classes: int  # number of logits
   activation: str = "relu"  # a name in `ACTIVATIONS`; not applied to the logits
-  kernel_init: Initializer = nn.initializers.he_normal()  # initializer of the kernels
-  # initializer of biases and offsets
-  bias_init: Initializer = nn.initializers.zeros_init()
+  kernel_init: Initializer = nn.initializers.he_normal()
+  bias_init: Initializer = nn.initializers.zeros_init()  # of offsets, too
   dtype: str = "float32"  # of the computation; parameters are float32
+
+  @property
+  def options(self) -> dict[str, Any]:
+    """What dense layers and convolutions have in common."""
+    initializers = {"kernel_init": self.kernel_init, "bias_init": self.bias_init}
+    return {"dtype": jnp.dtype(self.dtype), **initializers}
 
   def logits(self, x: jax.Array) -> jax.Array:
     """Applies the last layer, a dense one called `output`."""
-    options = {name: getattr(self, name) for name in ("kernel_init", "bias_init")}
-    dense = self.dense("output", dtype=jnp.dtype(self.dtype), **options)
+    dense = self.dense("output", **self.options)
     return dense(self.num_classes, name="output")(x).astype(jnp.float32)
 
 

@@ -57,17 +57,6 @@ def _takes_train(kind: type[nn.Module]) -> bool:
 _MODES = ("training", "is_training", "deterministic", "use_running_average")
 
 
-def _check_mode(module: nn.Module, name: str) -> None:
-  """Raises a UserError if a network has two modes and would stay in one."""
-  found = inspect.signature(type(module).__call__).parameters
-  others = [mode for mode in _MODES if mode in found]
-  if others and not _takes_train(type(module)):
-    raise UserError(
-      f"`{FIELD}` = {name!r} must call the argument `train` that tells training from "
-      f"evaluation, got {others[0]!r}."
-    )
-
-
 def model_fields(name: str) -> tuple[str, ...]:
   """Returns the fields of `config.model` that a network of your own may take."""
   given = ("num_classes", "kernel_init", "bias_init")
@@ -91,15 +80,12 @@ def create(
   options = written_arguments("model.options", config.model.options, declared)
   _check(config, declared, options, bias_std)
   fields = {key: value for key, value in config.model.items() if key != "options"}
-  offered = fields | given | options
   settings = {
-    key: offered[key]
-    for key, parameter in declared.items()
-    if key in offered and (key != "kernel_init" or _is_required(parameter))
-  } | options
-  module = _build(name, tuple(settings.items()))
-  _check_mode(module, name)
-  model = OwnNetwork(module, spec.shape)
+    key: value
+    for key, value in (fields | given).items()
+    if key in declared and (key != "kernel_init" or _is_required(declared[key]))
+  }
+  model = OwnNetwork(_build(name, tuple((settings | options).items())), spec.shape)
   _check_call(model, name, spec)  # pyright: ignore[reportArgumentType]
   return model
 
@@ -141,17 +127,23 @@ def _check(
 def _build(name: str, settings: tuple[tuple[str, Any], ...]) -> nn.Module:
   with blamed(FIELD, name):
     module = find(FIELD, name)(**dict(settings))
-  if not isinstance(module, nn.Module):
-    raise UserError(
-      f"`{FIELD}` = {name!r} must be a Linen module or a function that returns one, "
-      f"got {type(module).__name__}."
-    )
-  try:
-    hash(module)
-  except TypeError as error:
-    raise UserError(
-      f"`{FIELD}` = {name!r}: the fields of the module must be hashable: {error}."
-    ) from error
+    if not isinstance(module, nn.Module):
+      got = type(module).__name__
+      raise ValueError(
+        f"must be a Linen module or a function that returns one, got {got}."
+      )
+    try:
+      hash(module)
+    except TypeError as error:
+      raise ValueError(f"the fields of the module must be hashable: {error}.") from None
+    modes = [
+      m for m in _MODES if m in inspect.signature(type(module).__call__).parameters
+    ]
+    if modes and not _takes_train(type(module)):  # it would stay in one of them
+      raise ValueError(
+        "must call the argument `train` that tells training from evaluation, got "
+        f"{modes[0]!r}."
+      )
   return module
 
 
@@ -168,13 +160,12 @@ def _check_call(model: OwnNetwork, name: str, spec: DatasetSpec) -> None:
       raise ValueError(
         f"{error} Write such a table as `others` of the class."
       ) from error
-  if logits.shape != (2, spec.num_classes):
-    raise UserError(
-      f"`{FIELD}` = {name!r} must map images [2, {', '.join(map(str, spec.shape))}] to "
-      f"logits [2, {spec.num_classes}], got {list(logits.shape)}."
-    )
-  if extra := sorted(set(variables) - {"params", "batch_stats"}):
-    raise UserError(
-      f"`{FIELD}` = {name!r} must keep its variables in params and batch_stats, has "
-      f"{', '.join(extra)}."
-    )
+    if logits.shape != (2, spec.num_classes):
+      raise ValueError(
+        f"must map images {[*images.shape]} to logits [2, {spec.num_classes}], got "
+        f"{[*logits.shape]}."
+      )
+    if extra := sorted(set(variables) - {"params", "batch_stats"}):
+      raise ValueError(
+        f"must keep its variables in params and batch_stats, has {', '.join(extra)}."
+      )

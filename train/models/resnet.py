@@ -10,7 +10,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from train.models.activations import ACTIVATIONS
 from train.models.convolution import convolution
@@ -43,8 +42,6 @@ class _Layers(nn.Module):
 class _BasicBlock(_Layers):
   """Two 3 x 3 convolutions."""
 
-  expansion = 1
-
   @nn.compact
   def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
     y = self.activation(self.unit(x, "1", self.width, 3, self.strides))
@@ -54,8 +51,6 @@ class _BasicBlock(_Layers):
 
 class _Bottleneck(_Layers):
   """1 x 1, 3 x 3 (with the stride) and 1 x 1 to four times the width."""
-
-  expansion = 4
 
   @nn.compact
   def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
@@ -78,10 +73,8 @@ class ResNet(Classifier):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps `[batch, height, width, channels]` to `[batch, num_classes]` logits."""
-    dtype, activation = jnp.dtype(self.dtype), ACTIVATIONS[self.activation]
-    conv = functools.partial(
-      convolution, use_bias=False, kernel_init=self.kernel_init, dtype=dtype
-    )
+    activation = ACTIVATIONS[self.activation]
+    conv = functools.partial(convolution, use_bias=False, **self.options)
     norm = batch_norm(train, self.bias_init)
     block = {"basic": _BasicBlock, "bottleneck": _Bottleneck}[self.block]
     window, strides = {"small": (3, 1), "large": (7, 2)}[self.stem]

@@ -4,11 +4,9 @@ Simonyan and Zisserman, 2015, arXiv:1409.1556, with batch normalization.
 """
 
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from train.models.activations import ACTIVATIONS
 from train.models.convolution import convolution
@@ -35,10 +33,9 @@ class VGG(Classifier):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps `[batch, height, width, channels]` to `[batch, num_classes]` logits."""
-    dtype, activation = jnp.dtype(self.dtype), ACTIVATIONS[self.activation]
+    activation = ACTIVATIONS[self.activation]
     norm = batch_norm(train, self.bias_init)
-    options: Any = {"kernel_init": self.kernel_init, "bias_init": self.bias_init}
-    conv = functools.partial(convolution, padding=1, dtype=dtype, **options)
+    conv = functools.partial(convolution, padding=1, **self.options)
     for stage, (width, length) in enumerate(zip(_WIDTHS, _LENGTHS, strict=True)):
       for number in range(length):
         name = f"{stage + 1}_{number + 1}"
@@ -48,7 +45,7 @@ class VGG(Classifier):
       x = nn.max_pool(x, (2, 2), (2, 2))
     x = x.reshape((x.shape[0], -1))
     for number in (1, 2):
-      dense = self.dense(f"dense{number}", dtype=dtype, **options)
-      x = dense(512, name=f"dense{number}")(x)
-      x = norm(name=f"dense_norm{number}")(activation(x))
+      dense = self.dense(f"dense{number}", **self.options)
+      x = activation(dense(512, name=f"dense{number}")(x))
+      x = norm(name=f"dense_norm{number}")(x)
     return self.logits(x)

@@ -99,12 +99,8 @@ class ViT(Classifier, kw_only=True):
   def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
     """Maps `[batch, height, width, channels]` to `[batch, num_classes]` logits."""
     dtype, width = jnp.dtype(self.dtype), self.width
-    of_dense: Any = {"bias_init": self.bias_init, "dtype": dtype}
-    dense = functools.partial(nn.Dense, kernel_init=_SMALL, **of_dense)
-    inside = [
-      self.dense(f"blocks/mlp/{name}", kernel_init=self.kernel_init, **of_dense)
-      for name in ("dense1", "dense2")
-    ]
+    dense = functools.partial(nn.Dense, **self.options | {"kernel_init": _SMALL})
+    inside = [self.dense(f"blocks/mlp/dense{n}", **self.options) for n in (1, 2)]
     mlp = functools.partial(_MLP, *inside, ACTIVATIONS[self.activation])
     norm = functools.partial(LayerNorm, epsilon=1e-6)
     drop = functools.partial(  # of an example all tokens and channels, or none
@@ -116,11 +112,9 @@ class ViT(Classifier, kw_only=True):
     token = jnp.broadcast_to(token, (x.shape[0], 1, width))
     x = jnp.concatenate([token, x + positions.astype(dtype)], axis=1)
     blocks = stack(_Block, self.depth, remat=self.remat)
-    options = (dense, norm, mlp, drop)
-    x, _ = blocks(self.num_heads, *options, name="blocks")(x, None)
+    x, _ = blocks(self.num_heads, dense, norm, mlp, drop, name="blocks")(x, None)
     x = norm(name="norm")(x[:, 0])
-    output = dense(self.num_classes, name="output")
-    return output(x).astype(jnp.float32)
+    return dense(self.num_classes, name="output")(x).astype(jnp.float32)
 
   def _patches(self, x: jax.Array) -> jax.Array:
     """Cuts images into `[batch, patches, pixels and channels of a patch]`."""
