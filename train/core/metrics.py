@@ -154,7 +154,8 @@ def check_mirrors(config: Any) -> None:
   """Raises a UserError unless the packages that a config asks for are there."""
   for field, (package, _) in _MIRRORS.items():
     try:
-      _ = config[field] and importlib.import_module(package)
+      if config[field]:
+        importlib.import_module(package)
     except ImportError as error:
       raise UserError(
         f"`{field}` = True needs {package}: run `pip install {package}`."
