@@ -265,7 +265,8 @@ def like_start(plan: Plan) -> TrainState:
   if sparsity.needs_masks:
     if sparsity.start not in ("eoi", "eoi_in_mask", "base", "ai"):
       return jax.eval_shape(lambda state: state, start_state(plan))
-    sparsity = sparsity._replace(start="base", distribution="uniform")
+    of_shapes = {"start": "base", "distribution": "uniform", "constant_fan_in": False}
+    sparsity = sparsity._replace(**of_shapes)
   function = functools.partial(
     create_train_state, sparsity=sparsity, recipe=plan.recipe
   )
