@@ -18,7 +18,7 @@ import eoi_jax
 from eoi_jax.layouts import fill_tree, named_leaves
 from train.core.console import table
 from train.core.plan import Plan, start_state
-from train.core.start import gains
+from train.core.start import sparsity_settings
 from train.core.state import named_key, take_seed
 from train.core.summaries import Layer, list_layers, live_counts
 from train.data.images import normalize
@@ -163,7 +163,7 @@ def measure(plan: Plan, *, num_samples: int = 16) -> Inspection:
   config, state = plan.config, take_seed(start_state(plan), 0)
   params, masks = dense_view(state.params, state.masks, state.layouts)
   model, stats = plan.recipe.model.without_blocks, state.batch_stats
-  spec, scale = plan.recipe.spec, gains(config).scale
+  spec, scale = plan.recipe.spec, sparsity_settings(config).scale
   if getattr(model, "remat", False):  # hides its layers
     model = model.clone(remat=False)
   variables = {"params": params, "batch_stats": stats}
@@ -297,7 +297,8 @@ def _theory(config: Any) -> dict[str, float]:
   if config.model.name not in _PLAIN:
     return {}
   activation = ACTIVATIONS[config.model.activation]
-  scale, bias_std = gains(config)
+  sparsity = sparsity_settings(config)
+  scale, bias_std = sparsity.scale, sparsity.bias_std
   q_star = eoi_jax.signal.variance_fixed_point(activation, scale, bias_std)
   result = {"sigma_w": scale, "sigma_b": bias_std, "q_star": q_star}
   if math.isfinite(q_star):

@@ -32,7 +32,7 @@ from train.core.metrics import (
 from train.core.optimizers import count_moved, learning_rate
 from train.core.plan import Feed, Plan, like_start, make_plan, seeds_of, start_state
 from train.core.saved import restore_saved, saved_config
-from train.core.start import gains
+from train.core.start import sparsity_settings
 from train.core.state import Recipe, TrainState, copy, take_seed
 from train.core.steps import Sums, count_weights, evaluate, train_chunk, zero_sums
 from train.core.unread import warn_of_unread
@@ -200,8 +200,9 @@ def _restore_or_start(
   if not mesh.agree(at_start is not None):
     first = start_state(plan)
     mesh.check_equal_masks(named_leaves(first.masks))
+    scale = sparsity_settings(plan.config).scale
     at_start = summaries.describe_start(
-      plan.config, take_seed(first, 0), gains(plan.config).scale, plan.recipe
+      plan.config, take_seed(first, 0), scale, plan.recipe
     )
     if mesh.is_primary():
       replace_text(path, summaries.start_json(at_start))

@@ -4,7 +4,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +20,6 @@ from train.core.own import written_arguments
 
 MOVING = ("set", "rigl", "srigl")  # drop as many weights as they grow
 METHODS = ("static", *MOVING, "gmp")
-
-
-class Pruning(NamedTuple):
-  """The densities between which gradual pruning goes, hashable."""
-
-  start: Any  # of all kernels together; or of the layers of each, by name
-  end: Any  # likewise
 
 
 # A section of a config, hashable: a compiled step depends on it.
@@ -311,7 +304,7 @@ def create_optimizer(
   *,
   key: jax.Array | None = None,
   dynamic: Settings = STATIC,
-  pruning: Pruning | None = None,
+  pruning: tuple[Any, Any] | None = None,
   model: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Builds the optimizer under which dead weights stay exactly zero.
@@ -326,7 +319,7 @@ def create_optimizer(
     masks: tree like the parameters; bool leaves, True = trained, None = dense.
     key: for noise and for masks that change at random; the state keeps it.
     dynamic: the section `dynamic`: whether and how masks change.
-    pruning: where gradual pruning begins and ends.
+    pruning: the densities between which gradual pruning goes.
     model: the network, whose layouts changing masks, muon and lamb need.
 
   Returns:

@@ -19,7 +19,6 @@ from train.core.optimizers import (
 )
 from train.core.start import (
   OF_DATA,
-  create_masks,
   create_network,
   create_train_state,
   pruning_of,
@@ -236,15 +235,9 @@ def start_state(plan: Plan) -> TrainState:
   """
   keys = [jax.random.key(seed) for seed in seeds_of(plan.config)]
   sparsity = sparsity_settings(plan.config)
+  data = plan.dataset.train if sparsity.distribution in OF_DATA else None
   settings: dict[str, Any] = {"sparsity": sparsity, "recipe": plan.recipe}
-
-  def start(key):
-    masks = None
-    if sparsity.needs_masks:
-      data = plan.dataset.train if sparsity.distribution in OF_DATA else None
-      masks = create_masks(key, data=data, **settings)
-    return create_train_state(key, masks=masks, **settings)
-
+  start = functools.partial(create_train_state, data=data, **settings)
   try:
     if len(keys) == 1:
       return start(keys[0])

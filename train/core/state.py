@@ -16,7 +16,7 @@ import optax
 
 import eoi_jax
 from train.core.mesh import Placement
-from train.core.optimizers import STATIC, Pruning, Settings, create_optimizer
+from train.core.optimizers import STATIC, Settings, create_optimizer
 from train.data.datasets import DatasetSpec
 from train.data.images import Augmentation
 
@@ -34,7 +34,7 @@ class Recipe(NamedTuple):
   streamed: bool = False  # whether the host brings the batches of each chunk
   placement: Placement | None = None  # where arrays lie on several devices, None on one
   dynamic: Settings = STATIC  # the section of the config
-  pruning: Pruning | None = None  # from where to where masks are pruned, by "gmp"
+  pruning: tuple[Any, Any] | None = None  # of `pruning_of`, for the method "gmp"
 
   def create_tx(
     self, masks: Any, key: jax.Array
