@@ -111,24 +111,9 @@ def copy(state: Any) -> Any:
   return jax.tree.map(jnp.copy, state)
 
 
-def over_seeds(
-  function: Callable[..., Any], state: Any, *, keeps: bool = False, mapped: int = 0
-) -> Any:
-  """Maps `function(state, *rest)` over the seeds of a state, if it has several.
-
-  The first `mapped` arguments after the state have an axis of seeds as well; all seeds
-  share the others. `keeps` says that `function` returns `(state, others)` rather than
-  others alone. Results have a leading axis of seeds, but for the counters of a state.
-  """
-  if not state.key.ndim:
-    return function
-  axes = jax.tree.map(lambda leaf: 0 if leaf.ndim else None, state)
-
-  def over(state, *rest):
-    in_axes = (axes, *(0 if n < mapped else None for n in range(len(rest))))
-    return jax.vmap(function, in_axes, (axes, 0) if keeps else 0)(state, *rest)
-
-  return over
+def seed_axes(state: Any) -> Any:
+  """Returns where `jax.vmap` finds the seeds of a state of several."""
+  return jax.tree.map(lambda leaf: 0 if leaf.ndim else None, state)
 
 
 def map_seeds(function: Callable[[jax.Array], Any], keys: jax.Array) -> Any:

@@ -17,7 +17,7 @@ import optax
 from eoi_jax import apply_masks
 from eoi_jax.layouts import named_leaves
 from train.core.mesh import place_batch, place_state
-from train.core.state import Recipe, TrainState, named_key, over_seeds
+from train.core.state import Recipe, TrainState, named_key, seed_axes
 from train.data.datasets import Split
 from train.data.images import augment, mix, normalize
 
@@ -33,9 +33,9 @@ class Sums(NamedTuple):
 class Norms(NamedTuple):
   """Euclidean norms over all leaves, of one step; dead weights count nothing."""
 
-  grads: jax.Array
-  updates: jax.Array
-  params: jax.Array
+  grad: jax.Array
+  update: jax.Array
+  param: jax.Array
 
 
 def example_losses(
@@ -219,14 +219,16 @@ def train_chunk(
     updates, and of the parameters after it; of several seeds with an axis of them.
   """
   chunk = functools.partial(_chunk, recipe=recipe)
-  chunk = over_seeds(chunk, state, keeps=True, mapped=1)
-  state, (sums, norms) = chunk(state, sums, data, count)
+  if state.key.ndim:
+    axes = seed_axes(state)
+    chunk = jax.vmap(chunk, (axes, 0, None, None), (axes, 0, 0))
+  state, sums, norms = chunk(state, sums, data, count)
   return place_state(state, recipe.placement), sums, norms
 
 
 def _chunk(
   state: TrainState, sums: Sums, data: Split, count: jax.Array, *, recipe: Recipe
-) -> tuple[TrainState, tuple[Sums, Norms]]:
+) -> tuple[TrainState, Sums, Norms]:
   """The steps of a chunk for one seed."""
   batch_of = _batches(state, data, recipe)
 
@@ -242,7 +244,7 @@ def _chunk(
   zero = jnp.zeros(())
   start = (state, sums, Norms(zero, zero, zero))
   state, sums, norms = jax.lax.fori_loop(0, count, body, start)
-  return state, (sums, norms._replace(params=optax.tree.norm(state.params)))
+  return state, sums, norms._replace(param=optax.tree.norm(state.params))
 
 
 def _batches(
@@ -301,7 +303,9 @@ def evaluate(
 
     return jax.lax.fori_loop(0, num_batches, body, zero_sums())
 
-  return over_seeds(over_batches, state)(state, data, size, num_batches)
+  if state.key.ndim:
+    over_batches = jax.vmap(over_batches, (seed_axes(state), None, None, None))
+  return over_batches(state, data, size, num_batches)
 
 
 @jax.jit
