@@ -46,7 +46,7 @@ class Checkpoints:
       read_only: whether nothing is saved or removed, while another process may do so.
     """
     self._directory, self._keep = directory.resolve(), (keep, keep_best)
-    self._read_only, self._swept = read_only, False
+    self._read_only = read_only
     self.newest: int | None = None
     threading.Thread(target=_orbax, daemon=True).start()
 
@@ -73,14 +73,6 @@ class Checkpoints:
       cleanup_tmp_directories=True,
     )
     return ocp.CheckpointManager(self._directory, options=options)
-
-  def _remove_left_over(self) -> None:
-    """Removes what a run that was killed did not get to remove."""
-    self._swept, (newest, best) = True, self._keep
-    steps = sorted(self._manager.all_steps())
-    order = sorted(steps, key=lambda n: (_accuracy(self._manager.metrics(n)), n))
-    for step in set(steps) - {*steps[-newest:], *order[len(order) - best :]}:
-      self._manager.delete(step)
 
   def _check_metrics(self) -> None:
     """Sets checkpoints with damaged metrics aside: with them Orbax opens none."""
@@ -121,8 +113,6 @@ class Checkpoints:
     step, (ocp, _) = int(state.step), _orbax()
     if step in self._manager.all_steps():
       return
-    if not self._swept:
-      self._remove_left_over()
     saved = copy(_plain(state))
     args = ocp.args.Composite(
       state=ocp.args.StandardSave(saved), seal=ocp.args.JsonSave(_seal(saved))
