@@ -183,10 +183,7 @@ def evaluate_saved(
 def _restore_or_start(
   plan: Plan, workdir: Path, checkpoints: Checkpoints, name: str
 ) -> tuple[TrainState, summaries.AtStart]:
-  """Returns the newest state and what was known at step 0.
-
-  A run that continues reads both; the start is computed for a new one only.
-  """
+  """Reads the newest state and what was known at step 0, or computes the start."""
   placement, path = plan.recipe.placement, workdir / "start.json"
   state: Any = None
   if checkpoints.found():
@@ -313,10 +310,7 @@ def _due(every: int, step: int, recipe: Recipe) -> bool:
 
 
 def _count(run: _Run, step: int) -> int:
-  """Returns the number of steps of the chunk after `step`.
-
-  Chunks end at multiples of `steps_per_dispatch` in each epoch, and after step 1.
-  """
+  """Steps of the next chunk; they end after 1 and as `steps_per_dispatch` says."""
   size, length = run.plan.config.steps_per_dispatch, run.plan.recipe.steps_per_epoch
   done = step % length
   return min(size - done % size, length - done) if step else 1
@@ -333,7 +327,7 @@ class _Covered(NamedTuple):
 def _dispatch(
   run: _Run, state: TrainState, step: int, count: int, covered: _Covered
 ) -> tuple[TrainState, _Covered, dict[str, Any]]:
-  """Does `count` steps; returns the state, and what a record covers and says then."""
+  """Does `count` steps; returns the state, what a record covers, and the record."""
   recipe = run.plan.recipe
   begin = time.perf_counter()
   data, number = run.feed.next(count), jax.device_put(np.int32(count))
