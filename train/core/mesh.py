@@ -90,18 +90,16 @@ def _shardings(state: Any, placement: Placement | None) -> Any:
   if placement is None:  # committed, as a restored state is: both run one program
     alone = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.tree.map(lambda _: alone, state)
-  return jax.tree.map(
-    lambda leaf: NamedSharding(placement.mesh, _spec(leaf, placement)), state
-  )
+  mesh, parameters = placement
 
+  def place(leaf):
+    even = [n for n, size in enumerate(leaf.shape) if size % mesh.size == 0]
+    if parameters == "replicated" or math.prod(leaf.shape) < _SMALL or not even:
+      return NamedSharding(mesh, PartitionSpec())
+    axis = max(even, key=lambda n: leaf.shape[n])
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
 
-def _spec(leaf: Any, placement: Placement) -> PartitionSpec:
-  even = [n for n, size in enumerate(leaf.shape) if size % placement.mesh.size == 0]
-  small = math.prod(leaf.shape) < _SMALL
-  if placement.parameters == "replicated" or small or not even:
-    return PartitionSpec()
-  axis = max(even, key=lambda n: leaf.shape[n])
-  return PartitionSpec(*[None] * axis, AXIS)
+  return jax.tree.map(place, state)
 
 
 def _put(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
@@ -179,10 +177,10 @@ def join(
   Raises:
     UserError: if the arguments contradict each other or the others are not found.
   """
-  given = (coordinator, num_processes, process_id)
-  if given == (None, None, None) and not detect:
+  alone = (coordinator, num_processes, process_id) == (None, None, None)
+  if alone and not detect:
     return
-  if detect and given != (None, None, None):
+  if detect and not alone:
     raise UserError("--distributed takes no --coordinator, --num_processes, ...")
   if not detect:
     if coordinator is None or num_processes is None or process_id is None:

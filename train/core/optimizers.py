@@ -30,11 +30,9 @@ MAIN = ("sgd", "adam", "adamw", "lion", "lamb", "muon")
 
 
 def _find_optimizers() -> dict[str, Callable[..., Any]]:
-  """The functions of optax that make an optimizer of a learning rate, by name.
-
-  Not `schedule_free*`, whose weights for evaluation are others than those it trains,
-  and not `optimistic_gradient_descent`, whose `beta` is no momentum.
-  """
+  """The functions of optax that make an optimizer of a learning rate, by name."""
+  # `schedule_free*` evaluates other weights than it trains; the `beta` of
+  # `optimistic_gradient_descent` is no momentum.
   others = ("_", "scale_by_", "schedule_free", "optimistic_gradient")
   found: dict[str, Callable[..., Any]] = dict.fromkeys(MAIN, optax.sgd)
   for module in (optax.contrib, optax):
@@ -304,7 +302,7 @@ def create_optimizer(
 
   Args:
     settings: the section `optimizer`.
-    num_steps: length of the training, for the schedule.
+    num_steps: length of the training.
     masks: tree like the parameters; bool leaves, True = trained, None = dense.
     key: for noise and for masks that change at random; the state keeps it.
     dynamic: the section `dynamic`: whether and how masks change.
@@ -337,10 +335,8 @@ def create_optimizer(
   if dynamic.method == "gmp":
     assert pruning is not None
     start, end = (
-      fill_tree(masks, {name: np.array(x) for name, x in densities})
-      if isinstance(densities, tuple)
-      else densities
-      for densities in pruning
+      {name: np.array(x) for name, x in each} if isinstance(each, tuple) else each
+      for each in pruning
     )
     options |= {"initial_density": start, "begin": dynamic.begin}
     return eoi_jax.optim.gradual_pruning(tx, masks, end, **options)

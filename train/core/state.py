@@ -36,10 +36,8 @@ class Recipe(NamedTuple):
   dynamic: Settings = STATIC  # the section of the config
   pruning: tuple[Any, Any] | None = None  # of `pruning_of`, for the method "gmp"
 
-  def create_tx(
-    self, masks: Any, key: jax.Array
-  ) -> optax.GradientTransformationExtraArgs:
-    """Returns the optimizer; masks and key are those of the start."""
+  def create_tx(self, masks: Any, key: jax.Array) -> Any:
+    """Returns the optimizer of optax; masks and key are those of the start."""
     return create_optimizer(
       self.optimizer,
       self.num_steps,
@@ -78,14 +76,12 @@ class TrainState(NamedTuple):
   batch_stats: Any  # running statistics of normalization layers, {} without any
   key: jax.Array  # the key of the training; keys of epochs and steps are folded into it
   layouts: Any  # places of the blocks of `model.blocks`; {} without
-  # running means of parameters and statistics; None without
-  averages: Averages | None = None
+  averages: Averages | None = None  # of parameters and statistics; None without
 
   @property
   def variables(self) -> dict[str, Any]:
     """What the network is applied to."""
-    names = ("params", "batch_stats", "layouts")
-    return {name: getattr(self, name) for name in names}
+    return {n: getattr(self, n) for n in ("params", "batch_stats", "layouts")}
 
   @property
   def masks(self) -> Any:
@@ -95,9 +91,7 @@ class TrainState(NamedTuple):
   @property
   def evaluated(self) -> "TrainState":
     """The state that evaluations see: with the averages in place, if there are any."""
-    if self.averages is None:
-      return self
-    return self._replace(**self.averages._asdict())
+    return self if self.averages is None else self._replace(**self.averages._asdict())
 
 
 def named_key(key: jax.Array, name: str) -> jax.Array:
@@ -132,9 +126,8 @@ def stack_seeds(states: list[Any]) -> Any:
 
 def take_seed(state: Any, index: int) -> Any:
   """Returns one seed's part of a state of several; a state of one as it is."""
-  if not state.key.ndim:
-    return state
-  return jax.tree.map(lambda leaf: leaf[index] if leaf.ndim else leaf, state)
+  several = bool(state.key.ndim)
+  return jax.tree.map(lambda x: x[index] if several and x.ndim else x, state)
 
 
 def _is_counter(leaf: Any) -> bool:
