@@ -10,7 +10,12 @@ from configs import default
 from train.core import config as config_lib
 from train.core.console import UserError
 from train.core.plan import make_plan, start_state
-from train.core.start import gains
+from train.core.start import sparsity_settings
+
+
+def gains(config):
+  settings = sparsity_settings(config)
+  return settings.scale, settings.bias_std
 
 
 def critical(**fields):
@@ -35,10 +40,10 @@ def test_critical_sets_kernels_and_biases():
   state = start_state(make_plan(config))
   hidden = {"hidden": state.params["hidden"]["dense"]}
   layouts = eoi_jax.kernel_layouts(hidden, {"*/kernel": "sio"})
-  errors = eoi_jax.gram_errors(hidden, scale=gains(config).scale, layouts=layouts)
+  errors = eoi_jax.gram_errors(hidden, scale=gains(config)[0], layouts=layouts)
   assert max(errors["hidden/kernel"]) < 5e-6
   biases = state.params["hidden"]["dense"]["bias"]
-  assert jnp.std(biases) == pytest.approx(gains(config).bias_std, rel=0.15)
+  assert jnp.std(biases) == pytest.approx(gains(config)[1], rel=0.15)
 
 
 def test_the_default_variance_is_that_of_the_paper():

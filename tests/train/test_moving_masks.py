@@ -12,7 +12,7 @@ from tests.train.small import assert_identical, numbers, small, train_until
 from train.core import config as config_lib
 from train.core.console import UserError
 from train.core.loop import train_and_evaluate
-from train.core.plan import check_plan, make_plan, start_state
+from train.core.plan import check_plan, like_start, make_plan, start_state
 from train.core.state import take_seed
 
 pytestmark = [pytest.mark.usefixtures("module_promotion"), pytest.mark.slow]
@@ -173,7 +173,9 @@ def test_units_start_with_a_constant_fan_in(start):
   }
   config = small(seeds=(0, 5), **fields, **{"dynamic.method": "srigl"})
   config.dynamic.every = 4
-  state = start_state(make_plan(config))
+  plan = make_plan(config)
+  state = start_state(plan)
+  chex.assert_trees_all_equal_shapes_and_dtypes(like_start(plan), state)
   masks = named_leaves(state.masks)["hidden/dense/kernel"]
   assert masks.shape == (2, 2, 32, 32)
   assert (masks.sum(-2) == round(0.11 * 32)).all()

@@ -18,7 +18,7 @@ import eoi_jax
 from eoi_jax.layouts import fill_tree, named_leaves
 from train.core.console import table
 from train.core.plan import Plan, start_state
-from train.core.start import gains
+from train.core.start import sparsity_settings
 from train.core.state import named_key, take_seed
 from train.core.summaries import Layer, list_layers, live_counts
 from train.data.images import normalize
@@ -143,7 +143,8 @@ def measure(plan: Plan, *, num_samples: int = 16) -> Inspection:
     model = model.clone(remat=False)
   variables = {"params": params, "batch_stats": state.batch_stats}
   calls, *network = metered(model, variables, spec.shape)
-  layers = list_layers(params, masks, gains(config).scale, model, config.sparsity.taps)
+  scale = sparsity_settings(config).scale
+  layers = list_layers(params, masks, scale, model, config.sparsity.taps)
   inputs = normalize(jnp.asarray(take(plan.dataset.train, num_samples).images), spec)
 
   def apply_fn(params, inputs):
@@ -251,7 +252,8 @@ def _of_activation(
     return {}, None
   activation, theory, q_star = ACTIVATIONS[config.model.activation], {}, 1.0
   if config.model.name in _PLAIN:
-    scale, bias_std = gains(config)
+    sparsity = sparsity_settings(config)
+    scale, bias_std = sparsity.scale, sparsity.bias_std
     q_star = eoi_jax.signal.variance_fixed_point(activation, scale, bias_std)
     theory = {"sigma_w": scale, "sigma_b": bias_std, "q_star": q_star}
     if math.isfinite(q_star):

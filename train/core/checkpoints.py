@@ -3,11 +3,13 @@
 Orbax is imported in the background, while the start of a run is compiled.
 """
 
+import contextlib
 import functools
 import json
 import shutil
 import threading
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,7 @@ class Checkpoints:
       read_only: whether nothing is saved or removed, while another process may do so.
     """
     self._directory, self._keep = directory.resolve(), (keep, keep_best)
-    self._read_only, self._swept = read_only, False
+    self._read_only = read_only
     self.newest: int | None = None
     threading.Thread(target=_orbax, daemon=True).start()
 
@@ -60,9 +62,10 @@ class Checkpoints:
         return ocp.CheckpointManager(self._directory, options=options)
       finally:
         logging.set_verbosity(level)
-    rules: list[Any] = [policy.LatestN(self._keep[0])]
-    if self._keep[1]:
-      rules.append(policy.BestN(get_metric_fn=_accuracy, n=self._keep[1]))
+    newest, best = self._keep
+    rules: list[Any] = [policy.LatestN(newest)]
+    if best:
+      rules.append(policy.BestN(get_metric_fn=_accuracy, n=best))
     options = ocp.CheckpointManagerOptions(
       preservation_policy=policy.AnyPreservationPolicy(rules),
       best_fn=_accuracy,  # without it no metrics are written
@@ -70,14 +73,6 @@ class Checkpoints:
       cleanup_tmp_directories=True,
     )
     return ocp.CheckpointManager(self._directory, options=options)
-
-  def _remove_left_over(self) -> None:
-    """Removes what a run that was killed did not get to remove."""
-    self._swept, (newest, best) = True, self._keep
-    steps = sorted(self._manager.all_steps())
-    order = sorted(steps, key=lambda n: (_accuracy(self._manager.metrics(n)), n))
-    for step in set(steps) - {*steps[-newest:], *order[len(order) - best :]}:
-      self._manager.delete(step)
 
   def _check_metrics(self) -> None:
     """Sets checkpoints with damaged metrics aside: with them Orbax opens none."""
@@ -100,11 +95,12 @@ class Checkpoints:
     if "_manager" not in vars(self):  # nothing was read or written
       return
     try:
-      self._manager.close()
-    except Exception as error:
+      with self._writing():
+        self._manager.close()
+    except UserError as error:
       if kind is None:
-        raise self._lost(error) from error
-      logger.warning("%s", self._lost(error))  # what has ended the run matters more
+        raise
+      logger.warning("%s", error)  # what has ended the run matters more
 
   def save(self, state: Any, accuracy: float | None) -> None:
     """Saves a state under its step; the caller may donate it at once.
@@ -117,34 +113,32 @@ class Checkpoints:
     step, (ocp, _) = int(state.step), _orbax()
     if step in self._manager.all_steps():
       return
-    if not self._swept:
-      self._remove_left_over()
     saved = copy(_plain(state))
     args = ocp.args.Composite(
       state=ocp.args.StandardSave(saved), seal=ocp.args.JsonSave(_seal(saved))
     )
     metrics = {"accuracy": _UNKNOWN if accuracy is None else accuracy}
-    try:
+    with self._writing():
       self._manager.save(step, args=args, metrics=metrics)
-    except Exception as error:  # Orbax and TensorStore have many
-      raise self._lost(error) from error
     self.newest = step
 
   def wait(self) -> None:
     """Waits for the last write; raises a UserError if it failed."""
-    try:
+    with self._writing():
       self._manager.wait_until_finished()
-    except Exception as error:
-      raise self._lost(error) from error
 
-  def _lost(self, error: Exception) -> UserError:
-    steps = self._steps()
-    last = f"the last is of step {steps[-1]}" if steps else "there is none yet"
-    reason = " ".join(str(error).split())[:300]
-    return UserError(
-      f"cannot write a checkpoint in {self._directory} ({last}): {reason}; make room "
-      "and run the same command again."
-    )
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    try:
+      yield
+    except Exception as error:  # Orbax and TensorStore have many
+      steps = self._steps()
+      last = f"the last is of step {steps[-1]}" if steps else "there is none yet"
+      reason = " ".join(str(error).split())[:300]
+      raise UserError(
+        f"cannot write a checkpoint in {self._directory} ({last}): {reason}; make room "
+        "and run the same command again."
+      ) from error
 
   def found(self) -> bool:
     """Whether there may be a checkpoint to restore."""
@@ -213,7 +207,10 @@ class Checkpoints:
     if not agree(whole):
       return None
     self.newest = step
-    return jax.tree.map(_wrap, like, state)
+    return jax.tree.map(
+      lambda leaf, bits: jax.random.wrap_key_data(bits) if _is_key(leaf) else bits,
+      *(like, state),
+    )
 
   def _set_aside(self, step: int) -> None:
     """Moves what cannot be restored, perhaps by this version alone, out of the way."""
@@ -252,16 +249,10 @@ def _plain(state: Any) -> Any:
 
 def _plain_like(state: Any) -> Any:
   """What `_plain` gives, as shapes, types and shardings."""
-
-  def plain(leaf):
-    shape = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
-    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=leaf.sharding)
-
-  return jax.tree.map(plain, state)
-
-
-def _wrap(like: Any, bits: Any) -> Any:
-  return jax.random.wrap_key_data(bits) if _is_key(like) else bits
+  return jax.tree.map(
+    lambda x, leaf: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=leaf.sharding),
+    *(jax.eval_shape(_plain, state), state),
+  )
 
 
 def _is_key(leaf: Any) -> bool:

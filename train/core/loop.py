@@ -23,24 +23,18 @@ from train.core import config as config_lib
 from train.core import figures, mesh, summaries
 from train.core.checkpoints import Checkpoints
 from train.core.console import Progress, UserError, logger, paint, table
-from train.core.metrics import (
-  MetricsWriter,
-  check_mirrors,
-  open_mirrors,
-  with_spread,
-)
+from train.core.metrics import MetricsWriter, check_mirrors, open_mirrors, with_spread
 from train.core.optimizers import count_moved, learning_rate
 from train.core.plan import Feed, Plan, like_start, make_plan, seeds_of, start_state
 from train.core.saved import restore_saved, saved_config
-from train.core.start import gains
+from train.core.start import sparsity_settings
 from train.core.state import Recipe, TrainState, copy, take_seed
 from train.core.steps import Sums, count_weights, evaluate, train_chunk, zero_sums
 from train.core.unread import warn_of_unread
 from train.core.workdir import append_record, claim_workdir, replace_text
 from train.models.blocks import named_layouts
 
-# Of a dispatch, where steps are slow.
-_SECONDS = 2.0
+_SECONDS = 2.0  # of a dispatch, where steps are slow
 
 
 class Result(NamedTuple):
@@ -69,27 +63,31 @@ def train_or_compare(config: Any, workdir: str | Path) -> dict[str, dict[str, An
   runs = [(*run, make_plan(run[-1])) for run in _runs(config, workdir)]
   if mesh.is_primary():
     warn_of_unread(one for _, _, one, _ in runs)
-  compares = bool(config.compare.field)
-  with contextlib.ExitStack() as stack:
-    if compares:
-      stack.enter_context(mesh.primary_context(claim_workdir, workdir, config))
+  claim: Any = contextlib.nullcontext()
+  if config.compare.field:
+    claim = mesh.primary_context(claim_workdir, workdir, config)
+  with claim:
     results = {
       name: train_and_evaluate(one, place, name=name, plan=plan)
       for name, place, one, plan in runs
     }
-    if compares and mesh.is_primary():
+    if config.compare.field:
       by_value = {place.name: results[name].summary for name, place, *_ in runs}
-      text = json.dumps({"runs": by_value}, indent=2) + "\n"
-      replace_text(workdir / "summary.json", text)
       curves = {name: result.curves for name, result in results.items()}
-      figure = figures.draw_runs(curves, summaries.title(config))
-      figure.savefig(workdir / "figure.png", dpi=150)
+      _write_outcome(workdir, config, {"runs": by_value}, curves)
   by_name = {name: result.summary for name, result in results.items()}
   if mesh.is_primary():
     head, _, rest = summaries.summary_table(by_name).partition("\n")
     print(f"\n{paint(head, 'bold', sys.stdout)}\n{rest}")
     print(f"\n  figure: {workdir / 'figure.png'}")
   return by_name
+
+
+def _write_outcome(workdir: Path, config: Any, summary: Any, curves: Any) -> None:
+  if mesh.is_primary():
+    replace_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    figure = figures.draw_runs(curves, summaries.title(config))
+    figure.savefig(workdir / "figure.png", dpi=150)
 
 
 def _runs(config: Any, workdir: Path) -> list[tuple[str, Path, Any]]:
@@ -146,10 +144,7 @@ def train_and_evaluate(
         first = take_seed(state, 0)
         summary |= summaries.count_live(first.params, first.masks, plan.recipe.model)
     curves = figures.Curves(metrics.records, summary, at_start.support)
-    if mesh.is_primary():
-      replace_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
-      figure = figures.draw_runs({name: curves}, summaries.title(config))
-      figure.savefig(workdir / "figure.png", dpi=150)
+    _write_outcome(workdir, config, summary, {name: curves})
   return Result(state, summary, curves)
 
 
@@ -188,10 +183,7 @@ def evaluate_saved(
 def _restore_or_start(
   plan: Plan, workdir: Path, checkpoints: Checkpoints, name: str
 ) -> tuple[TrainState, summaries.AtStart]:
-  """Returns the newest state and what was known at step 0.
-
-  A run that continues reads both; the start is computed for a new one only.
-  """
+  """Reads the newest state and what was known at step 0, or computes the start."""
   placement, path = plan.recipe.placement, workdir / "start.json"
   state: Any = None
   if checkpoints.found():
@@ -200,8 +192,9 @@ def _restore_or_start(
   if not mesh.agree(at_start is not None):
     first = start_state(plan)
     mesh.check_equal_masks(named_leaves(first.masks))
+    scale = sparsity_settings(plan.config).scale
     at_start = summaries.describe_start(
-      plan.config, take_seed(first, 0), gains(plan.config).scale, plan.recipe
+      plan.config, take_seed(first, 0), scale, plan.recipe
     )
     if mesh.is_primary():
       replace_text(path, summaries.start_json(at_start))
@@ -260,22 +253,29 @@ def _train(run: _Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
     else:
       run.metrics.write(_evaluation(run, state, step))
   progress = Progress(run.name, step, recipe.num_steps, config.num_epochs)
-  trace = _Trace(config.profile, run.metrics.path.with_name("profile"))
-  covered, most = nothing, 1
+  first, last = config.profile or (0, 0)
+  covered, most, trace = nothing, 1, contextlib.ExitStack()
   with progress, trace, mesh.Preemption() as preemption:
     while step < recipe.num_steps:
       left = _count(run, step)
       count = min(left, most)
-      trace.before(step, count)
+      if step < last and first <= step + count:  # profile these steps and their chunks
+        place = run.metrics.path.with_name("profile")
+        trace.callback(logger.info, "wrote a trace to %s", place)
+        trace.enter_context(jax.profiler.trace(place))
+        first = recipe.num_steps + 1  # once
       state, covered, record = _dispatch(run, state, step, count, covered)
-      trace.after(step + count)
+      if step + count >= last:
+        trace.close()
       check_finite(record, state, config, run.checkpoints.newest)
       if untrained is not None:
         progress.update(record)
         with progress.paused():
           run.metrics.write(_evaluation(run, untrained, int(untrained.step)))
         untrained = None
-      step, most = record["step"], covered.steps_within(_SECONDS)
+      step, most = record["step"], max(1, int(_SECONDS * record["steps_per_second"]))
+      if jax.process_count() > 1:  # they dispatch whole chunks together
+        most = recipe.num_steps
       leave = preemption.reached(step) and step < recipe.num_steps
       if count < left and not leave:
         progress.update(record)
@@ -287,9 +287,9 @@ def _train(run: _Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         progress.update(run.metrics.records[-1])
       progress.update(record)
       if leave or _due(config.checkpoint_every, step, recipe):
-        last = run.metrics.last("validation") or {}  # no "monitor": it is the test set
-        evaluated = last.get("step") == step
-        run.checkpoints.save(state, last["accuracy"] if evaluated else None)
+        found = run.metrics.last("validation") or {}  # no "monitor": it is the test set
+        evaluated = found.get("step") == step
+        run.checkpoints.save(state, found["accuracy"] if evaluated else None)
       if leave:
         break
     run.checkpoints.wait()
@@ -309,35 +309,8 @@ def _due(every: int, step: int, recipe: Recipe) -> bool:
   return step == recipe.num_steps or (rest == 0 and epoch % every == 0)
 
 
-class _Trace(contextlib.ExitStack):
-  """Profiles the chunks that hold some steps; where chunks end does not change.
-
-  Use as a context manager around the training.
-  """
-
-  def __init__(self, steps: tuple[int, ...], directory: Path):
-    super().__init__()
-    self._first, self._last = steps or (math.inf, 0)
-    self._directory, self._begun = directory, False
-
-  def before(self, step: int, count: int) -> None:
-    """Begins the trace if a step in `(step, step + count]` is to be profiled."""
-    if not self._begun and step < self._last and step + count >= self._first:
-      self._begun = True
-      self.callback(logger.info, "wrote a trace to %s", self._directory)
-      self.enter_context(jax.profiler.trace(self._directory))
-
-  def after(self, step: int) -> None:
-    """Ends it if `step` was the last, or one after it."""
-    if step >= self._last:
-      self.close()
-
-
 def _count(run: _Run, step: int) -> int:
-  """Returns the number of steps of the chunk after `step`.
-
-  Chunks end at multiples of `steps_per_dispatch` in each epoch, and after step 1.
-  """
+  """Steps of the next chunk; they end after 1 and as `steps_per_dispatch` says."""
   size, length = run.plan.config.steps_per_dispatch, run.plan.recipe.steps_per_epoch
   done = step % length
   return min(size - done % size, length - done) if step else 1
@@ -350,17 +323,11 @@ class _Covered(NamedTuple):
   steps: int = 0
   seconds: float = 0.0
 
-  def steps_within(self, seconds: float) -> int:
-    """Returns how many steps take so long; processes dispatch whole chunks together."""
-    if jax.process_count() > 1:
-      return sys.maxsize
-    return max(1, int(seconds / self.seconds * self.steps))
-
 
 def _dispatch(
   run: _Run, state: TrainState, step: int, count: int, covered: _Covered
 ) -> tuple[TrainState, _Covered, dict[str, Any]]:
-  """Does `count` steps; returns the state, and what a record covers and says then."""
+  """Does `count` steps; returns the state, what a record covers, and the record."""
   recipe = run.plan.recipe
   begin = time.perf_counter()
   data, number = run.feed.next(count), jax.device_put(np.int32(count))
@@ -369,9 +336,7 @@ def _dispatch(
   sums, norms = jax.device_get((sums, norms))  # waits for the device
   elapsed = covered.seconds + time.perf_counter() - begin
   covered = _Covered(sums, covered.steps + count, elapsed)
-  values = _means(sums)
-  for name, norm in zip(("grad", "update", "param"), norms, strict=True):
-    values[f"{name}_norm"] = norm
+  values = _means(sums) | {f"{name}_norm": x for name, x in norms._asdict().items()}
   values |= jax.device_get(count_moved(state))
   step += count
   record = run.record(
@@ -415,20 +380,19 @@ def _evaluate(plan: Plan, feed: Feed, state: TrainState, split: str) -> dict[str
   named = {"": state.evaluated}
   if state.averages is not None:
     named["raw_"] = state
-  parts: dict[str, list[Sums]] = {prefix: [] for prefix in named}
-  for data, size in feed.evaluated(split):
-    for prefix, one in named.items():
-      parts[prefix].append(evaluate(one, data, size, recipe=plan.recipe))
+  parts = [
+    [evaluate(one, data, size, recipe=plan.recipe) for one in named.values()]
+    for data, size in feed.evaluated(split)
+  ]
   values = {}
-  for prefix, sums in parts.items():
-    total = jax.tree.map(lambda *each: sum(each), *jax.device_get(sums))
+  for prefix, *sums in zip(named, *jax.device_get(parts), strict=True):
+    total = jax.tree.map(lambda *each: sum(each), *sums)
     values |= {prefix + name: x for name, x in _means(total).items()}
   return values
 
 
 def _means(sums: Sums) -> dict[str, Any]:
-  loss, correct, count = jax.device_get(sums)
-  return {"loss": loss / count, "accuracy": correct / count}
+  return {"loss": sums.loss / sums.count, "accuracy": sums.correct / sums.count}
 
 
 _FINITE = ("loss", "grad_norm", "update_norm", "param_norm")

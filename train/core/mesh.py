@@ -64,11 +64,10 @@ def put_state(state: Any, placement: Placement | None) -> Any:
 
 def place_like(state: Any, placement: Placement | None) -> Any:
   """Says of shapes and types where a state of them lies."""
-
-  def like(leaf, sharding):
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-  return jax.tree.map(like, state, _shardings(state, placement))
+  return jax.tree.map(
+    lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+    *(state, _shardings(state, placement)),
+  )
 
 
 def put_whole(tree: Any, placement: Placement | None) -> Any:
@@ -83,30 +82,24 @@ def put_parts(tree: Any, placement: Placement | None, *, axis: int) -> Any:
   """Joins the parts of batches that the processes have, split along `axis`."""
   if placement is None:
     return jax.device_put(tree)
-  spec = PartitionSpec(*(None for _ in range(axis)), AXIS)
-  sharding = NamedSharding(placement.mesh, spec)
-  return jax.tree.map(
-    lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), tree
-  )
+  sharding = NamedSharding(placement.mesh, PartitionSpec(*[None] * axis, AXIS))
+  return jax.make_array_from_process_local_data(sharding, tree)
 
 
 def _shardings(state: Any, placement: Placement | None) -> Any:
   if placement is None:  # committed, as a restored state is: both run one program
     alone = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.tree.map(lambda _: alone, state)
-  return jax.tree.map(
-    lambda leaf: NamedSharding(placement.mesh, _spec(leaf, placement)), state
-  )
+  mesh, parameters = placement
 
+  def place(leaf):
+    even = [n for n, size in enumerate(leaf.shape) if size % mesh.size == 0]
+    if parameters == "replicated" or math.prod(leaf.shape) < _SMALL or not even:
+      return NamedSharding(mesh, PartitionSpec())
+    axis = max(even, key=lambda n: leaf.shape[n])
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
 
-def _spec(leaf: Any, placement: Placement) -> PartitionSpec:
-  if placement.parameters == "replicated" or math.prod(leaf.shape) < _SMALL:
-    return PartitionSpec()
-  even = [n for n, size in enumerate(leaf.shape) if size % placement.mesh.size == 0]
-  if not even:
-    return PartitionSpec()
-  axis = max(even, key=lambda n: leaf.shape[n])
-  return PartitionSpec(*(AXIS if n == axis else None for n in range(axis + 1)))
+  return jax.tree.map(place, state)
 
 
 def _put(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
@@ -184,10 +177,10 @@ def join(
   Raises:
     UserError: if the arguments contradict each other or the others are not found.
   """
-  given = (coordinator, num_processes, process_id)
-  if given == (None, None, None) and not detect:
+  alone = (coordinator, num_processes, process_id) == (None, None, None)
+  if alone and not detect:
     return
-  if detect and given != (None, None, None):
+  if detect and not alone:
     raise UserError("--distributed takes no --coordinator, --num_processes, ...")
   if not detect:
     if coordinator is None or num_processes is None or process_id is None:
@@ -208,29 +201,23 @@ def join(
 EXIT_STATUS = 128 + signal.SIGTERM  # of a process that SIGTERM has ended
 
 
-class Preemption:
-  """Remembers a SIGTERM instead of dying from it.
+class Preemption(contextlib.ExitStack):
+  """Remembers a SIGTERM instead of dying from it, from its making to its end.
 
-  Use as a context manager around the steps of a training. With several processes the
-  notice of one reaches all, through the service of `jax.distributed`, and all leave
-  after the same step.
+  With several processes the notice of one reaches all, through the service of
+  `jax.distributed`, and all leave after the same step.
 
   Attributes:
     noticed: whether there was one; of several processes, whether all shall leave.
   """
 
   def __init__(self):
-    self.noticed, self._before = False, None
-
-  def __enter__(self) -> "Preemption":
+    super().__init__()
+    self.noticed = False
     here = threading.current_thread() is threading.main_thread()
     if jax.process_count() == 1 and here:
-      self._before = signal.signal(signal.SIGTERM, self._notice)
-    return self
-
-  def __exit__(self, *args) -> None:
-    if self._before is not None:
-      signal.signal(signal.SIGTERM, self._before)
+      before = signal.signal(signal.SIGTERM, self._notice)
+      self.callback(signal.signal, signal.SIGTERM, before or signal.SIG_DFL)
 
   def _notice(self, *_) -> None:
     self.noticed = True

@@ -4,7 +4,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,18 +15,11 @@ from ml_collections import FrozenConfigDict
 
 import eoi_jax
 from eoi_jax.layouts import fill_tree, named_leaves
-from train.core.console import UserError
+from train.core.console import UserError, one_line
 from train.core.own import written_arguments
 
 MOVING = ("set", "rigl", "srigl")  # drop as many weights as they grow
 METHODS = ("static", *MOVING, "gmp")
-
-
-class Pruning(NamedTuple):
-  """The densities between which gradual pruning goes, hashable."""
-
-  start: Any  # of all kernels together; or of the layers of each, by name
-  end: Any  # likewise
 
 
 # A section of a config, hashable: a compiled step depends on it.
@@ -37,11 +30,9 @@ MAIN = ("sgd", "adam", "adamw", "lion", "lamb", "muon")
 
 
 def _find_optimizers() -> dict[str, Callable[..., Any]]:
-  """The functions of optax that make an optimizer of a learning rate, by name.
-
-  Not `schedule_free*`, whose weights for evaluation are others than those it trains,
-  and not `optimistic_gradient_descent`, whose `beta` is no momentum.
-  """
+  """The functions of optax that make an optimizer of a learning rate, by name."""
+  # `schedule_free*` evaluates other weights than it trains; the `beta` of
+  # `optimistic_gradient_descent` is no momentum.
   others = ("_", "scale_by_", "schedule_free", "optimistic_gradient")
   found: dict[str, Callable[..., Any]] = dict.fromkeys(MAIN, optax.sgd)
   for module in (optax.contrib, optax):
@@ -84,20 +75,16 @@ _PROMOTION = functools.partial(jax.numpy_dtype_promotion, "standard")
 def _arguments(
   function: Callable[..., Any], field: str, text: str, fixed: dict, defaults: dict
 ) -> dict[str, Any]:
-  """Joins the arguments of a function of optax: those written in a field, and ours.
+  """Joins the arguments of a function of optax: those of `text` in a field, and ours.
 
-  Args:
-    function: the function.
-    field: the field of the config that holds `text`.
-    text: arguments as in a call in Python, "b2=0.95, eps=1e-6".
-    fixed: argument to its value and to the field that sets it; `text` must not.
-    defaults: argument to its value where `text` gives none.
-
-  Raises:
-    UserError: if `text` is not such a list, or names or misses an argument.
+  `fixed` has the value of an argument and the field that sets it, which `text` must
+  not; `defaults` the value where `text` gives none.
   """
   parameters = inspect.signature(function).parameters
-  fixed = {name: both for name, both in fixed.items() if name in parameters}
+  fixed, defaults = (
+    {name: value for name, value in given.items() if name in parameters}
+    for given in (fixed, defaults)
+  )
   free = [name for name in parameters if name not in fixed]
   options = written_arguments(field, text, free)
   for name in options:
@@ -110,7 +97,6 @@ def _arguments(
         f"`{field}` must give arguments of {function.__name__} ({', '.join(free)}), "
         f"got {text!r}."
       )
-  defaults = {name: value for name, value in defaults.items() if name in parameters}
   known = {name: value for name, (value, _) in fixed.items()} | defaults | options
   for name, parameter in parameters.items():
     if name not in known and parameter.default is inspect.Parameter.empty:
@@ -138,8 +124,8 @@ def create_schedule(settings: Settings, num_steps: int) -> optax.Schedule:
   fixed: dict[str, Any] = {rate: (settings.learning_rate, "optimizer.learning_rate")}
   if length:
     fixed["warmup_steps"] = (length, "optimizer.warmup")
-  defaults: dict[str, Any] = {"init_value": 0.0} if rate == "peak_value" else {}
-  defaults |= dict.fromkeys(("decay_steps", "transition_steps"), num_steps)
+  lengths = dict.fromkeys(("decay_steps", "transition_steps"), num_steps)
+  defaults = lengths | ({"init_value": 0.0} if rate == "peak_value" else {})
   field, text = "optimizer.schedule_options", settings.schedule_options
   arguments = _arguments(function, field, text, fixed, defaults)
   try:
@@ -153,7 +139,7 @@ def create_schedule(settings: Settings, num_steps: int) -> optax.Schedule:
   except Exception as error:  # of many kinds, as the arguments are
     raise UserError(
       f"`optimizer.schedule` = {settings.schedule!r} over {num_steps} steps with "
-      f"`{field}` = {text!r}: {_one_line(error)}"
+      f"`{field}` = {text!r}: {one_line(error)[:200]}"
     ) from error
   if length < 2 or "warmup_steps" in parameters:
     return schedule
@@ -179,8 +165,10 @@ def optimizer_arguments(settings: Settings) -> dict[str, Any]:
   Raises:
     UserError: if `options` does not fit it.
   """
-  fixed: dict[str, Any] = {"learning_rate": (None, "optimizer.learning_rate")}
-  fixed["key"] = None, "seed"
+  fixed: dict[str, Any] = {
+    "learning_rate": (None, "optimizer.learning_rate"),
+    "key": (None, "seed"),
+  }
   function = OPTIMIZERS[settings.name]
   parameters = inspect.signature(function).parameters
   for field, names in _ARGUMENTS.items():
@@ -228,12 +216,8 @@ def check_optimizer(settings: Settings) -> None:
     raise UserError(
       "`optimizer.name` must be an optimizer that takes a schedule, gradients, "
       f"parameters and the loss, with `optimizer.options` = {settings.options!r}, got "
-      f"{settings.name!r}: {_one_line(error)}"
+      f"{settings.name!r}: {one_line(error)[:200]}"
     ) from error
-
-
-def _one_line(error: Exception) -> str:
-  return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _create_inner(
@@ -252,17 +236,13 @@ def _create_inner(
     arguments["muon_weight_dimension_numbers"] = fill_tree(masks, axes)
   if "key" in arguments:  # of noise
     arguments["key"] = key
-  schedule = create_schedule(settings, num_steps)
   if settings.name == "lamb" and model is not None:
-    moments: Any = {"eps": 1e-6} | arguments
-    tx = _lamb(schedule, stacked=_stacked(masks, model), **moments)
-  else:
-    tx = function(schedule, **arguments)
-  parts = [tx]
-  if not set(_ARGUMENTS["weight_decay"]) & set(arguments):
-    parts = [optax.add_decayed_weights(settings.weight_decay), tx]
+    function = functools.partial(_lamb, stacked=_stacked(masks, model))
+  parts = [function(create_schedule(settings, num_steps), **arguments)]
+  if not arguments.keys() & set(_ARGUMENTS["weight_decay"]):
+    parts.insert(0, optax.add_decayed_weights(settings.weight_decay))
   if settings.clip_norm:
-    parts = [optax.clip_by_global_norm(settings.clip_norm), *parts]
+    parts.insert(0, optax.clip_by_global_norm(settings.clip_norm))
   return optax.chain(*parts)
 
 
@@ -272,6 +252,7 @@ def _lamb(
   stacked: Any,
   weight_decay: float,
   mask: Any = None,
+  eps: float = 1e-6,
   **moments: Any,
 ) -> optax.GradientTransformation:
   """`optax.lamb` with a trust ratio for each layer of a stack, as published."""
@@ -284,7 +265,7 @@ def _lamb(
     return (jax.vmap(alone) if is_stack else alone)(update, leaf)
 
   return optax.chain(
-    optax.scale_by_adam(**moments),
+    optax.scale_by_adam(eps=eps, **moments),
     optax.add_decayed_weights(weight_decay, mask),
     optax.stateless(
       lambda updates, params: jax.tree.map(scale, updates, params, stacked)
@@ -295,13 +276,12 @@ def _lamb(
 
 def _stacked(masks: Any, model: Any) -> Any:
   """Whether each leaf is a stack of layers: all kernels of its module are stacks."""
-  modules: dict[str, bool] = {}
-  for name, layout in model.kernels.items():
-    if layout is not None:
-      module = name.partition("/")[0]
-      modules[module] = modules.get(module, True) and layout.axes.startswith("s")
-  names = named_leaves(masks)
-  return fill_tree(masks, {n: modules.get(n.partition("/")[0], False) for n in names})
+  kernels = [(n.partition("/")[0], x) for n, x in model.kernels.items() if x]
+  stacks = {module for module, layout in kernels if layout.axes.startswith("s")}
+  stacks -= {module for module, layout in kernels if not layout.axes.startswith("s")}
+  return fill_tree(
+    masks, {n: n.partition("/")[0] in stacks for n in named_leaves(masks)}
+  )
 
 
 def create_optimizer(
@@ -311,7 +291,7 @@ def create_optimizer(
   *,
   key: jax.Array | None = None,
   dynamic: Settings = STATIC,
-  pruning: Pruning | None = None,
+  pruning: tuple[Any, Any] | None = None,
   model: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Builds the optimizer under which dead weights stay exactly zero.
@@ -322,11 +302,11 @@ def create_optimizer(
 
   Args:
     settings: the section `optimizer`.
-    num_steps: length of the training, for the schedule.
+    num_steps: length of the training.
     masks: tree like the parameters; bool leaves, True = trained, None = dense.
     key: for noise and for masks that change at random; the state keeps it.
     dynamic: the section `dynamic`: whether and how masks change.
-    pruning: where gradual pruning begins and ends.
+    pruning: the densities between which gradual pruning goes.
     model: the network, whose layouts changing masks, muon and lamb need.
 
   Returns:
@@ -344,16 +324,19 @@ def create_optimizer(
       scale=dynamic.isometry_scale or None,
       num_steps=dynamic.isometry_steps,
     )
-  names = ("every", "until", "scope")
-  options: dict[str, Any] = {name: getattr(dynamic, name) for name in names}
-  options |= {"num_steps": num_steps, "restore": restore, "layouts": model.layouts}
+  options: dict[str, Any] = {
+    "every": dynamic.every,
+    "until": dynamic.until,
+    "scope": "unit" if dynamic.method == "srigl" else dynamic.scope,  # constant fan-in
+    "num_steps": num_steps,
+    "restore": restore,
+    "layouts": model.layouts,
+  }
   if dynamic.method == "gmp":
     assert pruning is not None
     start, end = (
-      fill_tree(masks, {name: np.array(x) for name, x in densities})
-      if isinstance(densities, tuple)
-      else densities
-      for densities in pruning
+      {name: np.array(x) for name, x in each} if isinstance(each, tuple) else each
+      for each in pruning
     )
     options |= {"initial_density": start, "begin": dynamic.begin}
     return eoi_jax.optim.gradual_pruning(tx, masks, end, **options)
@@ -361,25 +344,20 @@ def create_optimizer(
   if dynamic.method == "set":
     assert key is not None
     return eoi_jax.set_evolution(tx, masks, key=key, **options)
-  options["mean_decay"] = dynamic.mean_decay
-  if dynamic.method == "srigl":  # constant fan-in
-    options["scope"] = "unit"
-  return eoi_jax.rigl(tx, masks, **options)
+  return eoi_jax.rigl(tx, masks, mean_decay=dynamic.mean_decay, **options)
 
 
+@jax.jit
 def count_moved(state: Any) -> dict[str, jax.Array]:
   """Counts live weights, and those grown since the start, where masks move; else {}.
 
   Returns:
     live_weights, density (of all masked kernels) and grown_weights, one for each seed.
   """
-  if not isinstance(state.opt_state, eoi_jax.optim.DynamicSparsityState):
+  opt_state, axis = state.opt_state, state.key.ndim
+  if not isinstance(opt_state, eoi_jax.optim.DynamicSparsityState):
     return {}
-  return _count_moved(state.opt_state, axis=state.key.ndim)
 
-
-@functools.partial(jax.jit, static_argnames="axis")
-def _count_moved(opt_state: Any, axis: int) -> dict[str, jax.Array]:
   def joined(tree):
     leaves = [leaf.reshape(*leaf.shape[:axis], -1) for leaf in jax.tree.leaves(tree)]
     return jnp.concatenate(leaves, axis=-1)

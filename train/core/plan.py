@@ -16,7 +16,6 @@ from train.core.console import UserError
 from train.core.optimizers import MOVING, create_schedule, with_constant_rate
 from train.core.start import (
   OF_DATA,
-  create_masks,
   create_network,
   create_train_state,
   pruning_of,
@@ -208,15 +207,9 @@ def start_state(plan: Plan) -> TrainState:
   """
   keys = [jax.random.key(seed) for seed in seeds_of(plan.config)]
   sparsity = sparsity_settings(plan.config)
+  data = plan.dataset.train if sparsity.distribution in OF_DATA else None
   settings: dict[str, Any] = {"sparsity": sparsity, "recipe": plan.recipe}
-
-  def start(key):
-    masks = None
-    if sparsity.needs_masks:
-      data = plan.dataset.train if sparsity.distribution in OF_DATA else None
-      masks = create_masks(key, data=data, **settings)
-    return create_train_state(key, masks=masks, **settings)
-
+  start = functools.partial(create_train_state, data=data, **settings)
   try:
     if len(keys) == 1:
       return start(keys[0])
@@ -237,7 +230,8 @@ def like_start(plan: Plan) -> TrainState:
   if sparsity.needs_masks:
     if sparsity.start not in ("eoi", "eoi_in_mask", "base", "ai"):
       return jax.eval_shape(lambda state: state, start_state(plan))
-    sparsity = sparsity._replace(start="base", distribution="uniform")
+    of_shapes = {"start": "base", "distribution": "uniform", "constant_fan_in": False}
+    sparsity = sparsity._replace(**of_shapes)
   start = functools.partial(create_train_state, sparsity=sparsity, recipe=plan.recipe)
   keys = jnp.stack([jax.random.key(seed) for seed in seeds_of(plan.config)])
   if len(keys) == 1:

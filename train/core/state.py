@@ -16,7 +16,7 @@ import optax
 
 import eoi_jax
 from train.core.mesh import Placement
-from train.core.optimizers import STATIC, Pruning, Settings, create_optimizer
+from train.core.optimizers import STATIC, Settings, create_optimizer
 from train.data.datasets import DatasetSpec
 from train.data.images import Augmentation
 
@@ -34,12 +34,10 @@ class Recipe(NamedTuple):
   streamed: bool = False  # whether the host brings the batches of each chunk
   placement: Placement | None = None  # where arrays lie on several devices, None on one
   dynamic: Settings = STATIC  # the section of the config
-  pruning: Pruning | None = None  # from where to where masks are pruned, by "gmp"
+  pruning: tuple[Any, Any] | None = None  # of `pruning_of`, for the method "gmp"
 
-  def create_tx(
-    self, masks: Any, key: jax.Array
-  ) -> optax.GradientTransformationExtraArgs:
-    """Returns the optimizer; masks and key are those of the start."""
+  def create_tx(self, masks: Any, key: jax.Array) -> Any:
+    """Returns the optimizer of optax; masks and key are those of the start."""
     return create_optimizer(
       self.optimizer,
       self.num_steps,
@@ -78,14 +76,12 @@ class TrainState(NamedTuple):
   batch_stats: Any  # running statistics of normalization layers, {} without any
   key: jax.Array  # the key of the training; keys of epochs and steps are folded into it
   layouts: Any  # places of the blocks of `model.blocks`; {} without
-  # running means of parameters and statistics; None without
-  averages: Averages | None = None
+  averages: Averages | None = None  # of parameters and statistics; None without
 
   @property
   def variables(self) -> dict[str, Any]:
     """What the network is applied to."""
-    names = ("params", "batch_stats", "layouts")
-    return {name: getattr(self, name) for name in names}
+    return {n: getattr(self, n) for n in ("params", "batch_stats", "layouts")}
 
   @property
   def masks(self) -> Any:
@@ -95,9 +91,7 @@ class TrainState(NamedTuple):
   @property
   def evaluated(self) -> "TrainState":
     """The state that evaluations see: with the averages in place, if there are any."""
-    if self.averages is None:
-      return self
-    return self._replace(**self.averages._asdict())
+    return self if self.averages is None else self._replace(**self.averages._asdict())
 
 
 def named_key(key: jax.Array, name: str) -> jax.Array:
@@ -111,24 +105,9 @@ def copy(state: Any) -> Any:
   return jax.tree.map(jnp.copy, state)
 
 
-def over_seeds(
-  function: Callable[..., Any], state: Any, *, keeps: bool = False, mapped: int = 0
-) -> Any:
-  """Maps `function(state, *rest)` over the seeds of a state, if it has several.
-
-  The first `mapped` arguments after the state have an axis of seeds as well; all seeds
-  share the others. `keeps` says that `function` returns `(state, others)` rather than
-  others alone. Results have a leading axis of seeds, but for the counters of a state.
-  """
-  if not state.key.ndim:
-    return function
-  axes = jax.tree.map(lambda leaf: 0 if leaf.ndim else None, state)
-
-  def over(state, *rest):
-    in_axes = (axes, *(0 if n < mapped else None for n in range(len(rest))))
-    return jax.vmap(function, in_axes, (axes, 0) if keeps else 0)(state, *rest)
-
-  return over
+def seed_axes(state: Any) -> Any:
+  """Returns where `jax.vmap` finds the seeds of a state of several."""
+  return jax.tree.map(lambda leaf: 0 if leaf.ndim else None, state)
 
 
 def map_seeds(function: Callable[[jax.Array], Any], keys: jax.Array) -> Any:
@@ -147,9 +126,8 @@ def stack_seeds(states: list[Any]) -> Any:
 
 def take_seed(state: Any, index: int) -> Any:
   """Returns one seed's part of a state of several; a state of one as it is."""
-  if not state.key.ndim:
-    return state
-  return jax.tree.map(lambda leaf: leaf[index] if leaf.ndim else leaf, state)
+  several = bool(state.key.ndim)
+  return jax.tree.map(lambda x: x[index] if several and x.ndim else x, state)
 
 
 def _is_counter(leaf: Any) -> bool:

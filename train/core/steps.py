@@ -17,7 +17,7 @@ import optax
 from eoi_jax import apply_masks
 from eoi_jax.layouts import named_leaves
 from train.core.mesh import place_batch, place_state
-from train.core.state import Recipe, TrainState, named_key, over_seeds
+from train.core.state import Recipe, TrainState, named_key, seed_axes
 from train.data.datasets import Split
 from train.data.images import augment, mix, normalize
 
@@ -33,9 +33,9 @@ class Sums(NamedTuple):
 class Norms(NamedTuple):
   """Euclidean norms over all leaves, of one step; dead weights count nothing."""
 
-  grads: jax.Array
-  updates: jax.Array
-  params: jax.Array
+  grad: jax.Array
+  update: jax.Array
+  param: jax.Array
 
 
 def example_losses(
@@ -79,9 +79,7 @@ def _sums(
 class StepResult(NamedTuple):
   """What one update has come from."""
 
-  # loss and hits on the batch, before the update; of a mixed image, the label of the
-  # larger share is a hit
-  sums: Sums
+  sums: Sums  # before it; of a mixed image the label of the larger share is a hit
   grads: Any  # tree like the parameters, of all weights, dead ones too
   updates: Any  # tree like the parameters: what was added to them
 
@@ -89,11 +87,10 @@ class StepResult(NamedTuple):
 def prepare(
   key: jax.Array, batch: Split, *, recipe: Recipe
 ) -> tuple[jax.Array, jax.Array]:
-  """Returns what the network is to learn from a batch of uint8 images and int32 labels.
+  """Augments, normalizes and mixes a batch of uint8 images and int32 labels.
 
   Returns:
-    Augmented, normalized, mixed images, and shares of the labels,
-    `[batch, num_classes]`; what is random is a function of `key`.
+    Images, and shares of the labels, `[batch, num_classes]`; a function of `key`.
   """
   spec, settings = recipe.spec, recipe.augmentation
   key, key_mix = jax.random.split(key)
@@ -107,9 +104,8 @@ def train_step(
   state: TrainState, batch: Split, *, recipe: Recipe
 ) -> tuple[TrainState, StepResult]:
   """Does one update on uint8 images `[batch, ...]` and int32 labels `[batch]`."""
-  inputs, shares = prepare(step_key(state, "augment"), batch, recipe=recipe)
-  weights = jnp.ones(batch.labels.shape, jnp.float32)
-  settings = recipe.optimizer
+  settings, weights = recipe.optimizer, jnp.ones(batch.labels.shape, jnp.float32)
+  examples = *prepare(step_key(state, "augment"), batch, recipe=recipe), weights
   options = {"loss": settings.loss, "smoothing": settings.label_smoothing}
 
   def loss_fn(params, batch_stats, examples, part):
@@ -122,7 +118,6 @@ def train_step(
     sums = _sums(logits, shares, weights, **options)
     return sums.loss / recipe.batch_size, (sums, changed.get("batch_stats", {}))
 
-  examples = inputs, shares, weights
   grads, sums, batch_stats = _gradient(loss_fn, state, examples, recipe)
   tx = recipe.create_tx(state.masks, state.key)
   updates, opt_state = tx.update(
@@ -145,11 +140,9 @@ def _gradient(
 ) -> tuple[Any, Sums, Any]:
   """Returns the gradient of a batch, its sums, and batch statistics after it.
 
-  With `optimizer.accumulate = k` the batch, a tree of arrays `[batch, ...]`, is taken
-  in k micro-batches, one after another: gradients and sums add up, and statistics
-  advance with each. Micro-batch j has the examples j, j + k, ..., so that every device
-  has its part of each. `loss_fn(params, batch_stats, examples, j)` returns the sum over
-  the examples divided by the size of the whole batch, and `(sums, batch_stats)`.
+  Of k = `optimizer.accumulate` micro-batches, one after another, gradients and sums add
+  up, and statistics advance with each; j has the examples j, j + k, ..., so that every
+  device has its part of each. `loss_fn` divides by the size of the whole batch.
   """
   gradient, count = jax.grad(loss_fn, has_aux=True), recipe.optimizer.accumulate
   if count == 1:
@@ -219,21 +212,28 @@ def train_chunk(
     updates, and of the parameters after it; of several seeds with an axis of them.
   """
   chunk = functools.partial(_chunk, recipe=recipe)
-  chunk = over_seeds(chunk, state, keeps=True, mapped=1)
-  state, (sums, norms) = chunk(state, sums, data, count)
+  if state.key.ndim:
+    axes = seed_axes(state)
+    chunk = jax.vmap(chunk, (axes, 0, None, None), (axes, 0, 0))
+  state, sums, norms = chunk(state, sums, data, count)
   return place_state(state, recipe.placement), sums, norms
 
 
 def _chunk(
   state: TrainState, sums: Sums, data: Split, count: jax.Array, *, recipe: Recipe
-) -> tuple[TrainState, tuple[Sums, Norms]]:
+) -> tuple[TrainState, Sums, Norms]:
   """The steps of a chunk for one seed."""
-  batch_of = _batches(state, data, recipe)
+  streamed, size = recipe.streamed, data.labels.shape[0]
+  order = None if streamed else epoch_order(state, size, recipe=recipe)
 
   def body(index, carry):
     state, sums, norms = carry
-    batch = place_batch(batch_of(state.step, index), recipe.placement)
-    masks = state.masks
+    rows = index  # of a stream: the batches of this chunk
+    if order is not None:
+      begin = (state.step % recipe.steps_per_epoch) * recipe.batch_size
+      rows = jax.lax.dynamic_slice_in_dim(order, begin, recipe.batch_size)
+    batch = Split(*(array[rows] for array in data))
+    batch, masks = place_batch(batch, recipe.placement), state.masks
     state, step = train_step(state, batch, recipe=recipe)
     last = index == count - 1
     norms = jax.lax.cond(last, _norms, lambda *_: norms, masks, step)
@@ -242,24 +242,7 @@ def _chunk(
   zero = jnp.zeros(())
   start = (state, sums, Norms(zero, zero, zero))
   state, sums, norms = jax.lax.fori_loop(0, count, body, start)
-  return state, (sums, norms._replace(params=optax.tree.norm(state.params)))
-
-
-def _batches(
-  state: TrainState, data: Split, recipe: Recipe
-) -> Callable[[jax.Array, jax.Array], Split]:
-  """Returns what gives a batch, from the step and its index in the chunk."""
-  if recipe.streamed:
-    return lambda step, index: Split(*(array[index] for array in data))
-  order = epoch_order(state, data.labels.shape[0], recipe=recipe)
-
-  def batch_of(step, index):
-    del index
-    begin = (step % recipe.steps_per_epoch) * recipe.batch_size
-    rows = jax.lax.dynamic_slice_in_dim(order, begin, recipe.batch_size)
-    return Split(*(array[rows] for array in data))
-
-  return batch_of
+  return state, sums, norms._replace(param=optax.tree.norm(state.params))
 
 
 def zero_sums(shape: tuple[int, ...] = ()) -> Sums:
@@ -301,18 +284,20 @@ def evaluate(
 
     return jax.lax.fori_loop(0, num_batches, body, zero_sums())
 
-  return over_seeds(over_batches, state)(state, data, size, num_batches)
+  if state.key.ndim:
+    over_batches = jax.vmap(over_batches, (seed_axes(state), None, None, None))
+  return over_batches(state, data, size, num_batches)
 
 
 @jax.jit
 def count_weights(state: TrainState) -> tuple[jax.Array, jax.Array]:
   """Counts live weights, and dead ones that are not zero, of all leaves and seeds."""
   weights, masks = named_leaves(state.params), named_leaves(state.masks)
-  masked = [(weights[n], mask) for n, mask in masks.items() if mask is not None]
-  live = [mask.reshape(-1) for _, mask in masked]
-  revived = [((leaf != 0) & ~mask).reshape(-1) for leaf, mask in masked]
+  live = {name: mask for name, mask in masks.items() if mask is not None}
+  revived = [(weights[name] != 0) & ~mask for name, mask in live.items()]
 
   def count(parts):  # one sum over all leaves compiles faster than one for each
-    return jnp.sum(jnp.concatenate([jnp.zeros(1, bool), *parts]), dtype=jnp.int32)
+    flat = [jnp.zeros(1, bool), *(part.reshape(-1) for part in parts)]
+    return jnp.sum(jnp.concatenate(flat), dtype=jnp.int32)
 
-  return count(live), count(revived)
+  return count(live.values()), count(revived)
