@@ -63,7 +63,7 @@ _POWERS = {"sqrt": 0.5, "rsqrt": -0.5, "square": 2.0, "integer_pow": None}
 _ELEMENTWISE = frozenset((*_SATURATING, *_LIMITS, *_POWERS))
 _SUMS = frozenset(("cumsum", "reduce_sum", "reduce_window_sum"))
 # Done to mantissas at one exponent: those of the operands of the slice.
-_ARRAYS = dict.fromkeys((
+_ARRAYS: dict[str, slice] = dict.fromkeys((
   *_SUMS, "abs", "broadcast_in_dim", "copy", "copy_p", "cummax", "dynamic_slice",
   "expand_dims", "gather", "neg", "optimization_barrier", "real", "reduce_max",
   "reduce_min", "reduce_window_max", "reduce_window_min", "reshape", "rev",
@@ -602,7 +602,7 @@ def _gated(left, right):
 
 def _limit(name, inputs) -> float | None:
   """Limit of a saturating function, and of what numbers make of it; else None."""
-  limits = [x.limit if isinstance(x, _Active) else x for x in inputs]
+  limits: list[Any] = [x.limit if isinstance(x, _Active) else x for x in inputs]
   known = not any(
     x is None or np.ndim(x) or isinstance(x, jax.core.Tracer) for x in limits
   )
