@@ -310,8 +310,10 @@ class _Evaluator:
     parts = list(map(self.active, values))
     highest = functools.reduce(jnp.maximum, (x.exponent for x in parts))
     mantissas = []
-    for x in parts:  # zeros and infinities, the padding of a maximum, stay
-      scale = jnp.where(x.exponent > _NOTHING, jnp.exp2(x.exponent - highest), 1)
+    for value, x in zip(values, parts, strict=True):
+      scale = jnp.exp2(x.exponent - highest)
+      if not _is_active(value):  # zeros and infinities, the padding of a maximum, stay
+        scale = jnp.where(x.exponent > _NOTHING, scale, 1)
       mantissas.append(x.mantissa * jax.lax.stop_gradient(scale))
     return mantissas, highest
 
