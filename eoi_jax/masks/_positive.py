@@ -27,11 +27,13 @@ else is evaluated as it stands.
   choices are sums.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
+import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.core
@@ -42,32 +44,40 @@ import numpy as np
 from eoi_jax import _checks
 
 # fmt: off
-# Activations by the name of their call in a jaxpr; a slope of 1 stands for them.
+# Activations by the name of their call in a jaxpr; a slope of 1 stands for them. Others
+# of `jax.nn` (gelu, relu) are linear, or kept, by the primitives that they are made of.
 _ACTIVATIONS = frozenset((
-  "celu", "elu", "gelu", "hard_sigmoid", "hard_silu", "hard_swish", "hard_tanh", "mish",
-  "relu6", "selu", "silu", "soft_sign", "softplus", "squareplus", "swish",
+  "celu", "elu", "hard_sigmoid", "hard_silu", "hard_tanh", "mish", "relu6", "selu",
+  "silu", "soft_sign", "softplus", "squareplus",
 ))
 _SELU_SLOPE = 1.0507009873554805
 # Saturating primitives, and their limit where they gate their own argument.
 _SATURATING = {"tanh": 1.0, "logistic": 1.0, "erf": 1.0, "erfc": 2.0, "atan": 1.0}
-# First operand active, the others not: done to the mantissa, at the same exponent.
-_MOVES = frozenset((
-  "abs", "broadcast_in_dim", "copy", "copy_p", "cummax", "dynamic_slice", "expand_dims",
-  "gather", "neg", "optimization_barrier", "real", "reduce_max", "reduce_min",
-  "reduce_window_max", "reduce_window_min", "reshape", "rev", "sharding_constraint",
-  "slice", "sort", "split", "squeeze", "stop_gradient", "transpose",
-))
+# What their limit becomes under elementwise functions of it and of numbers.
+_LIMITS = {
+  "add": operator.add, "copy": operator.pos, "copy_p": operator.pos,
+  "div": operator.truediv, "mul": operator.mul, "neg": operator.pos,
+  "sub": operator.sub,
+}
+_POWERS = {"sqrt": 0.5, "rsqrt": -0.5, "square": 2.0, "integer_pow": None}
+_ELEMENTWISE = frozenset((*_SATURATING, *_LIMITS, *_POWERS))
 _SUMS = frozenset(("cumsum", "reduce_sum", "reduce_window_sum"))
-_POWERS = {"sqrt": 0.5, "rsqrt": -0.5, "square": 2.0}
-# Brought to one exponent: all operands, or those of these slices.
-_ALIGNED = frozenset((
-  "add", "add_any", "concatenate", "dynamic_update_slice", "max", "min", "pad",
-  "scatter", "scatter-add", "select_n", "sub",
-))
-_ARRAYS = {
-  "dynamic_update_slice": slice(0, 2), "scatter": slice(0, 3, 2),
+# Done to mantissas at one exponent: those of the operands of the slice.
+_ARRAYS: dict[str, slice] = dict.fromkeys((
+  *_SUMS, "abs", "broadcast_in_dim", "copy", "copy_p", "cummax", "dynamic_slice",
+  "expand_dims", "gather", "neg", "optimization_barrier", "real", "reduce_max",
+  "reduce_min", "reduce_window_max", "reduce_window_min", "reshape", "rev",
+  "sharding_constraint", "slice", "sort", "split", "squeeze", "stop_gradient",
+  "transpose",
+), slice(1))
+_ARRAYS |= dict.fromkeys((
+  "add", "add_any", "concatenate", "max", "min", "pad", "sub",
+), slice(None))
+_ARRAYS |= {
+  "dynamic_update_slice": slice(2), "scatter": slice(0, 3, 2),
   "scatter-add": slice(0, 3, 2), "select_n": slice(1, None),
 }
+_PRODUCTS = frozenset(("conv_general_dilated", "div", "dot_general", "mul"))
 _COMPARISONS = frozenset(("eq", "ge", "gt", "le", "lt", "ne"))
 # Reductions to a statistic, and what makes a new array of one.
 _STATISTICS = frozenset(("reduce_max", "reduce_min", "reduce_sum"))
@@ -76,28 +86,47 @@ _MIXING = frozenset((
   "reduce_window_min", "reduce_window_sum",
 ))
 # fmt: on
-_PRODUCTS = frozenset(("conv_general_dilated", "div", "dot_general", "mul"))
 # The exponent of an array of zeros: below any other.
 _NOTHING = -1e6
-# Products between two searches for the largest element, each of which takes time to
-# compile; mantissas have room for as many.
-_MAX_DEPTH = 4
 # Constants that mask logits: nothing at or below this is taken for a weight.
 _MASKED = -1e4
 
 
+def _reduce_sum(x, *, axes, **_):
+  return jnp.sum(x, axis=axes)
+
+
+# What reaches an output: every operand of a difference, all that an extremum sees.
+_REACHING = {
+  "cummax": jax.lax.cumsum_p.bind,
+  "div": jnp.multiply,
+  "max": jnp.add,
+  "min": jnp.add,
+  "neg": jnp.positive,
+  "reduce_max": _reduce_sum,
+  "reduce_min": _reduce_sum,
+  "reduce_window_max": jax.lax.reduce_window_sum_p.bind,
+  "reduce_window_min": jax.lax.reduce_window_sum_p.bind,
+  "sub": jnp.add,
+}
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=["mantissa", "exponent"],
+  meta_fields=[],
+  drop_fields=["root", "limit", "content", "merged", "spread", "logits"],
+)
 @dataclasses.dataclass(eq=False)
 class _Active:
   """An array that depends on the inputs: `mantissa * 2**exponent`.
 
-  The exponent is a scalar of the same dtype; at depth 0, within a few units of that of
-  the largest element, `_NOTHING` of an array of zeros.
+  The exponent is a scalar of the same dtype, within a few units of that of the largest
+  element, `_NOTHING` of an array of zeros.
   """
 
   mantissa: Any
   exponent: Any
-  depth: int = 0  # products since the mantissa was last brought near 1
-  _: dataclasses.KW_ONLY
   # Shared by elementwise functions of one array.
   root: Any = dataclasses.field(default_factory=object)
   limit: float | None = None  # the value that it tends to, if it saturates
@@ -107,16 +136,11 @@ class _Active:
   spread: Any = None  # of a root of a statistic: what takes its place as a divisor
   logits: Any = None  # of an exponential: its argument
 
-  def like(self, mantissa, **tags) -> "_Active":
-    """Another mantissa of the same exponent and depth."""
-    return _Active(mantissa, self.exponent, self.depth, **tags)
 
-
-class _Tokens:
+class _Tokens(NamedTuple):
   """An integer or bool array that depends on integer inputs."""
 
-  def __init__(self, value):
-    self.value = value
+  value: Any
 
 
 def positive_network(
@@ -150,27 +174,22 @@ def positive_network(
     return outputs
 
   closed = jax.make_jaxpr(logits)(params, inputs)
-  consts = [_absolute(c) for c in closed.consts]
   evaluator = _Evaluator(jnp.dtype(dtype), reach)
 
   def one(struct):
-    if jnp.issubdtype(struct.dtype, jnp.floating):
-      return evaluator.settle(jnp.ones(struct.shape, dtype), evaluator.zero)
     ones = jnp.ones(struct.shape, struct.dtype)
+    if jnp.issubdtype(struct.dtype, jnp.floating):
+      return evaluator.active(ones)
     return ones if struct.dtype == jnp.bool_ else _Tokens(ones)
 
   def apply(params):
     arguments = map(evaluator.cast, jax.tree.leaves(params))
     ones = map(one, jax.tree.leaves(inputs))
-    outputs = evaluator.evaluate(closed.jaxpr, consts, [*arguments, *ones])
-    sums = []
-    for x in _active(outputs):
-      x = evaluator.settle(x.mantissa, x.exponent)
-      sums.append(evaluator.settle(jnp.sum(x.mantissa), x.exponent))
-    if not sums:
+    (out,) = evaluator.evaluate(closed, [*arguments, *ones])
+    if not _is_active(out):
       raise ValueError("`apply_fn` must depend on its inputs, got constant logits.")
-    mantissas, exponent, _ = evaluator.align(sums)
-    total = evaluator.settle(functools.reduce(jnp.add, mantissas), exponent)
+    out = evaluator.settle(out.mantissa, out.exponent)
+    total = evaluator.settle(jnp.sum(out.mantissa), out.exponent)
     return total.mantissa, total.exponent
 
   return apply
@@ -231,6 +250,10 @@ def _mantissa(value):
   return value.mantissa if isinstance(value, _Active) else value
 
 
+def _plain(value):
+  return value.value if isinstance(value, _Tokens) else value
+
+
 def _no_size(value) -> bool:
   """Whether a constant is known to be all zeros or infinities, equal at any scale."""
   known = not isinstance(value, jax.Array)
@@ -258,66 +281,54 @@ class _Evaluator:
       return value.astype(self.dtype)
     return np.asarray(value).astype(self.dtype)
 
-  def settle(self, mantissa, exponent):
+  def settle(self, mantissa, exponent) -> _Active:
     """Brings a mantissa near 1 (or, for reachability, to 0 and 1)."""
     if self.reach:
       return _Active(_saturate(mantissa), self.zero)
-    shift = self._top(mantissa)
-    factor = jnp.exp2(jnp.where(shift > _NOTHING, -shift, jnp.zeros_like(shift)))
-    return _Active(mantissa * factor, jnp.maximum(exponent + shift, _NOTHING))
+    size = jnp.abs(jax.lax.stop_gradient(mantissa))
+    top = jnp.max(jnp.where(jnp.isfinite(size), size, 0), initial=0)
+    shift = jnp.floor(jnp.log2(jnp.where(top > 0, top, 1)))
+    exponent = jnp.where(top > 0, jnp.maximum(exponent + shift, _NOTHING), _NOTHING)
+    return _Active(mantissa * jnp.exp2(-shift), exponent)
 
-  def fresh(self, mantissa, exponent, depth):
-    """An array that is settled if too many products went into it."""
-    if depth > _MAX_DEPTH:
-      return self.settle(mantissa, exponent)
-    return _Active(mantissa, exponent, depth)
+  def active(self, value) -> _Active:
+    """Any array as an active one."""
+    if isinstance(value, _Active):
+      return value
+    return self.settle(jnp.asarray(value, self.dtype), self.zero)
 
   def align(self, values):
-    """Mantissas of several arrays at one exponent, that exponent, and their depth."""
-    active = _active(values)
-    depth = max((x.depth for x in active), default=0)
+    """Mantissas of several arrays at one exponent, and that exponent."""
     if self.reach:  # what does not depend on the inputs has no say
       mantissas = [
         v.mantissa if _is_active(v) else jnp.zeros_like(self.cast(v)) for v in values
       ]
-      return mantissas, self.zero, depth
-    common = {id(x.exponent) for x in active}
-    if len(common) == 1 and all(_is_active(v) or _no_size(v) for v in values):
-      return list(map(_mantissa, values)), active[0].exponent, depth
-    parts = []  # mantissa, its exponent, and that of the largest element
-    for v in values:
-      if not _is_active(v):
-        parts.append((self.cast(v), self.zero, self._top(v)))
-      else:
-        v = self.settle(v.mantissa, v.exponent) if v.depth else v
-        parts.append((v.mantissa, v.exponent, v.exponent))
-    highest = functools.reduce(jnp.maximum, (top for _, _, top in parts))
+      return mantissas, self.zero
+    exponents = {id(x.exponent): x.exponent for x in _active(values)}
+    if len(exponents) == 1 and all(_is_active(v) or _no_size(v) for v in values):
+      return list(map(_mantissa, values)), *exponents.values()
+    parts = list(map(self.active, values))
+    highest = functools.reduce(jnp.maximum, (x.exponent for x in parts))
     mantissas = []
-    for v, (mantissa, exponent, top) in zip(values, parts, strict=True):
-      factor = jax.lax.stop_gradient(jnp.exp2(exponent - highest))
-      if not _is_active(v):  # zeros and infinities, the padding of a maximum, stay
-        factor = jnp.where(top > _NOTHING, factor, jnp.ones_like(factor))
-      mantissas.append(mantissa * factor)
-    return mantissas, highest, 0
+    for value, x in zip(values, parts, strict=True):
+      scale = jnp.exp2(x.exponent - highest)
+      if not _is_active(value):  # zeros and infinities, the padding of a maximum, stay
+        scale = jnp.where(x.exponent > _NOTHING, scale, 1)
+      mantissas.append(x.mantissa * jax.lax.stop_gradient(scale))
+    return mantissas, highest
 
-  def _top(self, mantissa):
-    """Exponent of the largest element, a constant; `_NOTHING` of zeros."""
-    size = jnp.abs(jax.lax.stop_gradient(jnp.asarray(mantissa, self.dtype)))
-    size = jnp.where(jnp.isfinite(size), size, jnp.zeros_like(size))
-    top = jnp.max(size, initial=0.0)
-    exponent = jnp.floor(jnp.log2(jnp.where(top > 0, top, jnp.ones_like(top))))
-    return jnp.where(top > 0, exponent, jnp.full_like(exponent, _NOTHING))
-
-  def evaluate(self, jaxpr, consts, arguments):
-    """Values of the outputs of a jaxpr; each active or a plain array."""
+  def evaluate(self, closed, arguments):
+    """Values of the outputs of a closed jaxpr; each active or a plain array."""
     env = {}
 
     def read(var):
       if isinstance(var, jex_core.Literal):
-        return self.cast(_absolute(var.val) if np.ndim(var.val) else var.val)
+        return self.cast(_absolute(var.val))
       return env[var]
 
-    env.update(zip(jaxpr.constvars, map(self.cast, consts), strict=True))
+    jaxpr = closed.jaxpr
+    consts = [self.cast(_absolute(value)) for value in closed.consts]
+    env.update(zip(jaxpr.constvars, consts, strict=True))
     env.update(zip(jaxpr.invars, arguments, strict=True))
     for eqn in jaxpr.eqns:
       outputs = self.equation(eqn, [read(v) for v in eqn.invars])
@@ -326,44 +337,35 @@ class _Evaluator:
 
   def equation(self, eqn, inputs):
     """Values of the outputs of one equation."""
-    name = eqn.primitive.name
+    name, active = eqn.primitive.name, _active(inputs)
     control = {"scan": self.scan, "while": self.while_loop, "cond": self.cond}
     if name in control:
-      return control[name](eqn.params, [_plain(x) for x in inputs])
-    active = _active(inputs)
+      return control[name](eqn.params, list(map(_plain, inputs)))
     inner = _called(eqn)
     if inner is not None:
-      slope = _slope(eqn) if len(active) == 1 else None
-      if slope is not None:
-        return [x.like(x.mantissa * slope, root=x.root) for x in active]
-      jaxpr, consts = inner
-      return self.evaluate(jaxpr, [_absolute(c) for c in consts], inputs)
-    is_lookup = any(isinstance(x, _Tokens) for x in inputs)
+      slope = _slope(eqn, inner) if len(active) == 1 else None
+      if slope is None:
+        return self.evaluate(inner, inputs)
+      return [_Active(x.mantissa * slope, x.exponent, root=x.root) for x in active]
+    by_tokens = any(isinstance(x, _Tokens) for x in inputs)
     if name == "select_n" and isinstance(inputs[0], _Tokens) and active:
-      cases = [_unmasked(self.cast(x)) if _is_floating(x) else x for x in inputs[1:]]
-      mantissas, exponent, depth = self.align(cases)
-      return [self.fresh(functools.reduce(jnp.add, mantissas), exponent, depth)]
+      cases = [_unmasked(x) if _is_floating(x) else x for x in inputs[1:]]
+      mantissas, exponent = self.align(cases)
+      return [self.settle(functools.reduce(jnp.add, mantissas), exponent)]
     if name == "gather" and isinstance(inputs[1], _Tokens):
       axes = eqn.params["dimension_numbers"].start_index_map
       inputs = [self.mean_rows(inputs[0], axes), inputs[1]]
-    inputs = [_plain(x) for x in inputs]
-    if not active:
-      outputs = self.bind(eqn, inputs)
-      if not is_lookup:
-        return outputs
-      if name == "convert_element_type" and inputs[0].dtype == jnp.bool_:
-        outputs = [jnp.ones_like(x) for x in outputs]  # any of them may be True
-      return [
-        self.settle(x, self.zero) if _is_floating(x) else _Tokens(x) for x in outputs
-      ]
-    if name in _MOVES | _SUMS and not _active(inputs[1:]):
-      outputs = self.move(eqn, inputs)
-    else:
-      outputs = self.rule(name, eqn, inputs)
-      outputs = outputs if isinstance(outputs, list) else [outputs]
-    if not self.reach:
-      self.relate(name, eqn, inputs, outputs)
-    return outputs
+    inputs = list(map(_plain, inputs))
+    if active:
+      outputs = self.rule(eqn, inputs)
+      self.note(eqn, inputs, outputs)
+      return outputs
+    outputs = self.bind(eqn, inputs)
+    if not by_tokens:
+      return outputs
+    if name == "convert_element_type" and inputs[0].dtype == jnp.bool_:
+      outputs = [jnp.ones_like(x) for x in outputs]  # any of them may be True
+    return [self.active(x) if _is_floating(x) else _Tokens(x) for x in outputs]
 
   def mean_rows(self, x, axes):
     """An array whose rows are their mean: a lookup by tokens gives any of them."""
@@ -373,28 +375,63 @@ class _Evaluator:
     mean = jnp.broadcast_to(jnp.mean(rows, axis=axes, keepdims=True), rows.shape)
     return self.settle(mean, x.exponent) if isinstance(x, _Active) else mean
 
-  def relate(self, name, eqn, inputs, outputs):
-    """Notes which arrays are statistics of which."""
-    active = _active(inputs)
+  def note(self, eqn, inputs, outputs):
+    """Notes which arrays are functions, and which are statistics, of which."""
+    name, active = eqn.primitive.name, _active(inputs)
     x = active[0]
-    if name in _MIXING or any(other.content is not x.content for other in active):
-      return
+    outputs = [out for out in _active(outputs) if out is not x]
+    alone = all(v.root is x.root if _is_active(v) else np.ndim(v) == 0 for v in inputs)
+    alike = all(other.content is x.content for other in active)
     for out in outputs:
-      if not isinstance(out, _Active) or out is x:
+      if name in _ELEMENTWISE and alone:
+        out.root = x.root
+      out.limit = _limit(name, inputs)
+      if self.reach or name in _MIXING or not alike:
         continue
       out.content, out.merged = x.content, min(v.merged for v in active)
       if name in _STATISTICS:
         out.merged = max(1, x.merged) * (x.mantissa.size // out.mantissa.size)
       if name in ("sqrt", "rsqrt", "pow") and out.merged:
         out.spread = jnp.ones_like(out.mantissa)
-      elif len(active) == len(outputs) == 1 and x.spread is not None:
+      elif len(active) == len(eqn.outvars) == 1 and x.spread is not None:
         (out.spread,) = self.bind(eqn, [x.spread if v is x else v for v in inputs])
       if name == "exp":
         out.logits = x
 
-  def normalized(self, name, eqn, inputs):
+  def rule(self, eqn, inputs):
+    """Outputs of an equation with an active input."""
+    name, result = eqn.primitive.name, eqn.outvars[0].aval
+    x, *others = _active(inputs)
+    if name in _SATURATING:
+      return [_Active(x.mantissa, x.exponent)]
+    if name in ("clamp", "min") and not others and x.mantissa.shape == result.shape:
+      return [x]
+    if name in ("convert_element_type", "reduce_precision") and _is_floating(result):
+      return [x]
+    if name in ("sub", "mul", "div") and not self.reach:
+      found = self.normalized(eqn, inputs)
+      if found is not None:
+        return [found]
+    arrays = _ARRAYS.get(name, slice(0))
+    if len(_active(inputs[arrays])) == 1 + len(others):
+      return self.together(eqn, inputs, arrays)
+    if name in _PRODUCTS:
+      return [self.product(eqn, inputs)]
+    if name in _COMPARISONS and not self.reach:
+      return self.bind(eqn, self.align(inputs)[0])
+    if name in _COMPARISONS:
+      values = [_saturate(x.mantissa) if _is_active(x) else x for x in inputs]
+      return list(map(_Tokens, self.bind(eqn, values)))
+    if name in _POWERS and self.reach:
+      return [x]
+    if name in _POWERS:
+      (mantissa,) = self.bind(eqn, [x.mantissa])
+      return [self.settle(mantissa, x.exponent * (_POWERS[name] or eqn.params["y"]))]
+    return self.other(eqn, inputs)
+
+  def normalized(self, eqn, inputs):
     """An array less, times or by a statistic of its own; None of anything else."""
-    x, s = inputs
+    name, (x, s) = eqn.primitive.name, inputs
     if name == "mul" and isinstance(x, _Active) and x.merged:
       x, s = s, x
     if not isinstance(x, _Active) or not isinstance(s, _Active):
@@ -404,124 +441,53 @@ class _Evaluator:
     if name == "sub":
       return x
     if name == "div" and x.logits is not None:  # softmax
-      return x.logits.like(x.logits.mantissa / s.merged)
-    return None if s.spread is None else self.scaled(name, eqn, [x, s.spread])
+      return _Active(x.logits.mantissa / s.merged, x.logits.exponent)
+    return None if s.spread is None else self.product(eqn, [x, s.spread])
 
-  def rule(self, name, eqn, inputs):
-    """Outputs of an equation with an active input."""
-    x, *others = _active(inputs)
-    if name in _SATURATING:
-      return x.like(x.mantissa, root=x.root, limit=_SATURATING[name])
-    same_shape = x.mantissa.shape == eqn.outvars[0].aval.shape
-    if name in ("clamp", "min") and not others and same_shape:
-      return x
-    if name in ("sub", "mul", "div") and not self.reach:
-      found = self.normalized(name, eqn, inputs)
-      if found is not None:
-        return found
-    if name in _ALIGNED:
-      return self.sum(name, eqn, inputs)
-    if name in _PRODUCTS:
-      return self.product(name, eqn, inputs)
-    if name in _COMPARISONS and not self.reach:
-      return self.bind(eqn, self.align(inputs)[0])
-    if name in _COMPARISONS:
-      values = [_saturate(x.mantissa) if _is_active(x) else x for x in inputs]
-      return [_Tokens(x) for x in self.bind(eqn, values)]
-    floating = jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating)
-    if floating and name in ("convert_element_type", "reduce_precision"):
-      return x
-    if name in _POWERS or name == "integer_pow":
-      if self.reach:
-        return x
-      power = _POWERS[name] if name in _POWERS else float(eqn.params["y"])
-      (m,) = self.bind(eqn, [x.mantissa])
-      out = self.settle(m, x.exponent * power)
-      out.root = x.root
-      return out
-    return self.other(eqn, inputs)
-
-  def move(self, eqn, inputs):
-    """A rearrangement or a sum of one active array."""
-    x, *rest = inputs
+  def together(self, eqn, inputs, arrays: slice):
+    """Moves, sums, maxima, selections and joins of arrays at one exponent."""
     name = eqn.primitive.name
-    extremum = self.reach and _sum_instead(eqn)
-    if extremum:
-      outputs = [extremum(x.mantissa)]
-    elif self.reach and name == "neg":
-      outputs = [x.mantissa]
-    else:
-      outputs = self.bind(eqn, [x.mantissa, *rest])
-    if extremum or name in _SUMS:
-      return [self.settle(m, x.exponent) for m in outputs]
-    same = name in ("neg", "copy", "copy_p")
-    tags = {"root": x.root, "limit": x.limit} if same else {}
-    return [x.like(m, **tags) if _is_floating(m) else _Tokens(m) for m in outputs]
-
-  def sum(self, name, eqn, inputs):
-    """Sums, maxima, selections and joins: arrays at one exponent."""
-    masked = []
+    masks = {}
     if name in ("add", "select_n") and not self.reach:
-      plain = [not _is_active(x) and _is_floating(x) and np.ndim(x) > 0 for x in inputs]
-      if name == "add":
-        pairs = zip(inputs, plain, strict=True)
-        masked = [self.cast(x) <= _MASKED for x, is_plain in pairs if is_plain]
-      inputs = [_unmasked(x) if p else x for x, p in zip(inputs, plain, strict=True)]
-    arrays = _ARRAYS.get(name, slice(None))
-    mantissas, exponent, depth = self.align(inputs[arrays])
-    if self.reach and name in ("sub", "max", "min"):
-      m = mantissas[0] + mantissas[1]
-    else:
-      operands = list(inputs)
-      operands[arrays] = mantissas
-      (m,) = self.bind(eqn, operands)
-    for mask in masked:  # of the one plain operand
-      m = jnp.where(mask, jnp.zeros_like(m), m)
-    out = self.fresh(m, exponent, depth)
-    if name in ("add", "sub"):
-      self.combine(name, inputs, out)
-    return out
+      for n, x in enumerate(inputs):
+        if not _is_active(x) and _is_floating(x) and np.ndim(x):
+          masks[n] = x <= _MASKED
+      inputs = [_unmasked(x) if n in masks else x for n, x in enumerate(inputs)]
+    operands = list(inputs)
+    operands[arrays], exponent = self.align(inputs[arrays])
+    outputs = self.act(eqn, operands)
+    if name == "add":
+      for mask in masks.values():  # of the one plain operand
+        outputs = [jnp.where(mask, jnp.zeros_like(m), m) for m in outputs]
+    settle = _Active
+    if self.reach or name in _SUMS or len(operands[arrays]) > 1:
+      settle = self.settle
+    return [settle(m, exponent) if _is_floating(m) else _Tokens(m) for m in outputs]
 
-  def product(self, name, eqn, inputs):
+  def product(self, eqn, inputs):
     """Products and quotients: exponents add up."""
-    left, right = inputs
-    if not _is_active(left) or not _is_active(right):
-      out = self.scaled(name, eqn, inputs)
-    elif name == "mul" and left.root is right.root and (gated := _gated(left, right)):
+    name, (x, *others) = eqn.primitive.name, _active(inputs)
+    if not others:
+      (factor,) = (self.cast(v) for v in inputs if v is not x)
+      if self.reach:
+        factor = _saturate(jnp.asarray(factor, self.dtype))
+      elif name not in ("mul", "div"):
+        factor = jnp.abs(factor)
+      (mantissa,) = self.act(eqn, [x.mantissa if v is x else factor for v in inputs])
+      is_divisor = name == "div" and inputs[1] is x
+      return self.settle(mantissa, -x.exponent if is_divisor else x.exponent)
+    (y,) = others
+    gated = _gated(x, y) if name == "mul" else None
+    if gated is not None:
       return gated
-    elif self.reach:
+    if self.reach:
       # It depends on either: a gate that no input reaches is constant, not zero.
-      x, y = left.mantissa, right.mantissa
-      sides = (x, jnp.ones_like(y)), (jnp.ones_like(x), y)
-      out = self.settle(sum(self.bind(eqn, side)[0] for side in sides), self.zero)
-    else:
-      (m,) = self.bind(eqn, [left.mantissa, right.mantissa])
-      other = -right.exponent if name == "div" else right.exponent
-      out = self.settle(m, left.exponent + other)
-    if name in ("mul", "div"):
-      self.combine(name, inputs, out)
-    return out
-
-  def scaled(self, name, eqn, inputs):
-    """A product or quotient of an active array and a plain one, either way round."""
-    (x,) = _active(inputs)
-    (factor,) = (self.cast(v) for v in inputs if v is not x)
-    elementwise = name in ("mul", "div")
-    if elementwise and self.reach:
-      return x.like(x.mantissa * _saturate(jnp.asarray(factor, self.dtype)))
-    if not elementwise:
-      factor = _saturate(factor) if self.reach else jnp.abs(factor)
-    (m,) = self.bind(eqn, [x.mantissa if v is x else factor for v in inputs])
-    if name == "div" and inputs[1] is x:
-      return self.settle(m, -x.exponent)
-    return self.fresh(m, x.exponent, x.depth + 1)
-
-  def combine(self, name, inputs, out):
-    """Notes what the elementwise functions of one array, and constants, give."""
-    roots = {id(x.root): x.root for x in _active(inputs)}
-    if len(roots) == 1 and all(_is_active(x) or np.ndim(x) == 0 for x in inputs):
-      (out.root,) = roots.values()
-    out.limit = _shared_limit(name, inputs)
+      (left,) = self.act(eqn, [x.mantissa, jnp.ones_like(y.mantissa)])
+      (right,) = self.act(eqn, [jnp.ones_like(x.mantissa), y.mantissa])
+      return self.settle(left + right, self.zero)
+    (mantissa,) = self.bind(eqn, [x.mantissa, y.mantissa])
+    other = -y.exponent if name == "div" else y.exponent
+    return self.settle(mantissa, x.exponent + other)
 
   def other(self, eqn, inputs):
     """Anything else: as it is; what it does to reachability is taken from shapes."""
@@ -531,10 +497,9 @@ class _Evaluator:
         f"outputs of `{eqn.primitive.name}`."
       )
     mantissas = [x.mantissa for x in _active(inputs)]
-    if self.reach and {m.shape for m in mantissas} == {
-      v.aval.shape for v in eqn.outvars
-    }:
-      values = [sum(mantissas[1:], mantissas[0])] * len(eqn.outvars)
+    shapes = {v.aval.shape for v in eqn.outvars}
+    if self.reach and {m.shape for m in mantissas} == shapes:
+      values = [functools.reduce(jnp.add, mantissas)] * len(eqn.outvars)
     else:  # plain arrays, which may overflow
       values = self.bind(
         eqn,
@@ -547,27 +512,26 @@ class _Evaluator:
 
   def bind(self, eqn, values):
     """The equation as it stands, in the dtype of the arithmetic."""
-    params = {k: self._float_param(p) for k, p in eqn.params.items()}
+
+    def in_dtype(param):
+      is_type = isinstance(param, type) and issubclass(param, np.generic)
+      is_dtype = is_type or isinstance(param, np.dtype)
+      return self.dtype if is_dtype and jnp.issubdtype(param, jnp.floating) else param
+
+    params = {name: in_dtype(param) for name, param in eqn.params.items()}
     out = eqn.primitive.bind(*map(self.cast, values), **params)
     return list(out) if eqn.primitive.multiple_results else [out]
 
-  def _float_param(self, param):
-    is_dtype = isinstance(param, np.dtype) or (
-      isinstance(param, type) and issubclass(param, np.generic)
-    )
-    return self.dtype if is_dtype and jnp.issubdtype(param, jnp.floating) else param
+  def act(self, eqn, mantissas):
+    """The equation of mantissas, or what stands for it if the question is reach."""
+    reaching = _REACHING.get(eqn.primitive.name)
+    if not self.reach or reaching is None:
+      return self.bind(eqn, mantissas)
+    return [reaching(*mantissas, **eqn.params)]
 
   def pack(self, values, flags):
-    """Values for JAX's control flow, pairs of mantissa and exponent where flagged."""
-
-    def pair(value):
-      if not isinstance(value, _Active):
-        value = self.settle(jnp.asarray(value, self.dtype), self.zero)
-      elif value.depth:
-        value = self.settle(value.mantissa, value.exponent)
-      return value.mantissa, jnp.asarray(value.exponent, self.dtype)
-
-    return [pair(v) if f else v for v, f in zip(values, flags, strict=True)]
+    """Values for JAX's control flow, active where flagged."""
+    return [self.active(v) if f else v for v, f in zip(values, flags, strict=True)]
 
   def scan(self, params, inputs):
     """`lax.scan` over active and plain arrays."""
@@ -576,42 +540,32 @@ class _Evaluator:
     else:
       num_consts, num_carry = params["num_consts"], params["num_carry"]
     consts, rest = inputs[:num_consts], inputs[num_consts:]
-    init, xs = rest[:num_carry], rest[num_carry:]
-    closed, length = params["jaxpr"], params["length"]
-    flags, x_flags = list(map(_is_active, init)), list(map(_is_active, xs))
-    found, y_flags = [], []
+    init, length = rest[:num_carry], params["length"]
+    xs = [
+      _Active(x.mantissa, jnp.full((length,), x.exponent)) if _is_active(x) else x
+      for x in rest[num_carry:]
+    ]
 
     def body(carry, x):
-      carry, x = _unpack(carry, flags), _unpack(x, x_flags)
-      outputs = self.evaluate(closed.jaxpr, closed.consts, [*consts, *carry, *x])
+      outputs = self.evaluate(params["jaxpr"], [*consts, *carry, *x])
       new, ys = outputs[:num_carry], outputs[num_carry:]
-      found[:] = [f or _is_active(c) for c, f in zip(new, flags, strict=True)]
-      y_flags[:] = map(_is_active, ys)
-      return self.pack(new, found), self.pack(ys, y_flags)
+      flags = [_is_active(v) or _is_active(c) for v, c in zip(new, carry, strict=True)]
+      return self.pack(new, flags), ys
 
-    packed_xs = [
-      (x.mantissa, jnp.full((length,), x.exponent)) if _is_active(x) else x for x in xs
-    ]
-    slices = jax.tree.map(lambda x: x[0], packed_xs)
-    while True:  # a plain carry may become active on the way round
-      carry = self.pack(init, flags)
-      jax.eval_shape(body, carry, slices)
-      if found == flags:
-        break
-      flags = list(found)
-    carry, ys = jax.lax.scan(
-      body, carry, packed_xs, length=length, reverse=params["reverse"]
-    )
-    ys = [self._stack(y) if f else y for y, f in zip(ys, y_flags, strict=True)]
-    return [*_unpack(carry, flags), *ys]
-
-  def _stack(self, packed):
-    """One exponent for a stack of arrays that each have their own."""
-    mantissas, exponents = packed
-    highest = jnp.max(exponents)
-    factor = jnp.exp2(exponents - highest)
-    factor = factor.reshape(-1, *[1] * (mantissas.ndim - 1))
-    return _Active(mantissas * jax.lax.stop_gradient(factor), highest)
+    slices = jax.tree.map(lambda x: x[0], xs)
+    flags = None
+    while flags != list(map(_is_active, init)):  # a plain carry may become active
+      flags = list(map(_is_active, init))
+      found, _ = jax.eval_shape(body, init, slices)
+      init = self.pack(init, map(_is_active, found))
+    carry, ys = jax.lax.scan(body, init, xs, length=length, reverse=params["reverse"])
+    for n, y in enumerate(ys):
+      if _is_active(y):  # one exponent for a stack of arrays that each have their own
+        highest = jnp.max(y.exponent)
+        factor = jax.lax.stop_gradient(jnp.exp2(y.exponent - highest))
+        factor = factor.reshape(-1, *[1] * (y.mantissa.ndim - 1))
+        ys[n] = _Active(y.mantissa * factor, highest)
+    return [*carry, *ys]
 
   def while_loop(self, params, inputs):
     """`lax.while_loop` over what does not depend on the inputs."""
@@ -620,12 +574,11 @@ class _Evaluator:
         "`apply_fn` must not carry its inputs through a `while` loop, which has no "
         "reverse derivative; use `lax.scan`, or `fori_loop` with static bounds."
       )
-    cond, body = params["cond_jaxpr"], params["body_jaxpr"]
     start, end = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
     first, second, init = inputs[:start], inputs[start:end], inputs[end:]
     return jax.lax.while_loop(
-      lambda c: self.evaluate(cond.jaxpr, cond.consts, [*first, *c])[0],
-      lambda c: self.evaluate(body.jaxpr, body.consts, [*second, *c]),
+      lambda carry: self.evaluate(params["cond_jaxpr"], [*first, *carry])[0],
+      lambda carry: self.evaluate(params["body_jaxpr"], [*second, *carry]),
       init,
     )
 
@@ -633,45 +586,32 @@ class _Evaluator:
     """`lax.switch`; floating outputs are active if any input is."""
     index, *rest = inputs
     active, branches = bool(_active(rest)), params["branches"]
-    outs = branches[0].out_avals
-    flags = [active and jnp.issubdtype(a.dtype, jnp.floating) for a in outs]
+    flags = [active and _is_floating(aval) for aval in branches[0].out_avals]
 
     def branch(closed):
-      return lambda: self.pack(self.evaluate(closed.jaxpr, closed.consts, rest), flags)
+      return lambda: self.pack(self.evaluate(closed, rest), flags)
 
-    return _unpack(jax.lax.switch(index, list(map(branch, branches))), flags)
-
-
-def _unpack(values, flags):
-  """What `_Evaluator.pack` made pairs of."""
-  return [_Active(*v) if f else v for v, f in zip(values, flags, strict=True)]
+    return jax.lax.switch(index, list(map(branch, branches)))
 
 
 def _gated(left, right):
   """`x * sigmoid(x)` and its like: the array times its gate's limit, else None."""
   x, gate = sorted((left, right), key=lambda x: x.limit is not None)
-  if x.limit is not None or gate.limit is None:
+  if x.root is not gate.root or x.limit is not None or gate.limit is None:
     return None
-  return x.like(x.mantissa * gate.limit, root=x.root)
+  return _Active(x.mantissa * gate.limit, x.exponent)
 
 
-def _sum_instead(eqn) -> Callable[[Any], Any] | None:
-  """The sum over what an extremum runs over, None of any other equation."""
-  name, params = eqn.primitive.name, eqn.params
-  if name in ("reduce_max", "reduce_min"):
-    return lambda x: jnp.sum(x, axis=params["axes"])
-  if name == "cummax":
-    return lambda x: jax.lax.cumsum(x, params["axis"], params["reverse"])
-  if name in ("reduce_window_max", "reduce_window_min"):
-    names = ("window_dimensions", "window_strides", "padding")
-    window = [params[n] for n in (*names, "base_dilation", "window_dilation")]
-    add = jax.lax.add
-    return lambda x: jax.lax.reduce_window(x, np.zeros((), x.dtype), add, *window)
-  return None
-
-
-def _plain(x):
-  return x.value if isinstance(x, _Tokens) else x
+def _limit(name, inputs) -> float | None:
+  """Limit of a saturating function, and of what numbers make of it; else None."""
+  limits: list[Any] = [x.limit if isinstance(x, _Active) else x for x in inputs]
+  known = not any(
+    x is None or np.ndim(x) or isinstance(x, jax.core.Tracer) for x in limits
+  )
+  if name in _LIMITS and known:
+    with contextlib.suppress(ZeroDivisionError):
+      return _LIMITS[name](*map(float, limits))
+  return _SATURATING.get(name)
 
 
 def _unmasked(x):
@@ -679,53 +619,30 @@ def _unmasked(x):
   return jnp.where(x <= _MASKED, jnp.zeros_like(x), x)
 
 
-def _slope(eqn):
+def _slope(eqn, inner) -> float | None:
   """Slope that stands for a call of an activation of `jax.nn`; None of other calls.
 
   A name is not enough: the program must be that of `jax.nn` as well.
   """
   name = eqn.params.get("name")
-  if name not in _ACTIVATIONS or not hasattr(jax.nn, name):
+  if name not in _ACTIVATIONS:
     return None
-  avals = [v.aval for v in eqn.invars]
-  structs = [
-    jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in avals
-  ]
-  for options in ({}, {"approximate": False}) if name == "gelu" else ({},):
-    function = functools.partial(getattr(jax.nn, name), **options)
-    try:
-      real = jax.make_jaxpr(function)(*structs).eqns
-    except TypeError:  # it does not take such arguments
-      return None
-    inner = [_called(other) for other in real]
-    called = _called(eqn)
-    if called and any(other and str(other[0]) == str(called[0]) for other in inner):
-      return _SELU_SLOPE if name == "selu" else 1.0
-  return None
+  try:
+    real = jax.make_jaxpr(getattr(jax.nn, name))(*(v.aval for v in eqn.invars)).eqns
+  except TypeError:  # it does not take such arguments
+    return None
+  programs = [str(called.jaxpr) for called in map(_called, real) if called]
+  if str(inner.jaxpr) not in programs:
+    return None
+  return _SELU_SLOPE if name == "selu" else 1.0
 
 
 def _called(eqn):
-  """Jaxpr and constants of a call (jit, custom derivative, checkpoint), or None."""
-  for param in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-    inner = eqn.params.get(param)
-    if isinstance(inner, jex_core.ClosedJaxpr):
-      fits = len(inner.jaxpr.invars) == len(eqn.invars)
-      return (inner.jaxpr, inner.consts) if fits else None
-    if isinstance(inner, jex_core.Jaxpr) and len(inner.invars) == len(eqn.invars):
-      fits = not inner.constvars and len(inner.outvars) == len(eqn.outvars)
-      return (inner, []) if fits else None
-  return None
-
-
-def _shared_limit(name, inputs):
-  """Limit of a saturating array times or plus a literal; None of anything else."""
-  limits = []
-  for x in inputs:
-    limit = x.limit if isinstance(x, _Active) else x
-    if limit is None or np.ndim(limit) or isinstance(limit, jax.core.Tracer):
-      return None
-    limits.append(float(limit))
-  left, right = limits
-  if name == "div":
-    return left / right if right else None
-  return {"add": left + right, "sub": left - right, "mul": left * right}[name]
+  """The closed jaxpr of a call (jit, custom derivative, checkpoint), or None."""
+  inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+  if isinstance(inner, jex_core.Jaxpr) and not inner.constvars:
+    inner = jex_core.ClosedJaxpr(inner, ())
+  if not isinstance(inner, jex_core.ClosedJaxpr):
+    return None
+  fits = len(inner.jaxpr.invars) == len(eqn.invars)
+  return inner if fits and len(inner.jaxpr.outvars) == len(eqn.outvars) else None

@@ -196,7 +196,10 @@ def _wanted(params, density: float, rule, layouts) -> tuple[list[Kernel], list]:
     raise ValueError("`rule` must have a value for at least one kernel, got none.")
   kernels, wanted = [kernel for kernel, _ in found.values()], []
   if all(jnp.shape(value) == jnp.shape(k.leaf) for k, value in found.values()):
-    return kernels, _highest(found, density)
+    scores = {name: value for name, (_, value) in found.items()}
+    count = round(density * sum(np.size(score) for score in scores.values()))
+    marked = mark_highest("rule", scores, count)
+    return kernels, [live_counts(kernel, marked[kernel.name]) for kernel in kernels]
   for name, (kernel, value) in found.items():
     values = np.asarray(value, np.float64)
     if values.shape not in ((), (kernel.num_layers,), kernel.stack_shape):
@@ -211,14 +214,6 @@ def _wanted(params, density: float, rule, layouts) -> tuple[list[Kernel], list]:
     layers = np.broadcast_to(values.ravel(), kernel.num_layers)
     wanted.append(layers * kernel.layer_size)
   return kernels, wanted
-
-
-def _highest(found, density: float) -> list[np.ndarray]:
-  """Weights of each layer among the highest scores of all."""
-  scores = {name: value for name, (_, value) in found.items()}
-  count = round(density * sum(np.size(score) for score in scores.values()))
-  marked = mark_highest("rule", scores, count)
-  return [live_counts(kernel, marked[name]) for name, (kernel, _) in found.items()]
 
 
 def _counts(
@@ -262,9 +257,9 @@ def _share(weights, low, high, total) -> np.ndarray:
   free = (between * weights > low) & (between * weights < high)
   if not free.any():
     return amounts(points[last])
-  fixed = amounts(between)[~free].sum()
   result = amounts(between)
-  result[free] = (total - fixed) / weights[free].sum() * weights[free]
+  rest = total - result[~free].sum()
+  result[free] = rest / weights[free].sum() * weights[free]
   return np.clip(result, low, high)
 
 

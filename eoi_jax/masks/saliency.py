@@ -86,16 +86,15 @@ def snip_scores(
   """
   kernels = find_kernels(params, layouts)
   loss_fn = _loss(apply_fn, params, [batch], loss)
+
+  @jax.jit
+  def score(params, batch):
+    weights = _weights(params, kernels)
+    gradient = jax.grad(loss_fn)(weights, params, batch)
+    products = _multiply(weights, gradient)
+    return _normalize({name: jnp.abs(s) for name, s in products.items()})
+
   with _precision(dtype, (params, batch)):
-
-    @jax.jit
-    def score(params, batch):
-      weights = _weights(params, kernels)
-      gradient = jax.grad(loss_fn)(weights, params, batch)
-      return _normalize(
-        {n: jnp.abs(s) for n, s in _multiply(weights, gradient).items()}
-      )
-
     scores = score(*_cast((params, batch), dtype))
   return _finish("snip_scores", params, kernels, scores)
 
@@ -184,7 +183,7 @@ def magnitude_scores(params: Any, *, layouts: Layouts | None = None) -> Any:
 
   Args:
     params: tree of arrays.
-    layouts: which leaves are kernels, and how; None = `kernel_layouts(params)`.
+    layouts: as in `snip_scores`.
 
   Returns:
     Tree like `params`: scores of the shape of each kernel, at least 0, None = dense.
@@ -269,17 +268,17 @@ def global_masks(scores: Any, density: float) -> Any:
 @contextlib.contextmanager
 def _precision(dtype: Any, values: Any) -> Iterator[None]:
   """Enables float64 if asked for; networks may then mix it with float32 arrays."""
-  with contextlib.ExitStack() as stack:
-    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
-      raise ValueError(f"`dtype` must be None or a floating dtype, got {dtype!r}.")
-    wide = dtype is not None and jnp.dtype(dtype) == jnp.float64
-    if wide and jax.dtypes.canonicalize_dtype(jnp.float64) != jnp.float64:
-      if is_traced(values):
-        raise ValueError(
-          "`dtype` must not be float64 under `jax.jit` unless 64-bit types are enabled."
-        )
-      stack.enter_context(jax.enable_x64(True))
-      stack.enter_context(jax.numpy_dtype_promotion("standard"))
+  if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+    raise ValueError(f"`dtype` must be None or a floating dtype, got {dtype!r}.")
+  wide = dtype is not None and jnp.dtype(dtype) == jnp.float64
+  if not wide or jax.dtypes.canonicalize_dtype(jnp.float64) == jnp.float64:
+    yield
+    return
+  if is_traced(values):
+    raise ValueError(
+      "`dtype` must not be float64 under `jax.jit` unless 64-bit types are enabled."
+    )
+  with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
     yield
 
 
@@ -358,14 +357,16 @@ def _check_labels(logits: Any, labels: jax.Array | np.ndarray) -> None:
       f"{logits.shape}, got {labels.dtype} of shape {labels.shape}; pass a `loss` for "
       "others."
     )
-  if integers and labels.size and isinstance(labels, np.ndarray):
+  if not labels.size or not isinstance(labels, np.ndarray):
+    return
+  if integers:
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:
       raise ValueError(
         f"`labels` must be in [0, {classes}), got {low if low < 0 else high}; pass a "
         "`loss` that leaves out what is not to count."
       )
-  if floats and labels.size and isinstance(labels, np.ndarray):
+  else:
     sums = np.abs(labels.astype(np.float64)).sum(axis=-1)
     for total in sums[np.abs(sums - 1) > 0.05][:1]:
       raise ValueError(

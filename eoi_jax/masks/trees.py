@@ -86,7 +86,13 @@ def _exact_masks(key, params, density, layouts, *, use_support: bool) -> Any:
     support = np.zeros((kernel.num_layers, *kernel.layer_shape), bool)
     if use_support:
       support = kernel.to_layers(on_host(kernel.leaf) != 0)
-      _check_support(name, support, counts)
+    nonzeros = counts if is_traced(support) else _count_rows(support)
+    for layer in np.flatnonzero(nonzeros > counts):
+      raise ValueError(
+        f"kernel {name!r} must have at most round(density * size) = {counts[layer]} "
+        f"nonzeros per layer, got {nonzeros[layer]}; sparsify it first, or use "
+        "`random_masks`."
+      )
     last = first + kernel.num_layers
     masks[name] = kernel.from_layers(fill(keys[first:last], support, counts))
     first = last
@@ -154,8 +160,11 @@ def kernel_counts(
 
 def live_counts(kernel: Kernel, mask: Any) -> np.ndarray:
   """Trained weights of each layer of a concrete mask, int64 `[num_layers]`."""
-  layers = kernel.to_layers(np.asarray(mask)).reshape(kernel.num_layers, -1)
-  return np.count_nonzero(layers, axis=1)
+  return _count_rows(kernel.to_layers(np.asarray(mask)))
+
+
+def _count_rows(layers: np.ndarray) -> np.ndarray:
+  return np.count_nonzero(layers.reshape(len(layers), -1), axis=1)
 
 
 def is_traced(*trees: Any) -> bool:
@@ -175,7 +184,6 @@ def on_host(array: Any) -> Any:
 
 
 def _known(argument: str, name: str, leaf: Any) -> np.ndarray:
-  """A leaf as a NumPy array; ValueError if it is traced."""
   if is_traced(leaf):
     raise ValueError(
       f"`{argument}` must be concrete arrays, got a traced one for {name!r}; call this "
@@ -225,18 +233,6 @@ def mask_densities(masks: Any, *, layouts: Layouts | None = None) -> Any:
     else:
       densities[name] = max(int(np.count_nonzero(mask)), 1) / mask.size
   return fill_tree(masks, densities)
-
-
-def _check_support(name: str, layers: Any, counts: np.ndarray) -> None:
-  if is_traced(layers):
-    return
-  nonzeros = np.count_nonzero(layers.reshape(len(layers), -1), axis=1)
-  for layer in np.flatnonzero(nonzeros > counts):
-    raise ValueError(
-      f"kernel {name!r} must have at most round(density * size) = {counts[layer]} "
-      f"nonzeros per layer, got {nonzeros[layer]}; sparsify it first, or use "
-      "`random_masks`."
-    )
 
 
 def fill(keys: Any, support: Any, counts: np.ndarray) -> Any:
