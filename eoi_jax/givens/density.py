@@ -7,6 +7,7 @@ curve of its mean: this limit inverts in under a millisecond for any `N`.
 """
 
 import functools
+import itertools
 import math
 
 import numpy as np
@@ -49,12 +50,10 @@ def expected_density(num_columns: int, num_rotations):
     raise ValueError(f"`num_rotations` must be integer, got dtype {steps.dtype}.")
   if steps.size and steps.min() < 0:
     raise ValueError(f"`num_rotations` must be at least 0, got {steps.min()}.")
-  last = int(steps.max()) if steps.size else 0
-  densities = _evolve(num_columns)
-  curve = np.array([next(densities) for _ in range(last + 1)])
-  if steps.ndim == 0:
-    return float(curve[last])
-  return curve[steps.astype(np.int64)]
+  number = int(steps.max(initial=0)) + 1
+  curve = np.array(list(itertools.islice(_evolve(num_columns), number)))
+  densities = curve[steps.astype(np.int64)]
+  return float(densities) if steps.ndim == 0 else densities
 
 
 def rotations_for_density(num_columns: int, density: float) -> int:
@@ -92,10 +91,7 @@ def rotations_for_density(num_columns: int, density: float) -> int:
 def _first_rotation(num_columns: int, density: float) -> int:
   if density <= 1 / num_columns:
     return 0
-  for step, value in enumerate(_evolve(num_columns)):
-    if value >= density:
-      return step
-  raise AssertionError("the expected density converges to 1")
+  return next(t for t, value in enumerate(_evolve(num_columns)) if value >= density)
 
 
 def _evolve(num_columns: int):
