@@ -4,6 +4,8 @@ A row of `r` nonzeros grows to `r + 1` with chance `r (N - r) / C(N, 2)`: the ex
 is a recurrence of `O(N)` a rotation. For many columns a row first multiplies at
 random, to `W exp(2 t / N)` with `W` exponential of mean 1, then follows the logistic
 curve of its mean: this limit inverts in under a millisecond for any `N`.
+
+Reference: Nowak et al., 2024, arXiv:2406.01755, appendix A.
 """
 
 import functools
@@ -41,8 +43,6 @@ def expected_density(num_columns: int, num_rotations):
   Example:
     >>> expected_density(2, 1), expected_density(100, [0, 0]).tolist()
     (1.0, [0.01, 0.01])
-
-  Reference: Nowak et al., 2024, arXiv:2406.01755, appendix A.
   """
   num_columns = checks.integer("num_columns", num_columns, 1)
   steps = np.asarray(num_rotations)
@@ -60,7 +60,7 @@ def rotations_for_density(num_columns: int, density: float) -> int:
   """First number of rotations whose expected density reaches `density`.
 
   Args:
-    num_columns: number `N >= 1` of columns, the larger side of the matrix.
+    num_columns: as in `expected_density`.
     density: target in `(0, 1]`.
 
   Returns:
@@ -72,12 +72,8 @@ def rotations_for_density(num_columns: int, density: float) -> int:
     ValueError: if `num_columns < 1` or `density` is not in `(0, 1]`.
 
   Example:
-    >>> rotations_for_density(128, 0.1), rotations_for_density(1024, 0.1)
-    (174, 2470)
-    >>> rotations_for_density(2**20, 0.1)
-    6166878
-
-  Reference: Nowak et al., 2024, arXiv:2406.01755, appendix A.
+    >>> rotations_for_density(128, 0.1), rotations_for_density(2**20, 0.1)
+    (174, 6166878)
   """
   num_columns = checks.integer("num_columns", num_columns, 1)
   density = checks.density(density)

@@ -27,8 +27,8 @@ class SpectrumSummary(NamedTuple):
 
   Attributes:
     mean: of all singular values of all samples.
-    max: the largest of all.
-    min: the smallest of all.
+    max: the largest.
+    min: the smallest.
     mean_square: mean of their squares; 1 preserves gradient norms on average.
     counts: int `[bins]`, a histogram.
     edges: float `[bins + 1]`, its edges, from 0 to the largest value.
