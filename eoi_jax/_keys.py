@@ -20,11 +20,7 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
 def check_key(key: Any) -> jax.Array:
-  """Returns the typed key of a typed one or of legacy uint32 key data.
-
-  Raises:
-    ValueError: if `key` is anything else: an int, a stream of NNX, several keys.
-  """
+  """Returns the typed key of a typed one or of legacy uint32 key data."""
   if isinstance(key, jax.Array | np.ndarray):
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
       if isinstance(key, jax.Array) and key.ndim == 0:
@@ -44,9 +40,8 @@ def check_key(key: Any) -> jax.Array:
 def key_data(key: Any) -> Any:
   """Two words that stand for a key of any kind, uint32 `[2]`.
 
-  They seed threefry, whatever the kind of the key: what others draw (the bits of "rbg"
-  keys under `vmap`) may depend on the company that they are drawn in. Gives a NumPy
-  array, or a traced one of a traced key.
+  They seed threefry, whatever the kind of the key: the bits of "rbg" keys under `vmap`
+  may depend on the company that they are drawn in. Traced keys give traced words.
   """
   data = jax.random.key_data(check_key(key))
   if not isinstance(data, jax.core.Tracer):
@@ -80,8 +75,7 @@ def random_bits(data: Any, counters: jax.Array) -> jax.Array:
   `data` is threefry key data, uint32 `[2]`; `counters` are uint32 of any shape.
   """
   zero = jnp.zeros_like(counters)
-  first, second = _traced_threefry(data[0], data[1], zero, counters)
-  return first ^ second
+  return jnp.bitwise_xor(*_traced_threefry(data[0], data[1], zero, counters))
 
 
 def layer_keys(data: Any, kernels: Sequence[Kernel]) -> Any:
@@ -89,10 +83,8 @@ def layer_keys(data: Any, kernels: Sequence[Kernel]) -> Any:
 
   `fold_in` of the name of the leaf, then of the number of the layer.
   """
-  words = [zlib.crc32(kernel.name.encode()) for kernel in kernels]
-  sizes = [kernel.num_layers for kernel in kernels]
-  layers = np.concatenate([np.arange(size, dtype=np.uint32) for size in sizes])
-  names = np.repeat(np.array(words, np.uint32), sizes)
+  names = [zlib.crc32(k.name.encode()) for k in kernels for _ in range(k.num_layers)]
+  layers = [layer for k in kernels for layer in range(k.num_layers)]
   return fold_in(fold_in(data[None], names), layers)
 
 
@@ -104,8 +96,7 @@ def block_keys(data: Any, kernels: Sequence[Kernel]) -> Any:
   keys, groups = layer_keys(data, kernels), kernels[0].groups
   if groups == 1:
     return keys
-  number = np.arange(1, groups + 1, dtype=np.uint32)
-  return fold_in(keys[:, None], number[None, :]).reshape(-1, 2)
+  return fold_in(keys[:, None], np.arange(1, groups + 1)[None]).reshape(-1, 2)
 
 
 def _threefry(key_0: Any, key_1: Any, x: Any, y: Any) -> tuple[Any, Any]:

@@ -4,9 +4,12 @@ A row of `r` nonzeros grows to `r + 1` with chance `r (N - r) / C(N, 2)`: the ex
 is a recurrence of `O(N)` a rotation. For many columns a row first multiplies at
 random, to `W exp(2 t / N)` with `W` exponential of mean 1, then follows the logistic
 curve of its mean: this limit inverts in under a millisecond for any `N`.
+
+Reference: Nowak et al., 2024, arXiv:2406.01755, appendix A.
 """
 
 import functools
+import itertools
 import math
 
 import numpy as np
@@ -40,8 +43,6 @@ def expected_density(num_columns: int, num_rotations):
   Example:
     >>> expected_density(2, 1), expected_density(100, [0, 0]).tolist()
     (1.0, [0.01, 0.01])
-
-  Reference: Nowak et al., 2024, arXiv:2406.01755, appendix A.
   """
   num_columns = checks.integer("num_columns", num_columns, 1)
   steps = np.asarray(num_rotations)
@@ -49,19 +50,17 @@ def expected_density(num_columns: int, num_rotations):
     raise ValueError(f"`num_rotations` must be integer, got dtype {steps.dtype}.")
   if steps.size and steps.min() < 0:
     raise ValueError(f"`num_rotations` must be at least 0, got {steps.min()}.")
-  last = int(steps.max()) if steps.size else 0
-  densities = _evolve(num_columns)
-  curve = np.array([next(densities) for _ in range(last + 1)])
-  if steps.ndim == 0:
-    return float(curve[last])
-  return curve[steps.astype(np.int64)]
+  number = int(steps.max(initial=0)) + 1
+  curve = np.array(list(itertools.islice(_evolve(num_columns), number)))
+  densities = curve[steps.astype(np.int64)]
+  return float(densities) if steps.ndim == 0 else densities
 
 
 def rotations_for_density(num_columns: int, density: float) -> int:
   """First number of rotations whose expected density reaches `density`.
 
   Args:
-    num_columns: number `N >= 1` of columns, the larger side of the matrix.
+    num_columns: as in `expected_density`.
     density: target in `(0, 1]`.
 
   Returns:
@@ -73,12 +72,8 @@ def rotations_for_density(num_columns: int, density: float) -> int:
     ValueError: if `num_columns < 1` or `density` is not in `(0, 1]`.
 
   Example:
-    >>> rotations_for_density(128, 0.1), rotations_for_density(1024, 0.1)
-    (174, 2470)
-    >>> rotations_for_density(2**20, 0.1)
-    6166878
-
-  Reference: Nowak et al., 2024, arXiv:2406.01755, appendix A.
+    >>> rotations_for_density(128, 0.1), rotations_for_density(2**20, 0.1)
+    (174, 6166878)
   """
   num_columns = checks.integer("num_columns", num_columns, 1)
   density = checks.density(density)
@@ -92,10 +87,7 @@ def rotations_for_density(num_columns: int, density: float) -> int:
 def _first_rotation(num_columns: int, density: float) -> int:
   if density <= 1 / num_columns:
     return 0
-  for step, value in enumerate(_evolve(num_columns)):
-    if value >= density:
-      return step
-  raise AssertionError("the expected density converges to 1")
+  return next(t for t, value in enumerate(_evolve(num_columns)) if value >= density)
 
 
 def _evolve(num_columns: int):

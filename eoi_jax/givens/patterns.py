@@ -137,14 +137,9 @@ def _neighbours(lines: np.ndarray, all_live: bool) -> _Neighbours:
   shared.eliminate_zeros()
   # Padded to powers of two, so that patterns of like size share a compiled program.
   size = 1 << max(0, int(shared.nnz) - 1).bit_length()
-  indices = np.zeros(size, np.int32)
-  indices[: shared.nnz] = shared.indices
-  degree = np.diff(shared.indptr)
-  return _Neighbours(
-    jnp.asarray(shared.indptr[:-1], jnp.int32),
-    jnp.asarray(degree, jnp.int32),
-    jnp.asarray(indices),
-  )
+  indices = np.pad(shared.indices, (0, size - shared.nnz))
+  lists = (shared.indptr[:-1], np.diff(shared.indptr), indices)
+  return _Neighbours(*(jnp.asarray(array, jnp.int32) for array in lists))
 
 
 @functools.partial(jax.jit, static_argnames=("dtype", "angle"))
@@ -183,9 +178,8 @@ def _round(pattern, neighbours: _Neighbours, angle: Angle, carry, key):
   total = jnp.cumsum(jnp.where(first, added, 0))
   kept = first & (total <= left)
   kept |= kept[partner] & (index > partner)
-  angles = draw_angles(jax.random.key_data(key_angle), partner.shape, angle).astype(
-    lines.dtype
-  )
+  angles = draw_angles(jax.random.key_data(key_angle), partner.shape, angle)
+  angles = angles.astype(lines.dtype)
   angles = jnp.where(index < partner, angles, angles[partner])
   cos = jnp.where(kept, jnp.cos(angles), 1)[:, None]
   sin = jnp.where(index < partner, jnp.sin(angles), -jnp.sin(angles))

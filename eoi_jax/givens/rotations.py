@@ -41,8 +41,6 @@ def sample_rotations(
     >>> rotations = sample_rotations(jax.random.key(0), 8, 3)
     >>> rotations.i.shape, bool((rotations.i < rotations.j).all())
     ((3,), True)
-
-  Reference: Nowak et al., 2024, arXiv:2406.01755, section 4.
   """
   num_columns = checks.integer("num_columns", num_columns, 2)
   num_rotations = checks.integer("num_rotations", num_rotations, 0)
@@ -64,17 +62,15 @@ def apply_rotations(matrix: jax.Array, rotations: Rotations) -> jax.Array:
     The rotated matrix, same shape and dtype. Arithmetic is in float32 at least.
 
   Raises:
-    ValueError: if `matrix` is not two-dimensional or not floating point, the fields of
+    ValueError: if `matrix` is not two-dimensional or not floating point, fields of
       `rotations` differ in length, or a plane is invalid. (Traced planes cannot be
-      read: invalid ones then have no defined effect.)
+      read: invalid ones have no defined effect.)
 
   Example:
     >>> quarter = Rotations(jnp.array([0]), jnp.array([1]), jnp.array([jnp.pi / 2]))
     >>> bool(jnp.allclose(apply_rotations(jnp.eye(2), quarter),
     ...                   jnp.array([[0., -1.], [1., 0.]]), atol=1e-6))
     True
-
-  Reference: Nowak et al., 2024, arXiv:2406.01755, section 4.
   """
   matrix = checks.matrix(matrix)
   rotations = _check_rotations(rotations, matrix.shape[1])
@@ -85,13 +81,10 @@ def apply_rotations(matrix: jax.Array, rotations: Rotations) -> jax.Array:
 
 @jax.jit
 def _rotate_one_by_one(matrix: jax.Array, rotations: Rotations) -> jax.Array:
-  compute_dtype = matrix.dtype
-  pairs = jnp.stack([rotations.i, rotations.j], axis=-1)
-  angles = rotations.angle
+  pairs, angles = jnp.stack(rotations[:2], axis=-1), rotations.angle
   if angles.dtype != jnp.float64:
-    angles = angles.astype(compute_dtype)
-  cos = jnp.cos(angles).astype(compute_dtype)
-  sin = jnp.sin(angles).astype(compute_dtype)
+    angles = angles.astype(matrix.dtype)
+  cos, sin = (turn(angles).astype(matrix.dtype) for turn in (jnp.cos, jnp.sin))
 
   def rotate(columns, rotation):
     pair, c, s = rotation
@@ -99,9 +92,8 @@ def _rotate_one_by_one(matrix: jax.Array, rotations: Rotations) -> jax.Array:
     rotated = jnp.stack([c * x + s * y, c * y - s * x])
     return columns.at[pair].set(rotated, mode="promise_in_bounds"), None
 
-  columns = vary_alike(jnp.swapaxes(matrix, 0, 1), pairs, cos)
-  columns, _ = jax.lax.scan(rotate, columns, (pairs, cos, sin))
-  return jnp.swapaxes(columns, 0, 1)
+  columns = vary_alike(matrix.T, pairs, cos)
+  return jax.lax.scan(rotate, columns, (pairs, cos, sin))[0].T
 
 
 def rotated_identity(
@@ -121,8 +113,8 @@ def rotated_identity(
     planes: every rotation unites the supports of two columns.
 
   Raises:
-    ValueError: if a plane names a column out of range, fields differ in length, `shape`
-      is not two-dimensional, or `dtype` not floating point.
+    ValueError: if `shape` is not two-dimensional, `dtype` not floating point, or
+      `rotations` are invalid, as in `apply_rotations`.
 
   Example:
     >>> quarter = Rotations(jnp.array([0]), jnp.array([1]), jnp.array([jnp.pi / 2]))
@@ -192,12 +184,9 @@ def rotations_from_orthogonal(matrix) -> Rotations:
     raise ValueError(
       "`matrix` must have determinant 1, got -1: negate a row or column first."
     )
-  planes = np.array([(i, j) for i, j, _ in reversed(undone)], np.int32).reshape(-1, 2)
-  angles = np.array([-angle for _, _, angle in reversed(undone)], np.float64)
-  dtype = jnp.result_type(float)
-  return Rotations(
-    jnp.asarray(planes[:, 0]), jnp.asarray(planes[:, 1]), jnp.asarray(angles, dtype)
-  )
+  i, j, angles = np.array(undone, np.float64).reshape(-1, 3)[::-1].T
+  i, j = (jnp.asarray(side, jnp.int32) for side in (i, j))
+  return Rotations(i, j, jnp.asarray(-angles, jnp.result_type(float)))
 
 
 def _rotate(work: np.ndarray, i: int, j: int, angle: float) -> None:
@@ -208,11 +197,7 @@ def _rotate(work: np.ndarray, i: int, j: int, angle: float) -> None:
 
 
 def _check_rotations(rotations: Rotations, num_columns: int) -> Rotations:
-  """Returns rotations as arrays `[T]`, checked as far as their values are known.
-
-  Raises:
-    ValueError: if the fields differ in length or a plane is invalid.
-  """
+  """Returns rotations as arrays `[T]`, checked as far as their values are known."""
   i, j, angle = (jnp.asarray(field) for field in rotations)
   if not i.shape == j.shape == angle.shape or i.ndim != 1:
     raise ValueError(

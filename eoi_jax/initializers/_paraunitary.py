@@ -16,7 +16,8 @@ of the output channels merge columns of the kernel's support, as those of a matr
 
 import functools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,14 +30,16 @@ from eoi_jax.givens import _plan as plan_lib
 from eoi_jax.givens import _tuning as tuning
 from eoi_jax.givens import orthogonal
 from eoi_jax.givens._plan import Angle
+from eoi_jax.layouts.layout import block_floor
 
 
-class _Settings(NamedTuple):
+class Settings(NamedTuple):
   """What a compiled program depends on, beside `sample`'s arrays."""
 
   window: tuple[int, ...]
-  lo: int  # min(in, out)
-  hi: int  # max(in, out)
+  inputs: int
+  outputs: int
+  strides: tuple[int, ...]  # () for 1
   max_budget: int
   dtype: jnp.dtype
   angle: Angle
@@ -47,21 +50,9 @@ class _Settings(NamedTuple):
   def law(self) -> dict:
     return {"angle": self.angle, "schedule": self.schedule}
 
-  @property
-  def size(self) -> int:
-    return math.prod(self.window) * self.lo * self.hi
-
 
 def all_taps(
-  key: jax.Array,
-  shape: tuple[int, ...],
-  budget,
-  dtype=jnp.float32,
-  *,
-  max_budget: int | None = None,
-  angle: Angle = None,
-  schedule: str = "matching",
-  cover: bool = False,
+  key: jax.Array, shape: tuple[int, ...], budget, dtype=jnp.float32, **options: Any
 ) -> jax.Array:
   """Samples a sparse kernel on all taps whose circular convolution is an isometry.
 
@@ -82,80 +73,104 @@ def all_taps(
   The taps get about equal shares of the nonzeros: middle channels with many nonzeros
   in `H1` are paired with rows of `H2` that have few, and dealt to the taps in turns.
   Measured, 100 kernels each, 64 to 130 channels, 40 nonzeros a tap and more: every tap
-  has between half and twice its share with "matching" and 1.3 channels a tap (windows
-  up to 7 x 7), with "iid" and four. With "iid" and 2.4 a tap, one kernel in 100
-  has a tap below that; with one channel a tap, every third.
+  has between half and twice its share with "matching" and 1.3 channels a tap, with
+  "iid" and four. With "iid" and 2.4, one kernel in 100 has a tap below that.
 
   The floor is `lo` nonzeros, those of the sparsest matrix of rank `lo`: one channel,
   one tap each. Down there only `lo` taps can take part. A tap takes at least one of
   `hi` middle channels, so a window with more than `hi` taps is split into groups of
   axes, each with a delay of its own; an axis longer than `hi` keeps empty taps.
 
-  The shape is `(*window, in, out)`; other arguments are those of `sample_to_budget`.
-  `cover` is for the first matrix: no middle channel is dead. "iid" needs denser factors
-  for the same kernel, since their nonzeros scatter more. The result has at most
-  `budget` nonzeros, and fewer by less than one rotation adds, `2 budget / hi`.
+  The shape is `(*window, in, out)`; other arguments are those of `sample`. `cover` is
+  for the first matrix: no middle channel is dead. "iid" needs denser factors for the
+  same kernel, since their nonzeros scatter more. The result has at most `budget`
+  nonzeros, and fewer by less than one rotation adds, `2 budget / hi`.
   """
-  *window, rows, cols = shape
-  lo, hi = min(rows, cols), max(rows, cols)
-  largest = check_budget(lo, math.prod(shape), budget, max_budget, f"shape {shape}")
-  settings = _Settings(
+  return sample(_draw, key, shape, budget, dtype, **options)
+
+
+def sample(
+  draw: Callable[..., jax.Array],
+  key: jax.Array,
+  shape: tuple[int, ...],
+  budget,
+  dtype,
+  *,
+  strides: tuple[int, ...] = (),
+  max_budget: int | None = None,
+  angle: Angle = None,
+  schedule: str = "matching",
+  cover: bool = False,
+) -> jax.Array:
+  """Samples one kernel by `draw(words, budget, settings)`, or under `vmap` many.
+
+  Other arguments are those of `sample_to_budget`.
+
+  Raises:
+    ValueError: if the largest budget is out of range.
+  """
+  *window, inputs, outputs = shape
+  lowest, size = block_floor(shape, strides), math.prod(shape)
+  largest = budget if max_budget is None else max_budget
+  if not lowest <= largest <= size:
+    name = "budget" if max_budget is None else "max_budget"
+    of = f"shape {shape}" + (f" and strides {strides}" if strides else "")
+    raise ValueError(f"`{name}` must be in [{lowest}, {size}] for {of}, got {largest}.")
+  settings = Settings(
     window=tuple(window),
-    lo=lo,
-    hi=hi,
-    max_budget=largest,
+    inputs=inputs,
+    outputs=outputs,
+    strides=strides,
+    max_budget=int(largest),
     dtype=checks.compute_dtype(dtype),
     angle=plan_lib.check_angle(angle),
     schedule=plan_lib.check_schedule(schedule),
     cover=bool(cover),
   )
-  budget = jnp.asarray(budget, jnp.int32)
-  kernel = sample(keys_lib.as_key(key), budget, _sample_one, settings)
-  kernel = orthogonal.cast(kernel, dtype)
-  return jnp.swapaxes(kernel, -1, -2) if rows > cols else kernel
-
-
-def check_budget(lowest: int, size: int, budget, max_budget, of: str) -> int:
-  """Returns the largest budget, or raises ValueError if it is out of range."""
-  largest = budget if max_budget is None else max_budget
-  if not lowest <= largest <= size:
-    name = "budget" if max_budget is None else "max_budget"
-    raise ValueError(f"`{name}` must be in [{lowest}, {size}] for {of}, got {largest}.")
-  return int(largest)
+  words, budget = keys_lib.key_data(key), jnp.asarray(budget, jnp.int32)
+  return orthogonal.cast(_sample(words, budget, draw, settings), dtype)
 
 
 @functools.partial(jax.jit, static_argnames=("draw", "settings"))
-def sample(key, budget, draw, settings) -> jax.Array:
-  """Samples one kernel by `draw(words, budget, settings)`, or under `vmap` many."""
-
+def _sample(words, budget, draw, settings: Settings) -> jax.Array:
   def one(words, budget, *, alone):
     del alone
     return draw(words, budget, settings)
 
-  return tuning.batched(one, jax.random.key_data(key), budget, settings.size)
+  size = math.prod((*settings.window, settings.inputs, settings.outputs))
+  return tuning.batched(one, words, budget, size)
 
 
-def _sample_one(words, budget, settings: _Settings) -> jax.Array:
-  window, lo, hi, dtype, law = *settings[:3], settings.dtype, settings.law
+def _draw(words, budget, settings: Settings) -> jax.Array:
+  window, inputs, outputs, *_ = settings
+  lo, hi = min(inputs, outputs), max(inputs, outputs)
   groups = delays(window, hi)
-  budgets = _budgets(jnp, budget, groups, settings)
-  largest = [int(x) for x in _budgets(np, settings.max_budget, groups, settings)]
-  kernel = orthogonal.sample_to_budget(
-    keys_lib.fold_in(words, 0),
-    (lo, hi),
-    budgets[0],
-    dtype,
-    max_budget=min(largest[0] + 1, lo * hi),
-    cover=settings.cover,
-    transposed=True,
-    **law,
+  budgets = _budgets(jnp, budget, groups, lo, hi)
+  largest = [int(x) for x in _budgets(np, settings.max_budget, groups, lo, hi)]
+  kernel = sparse_factor(
+    keys_lib.fold_in(words, 0), (lo, hi), budgets[0], largest[0], settings
   )
   right = rotation_sizes(hi, largest[0], lo, settings)
   for place, (taps, total) in enumerate(zip(groups, budgets[1:], strict=True)):
     words_delay = keys_lib.fold_in(words, place + 1)
     kernel = delay_and_rotate(words_delay, kernel, taps, budgets[0] / lo, total, right)
     kernel = kernel.reshape(-1, hi).T
-  return kernel.T.reshape(*window, lo, hi)
+  kernel = kernel.T.reshape(*window, lo, hi)
+  return jnp.swapaxes(kernel, -1, -2) if inputs > outputs else kernel
+
+
+def sparse_factor(words, shape, budget, largest: int, settings: Settings) -> jax.Array:
+  """The first matrix of a chain, transposed; `largest` is its largest budget."""
+  return orthogonal.sample_to_budget(
+    words,
+    shape,
+    budget,
+    settings.dtype,
+    max_budget=min(largest + 1, math.prod(shape)),
+    cover=settings.cover,
+    transposed=True,
+    **settings.law,
+  )
 
 
 def rotation_sizes(hi: int, nonzeros: float, rows: int, settings) -> plan_lib.Settings:
@@ -181,7 +196,7 @@ def delays(window: tuple[int, ...], hi: int) -> list[int]:
   return [taps for taps in groups if taps > 1]
 
 
-def _budgets(xp, budget, groups: list[int], settings: _Settings) -> list:
+def _budgets(xp, budget, groups: list[int], lo: int, hi: int) -> list:
   """Nonzeros of the first matrix and of the product after each delay.
 
   All `n` matrices get one density `x`. A product of `j` of them with delays of `t`
@@ -189,7 +204,6 @@ def _budgets(xp, budget, groups: list[int], settings: _Settings) -> list:
   cells, and so the density `1 - (1 - x^j)^q`; with `q < 1`, `q x^j`. Rows that scatter
   by "iid" and are paired for balance have fewer paths than that.
   """
-  lo, hi = settings.lo, settings.hi
   taps = math.prod(groups)
   factors = 1 + len(groups)
 
@@ -240,20 +254,23 @@ def delay_and_rotate(
     settings=settings,
     stop_early=tuning.in_cache(),
   )
-  supports = _pack(columns)
+  zeros = ((0, 0), (0, -columns.shape[1] % 32))
+  bits = jnp.packbits(jnp.pad(columns != 0, zeros), axis=1, bitorder="little")
+  supports = bits.view(jnp.uint32)
   nonzeros, spread = _count_bits(supports), jnp.ones(hi, jnp.int32)
   orders = plan_lib.orders(keys_lib.fold_in(words, 1), 2, hi)
   pairing = orders[0]  # the column of each row of the rotations
   # Matched rows differ by a factor of 2 at most: over 6 of them, that is no matter.
   even = settings.schedule == "matching" and hi >= 6 * taps
   if settings.num_rotations and not even:
-    descending = _order(-nonzeros, orders[0])
+    descending = jnp.lexsort((orders[0], -nonzeros)).astype(jnp.int32)
     target = hi * _mean_to_expect(nonzeros[descending], mean, settings.schedule)
     spread = _row_nonzeros(draw(target.astype(jnp.int32)), settings)
-    pairing = pairing.at[_order(spread, orders[1])].set(descending)
+    pairing = pairing.at[jnp.lexsort((orders[1], spread))].set(descending)
   supports, weights = supports[pairing], nonzeros[pairing] * spread
   alike = _signatures(supports, keys_lib.fold_in(words, 3))
-  channel = _deal(_order(-weights, alike), weights, taps)
+  order = jnp.lexsort((alike, -weights)).astype(jnp.int32)
+  channel = _deal(order, weights, taps)
   channel = channel[plan_lib.orders(keys_lib.fold_in(words, 4), 1, taps)[0]]
   right = jnp.eye(hi, dtype=columns.dtype)
   if settings.num_rotations:
@@ -316,12 +333,6 @@ def _count_bits(supports: jax.Array) -> jax.Array:
   return jax.lax.population_count(supports).sum(-1, dtype=jnp.uint32).astype(jnp.int32)
 
 
-def _order(values: jax.Array, ties: jax.Array) -> jax.Array:
-  """Indices by ascending value, equal ones by `ties`, int32 `[n]`."""
-  index = jnp.arange(values.shape[0], dtype=jnp.int32)
-  return jax.lax.sort((values, ties, index), num_keys=2)[2]
-
-
 def _signatures(supports: jax.Array, words) -> jax.Array:
   """Random numbers, equal ones of equal packed supports `[n, words]`, uint32 `[n]`."""
   place = np.arange(supports.shape[1], dtype=np.uint32)
@@ -347,11 +358,3 @@ def _deal(order: jax.Array, weights: jax.Array, taps: int) -> jax.Array:
     last = jnp.full((1, taps), number, jnp.int32).at[0, least].set(left)
     dealt = jnp.concatenate([dealt, last])
   return dealt.T
-
-
-def _pack(matrix: jax.Array) -> jax.Array:
-  """Packed supports of the rows of a matrix, uint32 `[rows, words]`."""
-  rows, cols = matrix.shape
-  nonzero = jnp.pad(matrix != 0, ((0, 0), (0, -cols % 32))).reshape(rows, -1, 32)
-  place = jnp.arange(32, dtype=jnp.uint32)[None, None]
-  return jnp.left_shift(nonzero.astype(jnp.uint32), place).sum(-1, dtype=jnp.uint32)

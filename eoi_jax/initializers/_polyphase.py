@@ -15,64 +15,30 @@ whose counting of nonzeros on bits it shares.
 import functools
 import itertools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eoi_jax import _checks as checks
 from eoi_jax import _keys as keys_lib
 from eoi_jax.givens import _plan as plan_lib
-from eoi_jax.givens import orthogonal
-from eoi_jax.givens._plan import Angle
 from eoi_jax.initializers import _paraunitary as paraunitary
-from eoi_jax.layouts.layout import block_floor
 
 
-class _Settings(NamedTuple):
-  """What a compiled program depends on; phases are first taps and sizes of windows."""
+class _Phase(NamedTuple):
+  """The taps of a window that see one phase of an image."""
 
-  window: tuple[int, ...]
-  strides: tuple[int, ...]
-  phases: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
-  inputs: int
-  outputs: int
-  max_budget: int
-  dtype: jnp.dtype
-  angle: Angle
-  schedule: str
-  cover: bool
+  start: tuple[int, ...]  # the first
+  sizes: tuple[int, ...]  # of their window
 
   @property
-  def law(self) -> dict:
-    return {"angle": self.angle, "schedule": self.schedule}
-
-  @property
-  def size(self) -> int:
-    return math.prod(self.window) * self.inputs * self.outputs
-
-  @property
-  def num_taps(self) -> list[int]:
-    """Number of taps of each phase."""
-    return [math.prod(sizes) for _, sizes in self.phases]
-
-  def delays(self, place: int) -> list[int]:
-    """Numbers of taps of the delays of a phase."""
-    return paraunitary.delays(self.phases[place][1], self.inputs) or [1]
+  def taps(self) -> int:
+    return math.prod(self.sizes)
 
 
 def strided_taps(
-  key: jax.Array,
-  shape: tuple[int, ...],
-  budget,
-  dtype=jnp.float32,
-  *,
-  strides: tuple[int, ...],
-  max_budget: int | None = None,
-  angle: Angle = None,
-  schedule: str = "matching",
-  cover: bool = False,
+  key: jax.Array, shape: tuple[int, ...], budget, dtype=jnp.float32, **options: Any
 ) -> jax.Array:
   """Samples a sparse kernel on all taps whose strided convolution is an isometry.
 
@@ -82,62 +48,38 @@ def strided_taps(
   `prod(strides)` phases. (Strides beyond the window drop pixels: then there are as
   many phases as taps.)
 
-  The shape is `(*window, in, out)`, with one stride for each axis of the window; other
-  arguments are those of `all_taps`. The budget is at least `min(out, in * phases)`.
+  The shape is `(*window, in, out)`; option `strides` has one for each axis of the
+  window, other arguments are those of `all_taps`. The budget is at least `min(out, in *
+  phases)`.
   """
-  *window, inputs, outputs = shape
-  lowest, of = block_floor(shape, strides), f"shape {shape} and strides {strides}"
-  largest = paraunitary.check_budget(lowest, math.prod(shape), budget, max_budget, of)
-  settings = _Settings(
-    window=tuple(window),
-    strides=tuple(strides),
-    phases=_phases(window, strides),
-    inputs=inputs,
-    outputs=outputs,
-    max_budget=largest,
-    dtype=checks.compute_dtype(dtype),
-    angle=plan_lib.check_angle(angle),
-    schedule=plan_lib.check_schedule(schedule),
-    cover=bool(cover),
-  )
-  budget = jnp.asarray(budget, jnp.int32)
-  kernel = paraunitary.sample(keys_lib.as_key(key), budget, _sample_one, settings)
-  return orthogonal.cast(kernel, dtype)
+  return paraunitary.sample(_draw, key, shape, budget, dtype, **options)
 
 
-def _phases(window, strides) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
-  """First tap and size of the window of each phase, those of few taps first."""
+def _phases(window, strides) -> list[_Phase]:
+  """The phases of an image, those of few taps first."""
   axes = [
     [(first, -(-(size - first) // stride)) for first in range(min(size, stride))]
     for size, stride in zip(window, strides, strict=True)
   ]
-  phases = [
-    (tuple(first for first, _ in phase), tuple(size for _, size in phase))
-    for phase in itertools.product(*axes)
-  ]
-  return tuple(sorted(phases, key=lambda phase: (math.prod(phase[1]), phase[1])))
+  phases = [_Phase(*zip(*phase, strict=True)) for phase in itertools.product(*axes)]
+  return sorted(phases, key=lambda phase: (phase.taps, phase.sizes))
 
 
-def _sample_one(words, budget, settings: _Settings) -> jax.Array:
-  rows, hi, taps = settings.outputs, settings.inputs, settings.num_taps
+def _draw(words, budget, settings: paraunitary.Settings) -> jax.Array:
+  phases = _phases(settings.window, settings.strides)
+  rows, hi, taps = settings.outputs, settings.inputs, [p.taps for p in phases]
   columns, total = len(taps) * hi, sum(taps)
-  mixed, means = _densities(jnp, budget, settings)
-  largest, most = _densities(np, settings.max_budget, settings)
-  left = orthogonal.sample_to_budget(
-    keys_lib.fold_in(words, 0),
-    (rows, columns),
-    mixed,
-    settings.dtype,
-    max_budget=min(int(largest) + 1, rows * columns),
-    cover=settings.cover,
-    transposed=True,
-    **settings.law,
+  mixed, means = _densities(jnp, budget, rows, hi, taps)
+  largest, most = _densities(np, settings.max_budget, rows, hi, taps)
+  left = paraunitary.sparse_factor(
+    keys_lib.fold_in(words, 0), (rows, columns), mixed, int(largest), settings
   )
   parts = left.reshape(len(taps), hi, rows)
   nonzeros = jnp.count_nonzero(parts, axis=(1, 2)).astype(jnp.int32)
   kernel = jnp.zeros((*settings.window, hi, rows), settings.dtype)
   # Phases of as many taps are drawn by one program, one after the other.
-  for _, alike in itertools.groupby(range(len(taps)), key=lambda n: settings.delays(n)):
+  delays = [paraunitary.delays(phase.sizes, hi) or [1] for phase in phases]
+  for _, alike in itertools.groupby(range(len(taps)), key=delays.__getitem__):
     places = list(alike)
     first, last = places[0], places[-1]
     own = nonzeros[first : last + 1]  # what `H1` gave to each
@@ -148,7 +90,7 @@ def _sample_one(words, budget, settings: _Settings) -> jax.Array:
     mean = min(float(max(most[first], taps[first])), hi)
     draw = functools.partial(
       _delay_and_rotate,
-      delays=settings.delays(first),
+      delays=delays[first],
       mean=means[first],
       settings=paraunitary.rotation_sizes(hi, mean * rows, rows, settings),
     )
@@ -156,7 +98,7 @@ def _sample_one(words, budget, settings: _Settings) -> jax.Array:
     shares = own + jnp.clip(share - own, 0, spare)
     drawn = jax.lax.map(draw, (words_of, parts[first : last + 1], shares))
     for part, place in zip(drawn, places, strict=True):
-      start, sizes = settings.phases[place]
+      start, sizes = phases[place]
       part = jnp.swapaxes(part.reshape(*sizes, rows, hi), -1, -2)
       steps = zip(start, settings.strides, strict=True)
       kernel = kernel.at[tuple(slice(n, None, step) for n, step in steps)].set(part)
@@ -165,14 +107,13 @@ def _sample_one(words, budget, settings: _Settings) -> jax.Array:
   return kernel
 
 
-def _densities(xp, budget, settings: _Settings):
+def _densities(xp, budget, rows: int, hi: int, taps: list[int]):
   """Nonzeros of `H1`, and of a row of each `H2_p`, that lead to the budget.
 
   A product of densities `x` and `y` over `in` channels that are dealt to `t` taps has
   the density `1 - (1 - x y)^(in / t)`. `H1` is no denser than the kernel: a phase of
   one tap could not have fewer nonzeros.
   """
-  hi, rows, taps = settings.inputs, settings.outputs, settings.num_taps
   columns, total = hi * len(taps), sum(taps)
   density = xp.minimum(budget / (total * hi * rows), 1.0)
   chance = functools.partial(paraunitary.path_chance, xp, density)

@@ -49,8 +49,7 @@ def delta_orthogonal(scale: float = 1.0) -> Initializer:
     scale: gain, the singular values of the kernel's matrix.
 
   Returns:
-    `init(key, shape, dtype=jnp.float32, out_sharding=None)` for `(in, out)` or
-    `(*window, in, out)`, in which `in` may exceed `out`.
+    As `dense_orthogonal`; `in` may exceed `out`.
 
   Example:
     >>> kernel = delta_orthogonal()(jax.random.key(0), (3, 3, 4, 8))
@@ -77,8 +76,7 @@ def conv_orthogonal(scale: float = 1.0) -> Initializer:
     scale: gain: the singular values of the convolution as a map.
 
   Returns:
-    `init(key, shape, dtype=jnp.float32, out_sharding=None)` for `(in, out)` or
-    `(*window, in, out)`, in which `in` may exceed `out`.
+    As `dense_orthogonal`; `in` may exceed `out`.
 
   Example:
     >>> kernel = conv_orthogonal()(jax.random.key(0), (3, 3, 4, 8))
@@ -94,10 +92,12 @@ def conv_orthogonal(scale: float = 1.0) -> Initializer:
     compute_dtype = _checks.compute_dtype(dtype)
     key_matrix, key_blocks = jax.random.split(key)
     kernel = _flat(key_matrix, (rows, cols), compute_dtype, scale)
-    if rows > cols:
-      kernel = kernel.T
+    kernel = kernel.T if rows > cols else kernel
     kernel = kernel.reshape(*(1,) * len(window), *kernel.shape)
-    for step, axis in enumerate(_axes(window)):
+    # The axis of each filter, in turns.
+    rounds = range(max(window, default=1) - 1)
+    axes = [axis for n in rounds for axis, size in enumerate(window) if n < size - 1]
+    for step, axis in enumerate(axes):
       key_step = jax.random.fold_in(key_blocks, step)
       projection = _projection(key_step, max(rows, cols), compute_dtype)
       kernel = _widen(kernel, projection, axis)
@@ -116,12 +116,6 @@ def _initializer(scale: float, sample) -> Initializer:
     return place(sample(key, shape, dtype, scale), out_sharding)
 
   return init
-
-
-def _axes(window) -> list[int]:
-  """Axis of each filter of two taps: `size - 1` for each axis, in turns."""
-  rounds = range(max(window, default=1) - 1)
-  return [axis for n in rounds for axis, size in enumerate(window) if n < size - 1]
 
 
 def _flat(key, shape, dtype, scale: float) -> jax.Array:

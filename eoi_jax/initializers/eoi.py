@@ -72,10 +72,8 @@ def eoi_init(
     angle: as in `sparse_orthogonal`.
     schedule: as in `sparse_orthogonal`; None is "iid", as published, but "matching"
       for kernels on all taps, whose taps then get more even shares in less time.
-    cover: as in `sparse_orthogonal`: leaves no input or output dead, as far as the
-      density allows.
-    taps: which taps of a convolution carry nonzeros, and of what it is an isometry:
-      "center", "all" or "polyphase".
+    cover: as in `sparse_orthogonal`.
+    taps: which taps of a convolution carry nonzeros: "center", "all" or "polyphase".
     center: rule for the density of a convolution's centre tap, "plain" or "more".
     axes: meaning of the axes of the shape, one letter an axis (i input, o output, w
       window, s stack), as in `Layout`: "ioo" for a kernel `(in, heads, dim)`.
@@ -177,10 +175,8 @@ def _check_without_doubt(shape: tuple[int, ...]) -> None:
 
 def check_options(taps: str, center: str, schedule: str | None) -> None:
   """Raises ValueError, with the known ones, unless the options are known."""
-  if taps not in TAPS:
-    raise ValueError(f"`taps` must be one of {TAPS}, got {taps!r}.")
-  if center not in CENTER_RULES:
-    raise ValueError(f"`center` must be one of {CENTER_RULES}, got {center!r}.")
+  _checks.one_of("taps", taps, TAPS)
+  _checks.one_of("center", center, CENTER_RULES)
   check_schedule(schedule or "iid")
 
 

@@ -28,7 +28,7 @@ class IsometryResult(NamedTuple):
   Attributes:
     kernels: optimized kernels, zero off their masks, shape of the input.
     errors: `||C C^T - scale^2 I||_F` before every step and at the end, float32
-      `[num_steps + 1, n]`; `[2, n]`, the first and the last, if no curve is asked for.
+      `[num_steps + 1, n]`; without `curve` the first and the last, `[2, n]`.
   """
 
   kernels: jax.Array

@@ -29,8 +29,8 @@ def sao_orthogonal(
   Args:
     key: a PRNG key; it is consumed.
     shape: `(rows, cols)`, static. Let `lo, hi = min(shape), max(shape)`.
-    degree: nonzeros along the larger side, one of `sao_degrees(shape)`; the density
-      is `degree / hi`.
+    degree: nonzeros along the larger side, one of `sao_degrees(shape)`: the density
+      times `hi`.
     dtype: floating dtype of the result.
     relu: whether to return `[[M, -M], [-M, M]]` of an orthogonal `M` of half the size
       and degree. It looks linear through a ReLU; half its singular values are 2, the
@@ -103,11 +103,10 @@ def check_degree(shape: tuple[int, int], degree, *, relu: bool) -> int:
 def _sample(key, shape, degree: int, dtype, relu: bool) -> jax.Array:
   compute_dtype = checks.compute_dtype(dtype)
   lo, hi = min(shape), max(shape)
+  parts = 2 if relu else 1
+  matrix = _blocks(key, lo // parts, hi // parts, degree // parts, compute_dtype)
   if relu:
-    half = _blocks(key, lo // 2, hi // 2, degree // 2, compute_dtype)
-    matrix = jnp.block([[half, -half], [-half, half]])
-  else:
-    matrix = _blocks(key, lo, hi, degree, compute_dtype)
+    matrix = jnp.block([[matrix, -matrix], [-matrix, matrix]])
   return (matrix if shape[0] <= shape[1] else matrix.T).astype(dtype)
 
 

@@ -11,17 +11,19 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eoi_jax import _checks as checks
 from eoi_jax import _keys
 from eoi_jax.givens import patterns
 from eoi_jax.givens.orthogonal import sample_many
 from eoi_jax.givens.rotations import Angle
 from eoi_jax.initializers import dense, eoi, isometry, sao
+from eoi_jax.layouts.layout import Kernel
 from eoi_jax.layouts.trees import Layouts, fill_tree
 from eoi_jax.masks.trees import (
   check_masks,
@@ -107,13 +109,10 @@ def sparsify(
 
   Reference: Nowak et al., 2024, arXiv:2406.01755, section 5.
   """
-  if start not in STARTS:
-    raise ValueError(f"`start` must be one of {tuple(STARTS)}, got {start!r}.")
+  checks.one_of("start", start, STARTS)
   run, known = STARTS[start]
-  options = dict(options or {})
+  options, scale = dict(options or {}), checks.number("scale", scale)
   _check_names(options, known, f"start {start!r}")
-  if isinstance(scale, str | bool) or not math.isfinite(scale := float(scale)):
-    raise ValueError(f"`scale` must be a finite number, got {scale!r}.")
   leaves = jax.tree.leaves(densities_or_masks)
   dtypes = {getattr(leaf, "dtype", None) for leaf in leaves}
   masked = dtypes == {jnp.dtype(bool)}
@@ -132,38 +131,35 @@ def sparsify(
         f"kernel {name!r} must have a real floating dtype of at least 16 bits, got "
         f"{dtype}."
       )
-    mask, counts = None, value
-    if masked:
-      mask = on_host(value)
-      counts = None if is_traced(mask) else live_counts(kernel, mask)
     strided = ((), False)
     if options.get("taps") == "polyphase":
       strided = (kernel.layout.strides, kernel.layout.transposed)
     kind = (kernel.block_shape, kernel.leaf.dtype, kernel.groups)
-    member = (kernel, counts, mask)
+    member = (kernel, on_host(value))
     alike.setdefault((*kind, strided, kernel.center), []).append(member)
-  todo = []
+  stacks = []
   for (shape, dtype, groups, strided, center), members in alike.items():
-    kernels = [kernel for kernel, _, _ in members]
+    kernels = [kernel for kernel, _ in members]
     stack = _Stack(
       names=tuple(k.name for k in kernels for _ in range(k.num_blocks)),
       shape=shape,
       dtype=dtype,
       keys=_keys.block_keys(key_values, kernels),
       mask_keys=_keys.block_keys(key_masks, kernels),
-      budgets=_block_counts([counts for _, counts, _ in members], groups),
-      masks=_join([k.to_blocks(mask) for k, _, mask in members]) if masked else None,
+      budgets=_block_counts(members, groups, masked),
+      masks=_join([k.to_blocks(mask) for k, mask in members]) if masked else None,
       strided=strided,
       center=center,
     )
-    todo.append((kernels, stack))
+    stacks.append(stack)
   values, masks = {}, {}
-  done = run([stack for _, stack in todo], scale, **options)
-  for (kernels, _), blocks in zip(todo, done, strict=True):
+  done = run(stacks, scale, **options)
+  for members, blocks in zip(alike.values(), done, strict=True):
     new, live = map(on_host, blocks)
-    ends = np.cumsum([kernel.num_blocks for kernel in kernels]).tolist()
-    for kernel, end in zip(kernels, ends, strict=True):
-      rows = slice(end - kernel.num_blocks, end)
+    end = 0
+    for kernel, _ in members:
+      rows = slice(end, end + kernel.num_blocks)
+      end = rows.stop
       values[kernel.name] = kernel.from_blocks(new[rows])
       if live is not None:
         masks[kernel.name] = kernel.from_blocks(live[rows])
@@ -174,10 +170,13 @@ def sparsify(
   )
 
 
-def _block_counts(counts: list[Any], groups: int) -> np.ndarray | None:
+def _block_counts(
+  members: list[tuple[Kernel, Any]], groups: int, masked: bool
+) -> np.ndarray | None:
   """Shares the trained weights of each layer out to its groups, evenly."""
-  if any(each is None for each in counts):
+  if masked and is_traced([mask for _, mask in members]):
     return None
+  counts = [live_counts(*member) if masked else member[1] for member in members]
   layers = np.concatenate(counts)[:, None]
   return ((layers + groups - 1 - np.arange(groups)) // groups).ravel()
 
@@ -249,34 +248,22 @@ class _Stack(NamedTuple):
     nothing = np.zeros((len(self.names), *self.shape), bool)
     return fill(self.mask_keys, nothing, self.known_budgets())
 
-  def rows(self, rows: np.ndarray) -> Self:
-    """Some of the blocks."""
-    return self._replace(
-      names=tuple(self.names[n] for n in rows),
-      keys=self.keys[rows],
-      mask_keys=self.mask_keys[rows],
-      budgets=None if self.budgets is None else self.budgets[rows],
-      masks=None if self.masks is None else self.masks[rows],
-    )
-
 
 Blocks = tuple[Any, Any]
 
 
 def _dense_blocks(stack: _Stack, scale: float, *, kind: str) -> Blocks:
   """Dense blocks. A channel on its own is a unit vector: every tap takes part."""
-  if kind not in REFERENCES:
-    raise ValueError(f"`reference` must be one of {tuple(REFERENCES)}, got {kind!r}.")
+  checks.one_of("reference", kind, REFERENCES)
   kind = "orthogonal" if stack.matrix_shape == (1, 1) else kind
   at_center = kind == "delta_orthogonal"
   shape = stack.matrix_shape if at_center else stack.shape
-  dtype = jnp.dtype(stack.dtype)
-  values = _dense(stack.keys, scale=scale, kind=kind, shape=shape, dtype=dtype)
+  values = _dense(stack.keys, scale, kind, shape, jnp.dtype(stack.dtype))
   return _delta(stack, values) if at_center else values, None
 
 
 @functools.partial(jax.jit, static_argnames=("scale", "kind", "shape", "dtype"))
-def _dense(keys, *, scale: float, kind: str, shape, dtype) -> jax.Array:
+def _dense(keys, scale: float, kind: str, shape, dtype) -> jax.Array:
   init = REFERENCES[kind](scale)
   return _each(lambda key: init(key, shape, dtype), keys)
 
@@ -349,10 +336,9 @@ def _eoi_in_mask(
     raise ValueError(f"`fallback` must be None or in {FALLBACKS}, got {fallback!r}.")
   known = STARTS[fallback][1] if fallback in ("ai", "base") else ()
   _check_names(options, known, f"`fallback` {fallback!r}")
-  masks = stack.known_masks()
+  masks, dtype = stack.known_masks(), stack.wide_dtype
   if is_traced(masks):
     stack._replace(budgets=None).known_budgets()
-  dtype = stack.wide_dtype
   matrices = np.zeros((len(masks), *stack.matrix_shape), dtype)
   failed = []
   for n, pattern in enumerate(np.asarray(masks)[(slice(None), *stack.center)]):
@@ -375,7 +361,7 @@ def _eoi_in_mask(
       )
   values = _delta(stack, (scale * matrices).astype(stack.dtype))
   if failed and fallback != "partial":
-    part = stack.rows(np.array(failed))
+    part = stack._replace(keys=stack.keys[failed], masks=masks[failed])
     start = functools.partial(_ai, method="adam") if fallback == "ai" else _base
     values[failed] = on_host(start(part, scale, **options)[0])
   return values, masks
@@ -424,13 +410,11 @@ def _sao(
   if (rows <= 3 or min(rows, cols) == 1) if window else rows != cols:
     return _dense_blocks(stack, scale, kind="delta_orthogonal")
   degrees = np.array([_degree(stack, n, degree, relu) for n in range(len(stack.names))])
-  dtype = stack.wide_dtype
+  draw = functools.partial(sao.sao_orthogonal, dtype=stack.wide_dtype, relu=relu)
 
-  def sample(rows_of, value):
-    return scale * _each(
-      lambda k: sao.sao_orthogonal(k, (rows, cols), value, dtype, relu=relu),
-      stack.keys[rows_of],
-    )
+  def sample(blocks, value):
+    keys = stack.keys[blocks]
+    return scale * _each(lambda key: draw(key, (rows, cols), value), keys)
 
   matrices = _by_value(degrees, sample).astype(stack.dtype)
   return _delta(stack, matrices), _at_all_taps(stack, matrices != 0)
@@ -482,54 +466,50 @@ def _sample(
   depends on its own budget alone, so that its values do, too.
   """
   rest = {name: value for name, value in law.items() if name != "schedule"}
-  parts = []
-  few: dict[Any, list[tuple]] = {}
+  small: list[bool] = []
+  blocks: dict[Any, list[tuple]] = {}  # of small stacks, by the dtype that they share
   for stack, shape, counts in zip(stacks, shapes, budgets, strict=True):
-    dtype = stack.wide_dtype
-    shared = shape == stack.matrix_shape and law.get("schedule") in (None, "iid")
-    shared = shared and not is_traced(stack.keys) and len(stack.names) < _MANY
-    parts.append((stack, shape, counts, dtype, shared))
-    if shared:
-      blocks = zip(stack.keys, [shape] * len(counts), counts.tolist(), strict=True)
-      few.setdefault(dtype, []).extend(blocks)
+    is_iid = shape == stack.matrix_shape and law.get("schedule") in (None, "iid")
+    small.append(is_iid and not is_traced(stack.keys) and len(stack.names) < _MANY)
+    if small[-1]:
+      of_stack = zip(stack.keys, [shape] * len(counts), counts.tolist(), strict=True)
+      blocks.setdefault(stack.wide_dtype, []).extend(of_stack)
   drawn = {}
-  for dtype, blocks in few.items():
-    keys, sizes, counts = map(list, zip(*blocks, strict=True))
+  for dtype, of_dtype in blocks.items():
+    keys, sizes, counts = map(list, zip(*of_dtype, strict=True))
     drawn[dtype] = sample_many(keys, sizes, counts, dtype, **rest)
-  for stack, shape, counts, dtype, shared in parts:
-    if not shared:
-      yield _sample_alike(stack, shape, counts, dtype, scale, law)
+  for stack, shape, counts, is_small in zip(
+    stacks, shapes, budgets, small, strict=True
+  ):
+    if not is_small:
+      yield _sample_alike(stack, shape, counts, scale, law)
       continue
     kernels = np.empty((len(counts), *shape), stack.dtype)
     for place in range(len(counts)):
-      kernels[place] = scale * next(drawn[dtype])
+      kernels[place] = scale * next(drawn[stack.wide_dtype])
     yield kernels
 
 
 def _sample_alike(
-  stack: _Stack, shape: tuple[int, ...], budgets: np.ndarray, dtype, scale, law
+  stack: _Stack, shape: tuple[int, ...], budgets: np.ndarray, scale: float, law
 ) -> Any:
   """Kernels of one shape by programs of their own."""
   if len(shape) > 2:
     law = law | dict(zip(("strides", "transposed"), stack.strided, strict=True))
-  static = {"shape": shape, "dtype": dtype, "options": tuple(sorted(law.items()))}
+  static = (shape, stack.wide_dtype, tuple(sorted(law.items())))
 
   def sample(rows, largest):
-    drawn = _draw(
-      stack.keys[rows], budgets[rows].astype(np.int32), largest=largest, **static
-    )
+    drawn = _draw(stack.keys[rows], budgets[rows].astype(np.int32), largest, *static)
     return (scale * on_host(drawn)).astype(stack.dtype)
 
   largest = np.array([_rung(shape, int(budget)) for budget in budgets])
   return _by_value(largest, sample)
 
 
-@functools.partial(jax.jit, static_argnames=("shape", "largest", "dtype", "options"))
-def _draw(keys, budgets, *, shape, largest: int, dtype, options) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("largest", "shape", "dtype", "law"))
+def _draw(keys, budgets, largest: int, shape, dtype, law) -> jax.Array:
   def draw(key, budget):
-    return eoi.sample_kernel(
-      key, shape, budget, dtype, max_budget=largest, **dict(options)
-    )
+    return eoi.sample_kernel(key, shape, budget, dtype, max_budget=largest, **dict(law))
 
   return jax.vmap(draw)(keys, budgets)
 
@@ -559,10 +539,7 @@ def _by_value(values: np.ndarray, sample: Callable[..., Any]) -> Any:
 def _delta(stack: _Stack, matrices: Any) -> Any:
   """Kernels with the matrices at their centre taps."""
   window = stack.shape[:-2]
-  if not window:
-    return matrices
-  place = (slice(None), *stack.center)
-  shape = (len(matrices), *stack.shape)
+  place, shape = (slice(None), *stack.center), (len(matrices), *stack.shape)
   if math.prod(window) == 1:
     return matrices.reshape(shape)
   if is_traced(matrices):

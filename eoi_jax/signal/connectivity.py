@@ -31,12 +31,9 @@ def effective_masks(
   """The live weights that lie on a path of live weights from an input to an output.
 
   A weight out of a unit that nothing reaches, or into a unit that reaches nothing, has
-  no effect. The density that is left is the effective density:
-  `effective_density(effective_masks(...))`.
-
-  Only the masks count, not the values: a trainable zero carries a path, a bias does
-  not. Reachability is read off the program of the network in zeros and ones, at any
-  depth and with any activation, pooling or normalization.
+  no effect. Only the masks count, not the values: a trainable zero carries a path, a
+  bias does not. Reachability is read off the program of the network in zeros and ones,
+  at any depth and with any activation, pooling or normalization.
 
   Args:
     apply_fn: `(params, inputs) -> outputs`, as for evaluation; of a tuple the first
@@ -145,12 +142,11 @@ def find_collapse(
   on a path from an input to an output. Such a network trains its biases at best.
 
   Args:
-    apply_fn: `(params, inputs) -> logits`, in evaluation mode; of a tuple the first
-      entry is taken.
-    params: tree of arrays or shape-dtype structs; values do not matter.
-    masks: tree like `params`: concrete bool leaves, True = trained; None = dense leaf.
-    input_shape: as in `effective_masks`.
-    layouts: as in `effective_masks`.
+    apply_fn: as in `effective_masks`.
+    params: as there.
+    masks: as there, with concrete leaves.
+    input_shape: as there.
+    layouts: as there.
 
   Returns:
     A `Collapse`; its `message` is "" if every layer is in use.
@@ -173,8 +169,7 @@ def find_collapse(
   kernels = find_kernels(params, layouts)
   effective, connected = _reach(apply_fn, params, masks, input_shape, kernels)
   trained = match_leaves(params, masks, "masks")
-  empty: list[str] = []
-  cut: list[str] = []
+  empty, cut = [], []
   for name, kernel in kernels.items():
     mask = trained[name]  # None where all weights are trained
     alive = np.ones(kernel.num_layers) if is_leaf(mask) else live_counts(kernel, mask)
@@ -208,14 +203,14 @@ def connected_components(kernel: Any) -> Components:
   """Connected components of the bipartite graph of a kernel's weights.
 
   A weight joins its input and its output unit; of a convolution, a nonzero at any
-  tap does. Component 0 has the most units.
+  tap does.
 
   Args:
     kernel: array `(in, out)` or `(*window, in, out)` of weights or of a mask; what is
       not zero is a weight.
 
   Returns:
-    The `Components`.
+    The `Components`; component 0 has the most units.
 
   Raises:
     ValueError: if `kernel` has rank below 2.

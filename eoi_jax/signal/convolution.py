@@ -41,7 +41,7 @@ def conv_singular_values(
     padding: "CIRCULAR" (as Flax pads: the centre tap is `(k - 1) // 2`), "SAME" or
       "VALID", in any case of letters.
     strides: int, or one for each axis of the window.
-    num_iterations: of the bidiagonalization of large maps.
+    num_iterations: of `jacobian_extremes`.
 
   Returns:
     float64 array, largest first: all `[min(inputs, outputs)]` values, with errors of
@@ -70,14 +70,12 @@ def conv_singular_values(
       "`kernel` must have shape (*window, in, out) with a window of rank 1 to 3, got "
       f"shape {kernel.shape}."
     )
-  image = _check_image(input_shape, kernel)
+  image, window = _check_image(input_shape, kernel), kernel.shape[:-2]
   strides = checks.strides(strides, len(image))
-  known = padding.upper() if isinstance(padding, str) else None
-  if known not in PADDINGS:
-    raise ValueError(f"`padding` must be one of {PADDINGS}, got {padding!r}.")
-  padding = known
+  given, padding = padding, str(padding).upper()
+  if padding not in PADDINGS:
+    raise ValueError(f"`padding` must be one of {PADDINGS}, got {given!r}.")
   num_iterations = checks.integer("num_iterations", num_iterations, 1)
-  window = kernel.shape[:-2]
   if padding == "VALID" and any(n < k for n, k in zip(image, window, strict=True)):
     raise ValueError(
       f'`input_shape` must be at least the window {window} with padding "VALID", got '
@@ -90,13 +88,12 @@ def conv_singular_values(
   elif math.prod((*image, *counts, *kernel.shape[-2:])) <= _DENSE_SIZE:
     values = np.linalg.svd(_dense(kernel, axes, padding), compute_uv=False)
   else:
-    values = _extremes(kernel, axes, padding, num_iterations)
+    values = _extremes(kernel, image, strides, padding, num_iterations)
   return np.sort(values, axis=None)[::-1]
 
 
 def _check_image(input_shape, kernel) -> tuple[int, ...]:
   rank, channels = kernel.ndim - 2, kernel.shape[-2]
-  shape: tuple[int, ...]
   try:
     shape = tuple(operator.index(size) for size in input_shape)
   except TypeError:
@@ -160,25 +157,20 @@ def _dense(kernel, axes, padding: str) -> np.ndarray:
   return matrix.reshape(math.prod(matrix.shape[: rank + 1]), -1)
 
 
-def _extremes(kernel, axes, padding: str, num_iterations: int) -> np.ndarray:
+def _extremes(kernel, image, strides, padding: str, num_iterations: int) -> np.ndarray:
   """Largest and smallest singular value, from products with the map alone."""
-  image, _, strides = zip(*axes, strict=True)
-  pads = []
-  for size, window, stride in axes:
-    count, before = _outputs(size, window, stride, padding)
-    pads.append((before, max(0, (count - 1) * stride + window - size - before)))
   spatial = "DHW"[-len(image) :]
-  dimensions = (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
+  wraps = [((size - 1) // 2, size // 2) for size in kernel.shape[:-2]]
 
   def apply(weights, x):
     if padding == "CIRCULAR":
-      x = jnp.pad(x, [(0, 0), *pads, (0, 0)], mode="wrap")
+      x = jnp.pad(x, [(0, 0), *wraps, (0, 0)], mode="wrap")
     return jax.lax.conv_general_dilated(
       x,
       weights,
       window_strides=strides,
-      padding="VALID" if padding == "CIRCULAR" else pads,
-      dimension_numbers=dimensions,
+      padding="VALID" if padding == "CIRCULAR" else padding,
+      dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
     )
 
   extremes = jacobian.jacobian_extremes(

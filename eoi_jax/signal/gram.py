@@ -1,7 +1,6 @@
 """How far the kernels of a network are from isometries."""
 
 import itertools
-import math
 from typing import Any
 
 import jax
@@ -30,8 +29,7 @@ def gram_errors(
   Args:
     params: tree of arrays, real or complex.
     scale: gain `sigma_w` that the kernels should have.
-    layouts: which leaves are kernels and how each is read; None = by shape, see
-      `kernel_layouts`.
+    layouts: how leaves are read; None = by shape (`kernel_layouts`).
 
   Returns:
     Dict from the name of each kernel to its errors, float array `[num_layers]`.
@@ -64,19 +62,17 @@ def gram_errors(
 
 def _phases_as_channels(kernels: np.ndarray, strides: tuple[int, ...]) -> np.ndarray:
   """Strided kernels as those of stride 1 of all phases of an image together."""
-  window, ends = kernels.shape[1:-2], kernels.shape[-2:]
+  window = kernels.shape[1:-2]
   if not window:  # the whole window is one matrix
     return kernels
-  pairs = list(zip(window, strides, strict=True))
-  taps = [-(-size // stride) for size, stride in pairs]
-  rest = [(0, t * s - size) for t, (size, s) in zip(taps, pairs, strict=True)]
-  parts = np.pad(kernels, [(0, 0), *rest, (0, 0), (0, 0)])
-  split = [n for pair in zip(taps, strides, strict=True) for n in pair]
-  parts, rank = parts.reshape(-1, *split, *ends), len(window)
-  order = (0, *range(1, 2 * rank, 2), *range(2, 2 * rank + 1, 2), -2, -1)
-  order = [axis % parts.ndim for axis in order]
-  return parts.transpose(order).reshape(
-    -1, *taps, math.prod(strides) * ends[0], ends[1]
+  rest = [(0, -size % stride) for size, stride in zip(window, strides, strict=True)]
+  kernels = np.pad(kernels, [(0, 0), *rest, (0, 0), (0, 0)])
+  return np.concatenate(
+    [
+      kernels[:, *(slice(n, None, s) for n, s in zip(phase, strides, strict=True))]
+      for phase in np.ndindex(*strides)
+    ],
+    axis=-2,
   )
 
 

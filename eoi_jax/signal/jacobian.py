@@ -1,12 +1,9 @@
 """Singular values of the input-output Jacobian: does a network preserve a signal?
 
-`jacobian_singular_values` forms the Jacobian of every sample; `jacobian_extremes` only
-multiplies with it and so takes networks and inputs of any size.
-
-Both take networks of any structure of inputs: the Jacobian is that of the flattened
-outputs by all floating-point inputs together; integer and bool inputs (positions, an
-attention mask) are constants. Token ids have no derivative: split the network behind
-its embedding, and pass the embedded tokens as inputs.
+Inputs have any structure: the Jacobian is that of the flattened outputs by all
+floating-point inputs together; integer and bool inputs (positions, an attention mask)
+are constants. Token ids have no derivative: split the network behind its embedding, and
+pass the embedded tokens as inputs.
 """
 
 import contextlib
@@ -30,8 +27,8 @@ class SpectrumSummary(NamedTuple):
 
   Attributes:
     mean: of all singular values of all samples.
-    max: the largest of all.
-    min: the smallest of all.
+    max: the largest.
+    min: the smallest.
     mean_square: mean of their squares; 1 preserves gradient norms on average.
     counts: int `[bins]`, a histogram.
     edges: float `[bins + 1]`, its edges, from 0 to the largest value.
@@ -174,10 +171,9 @@ def jacobian_extremes(
 
   Args:
     key: a PRNG key; it is consumed.
-    apply_fn: as in `jacobian_singular_values`; static.
-    params: tree of arrays.
-    inputs: float array `[batch, ...]`, or a tree of arrays, some of them float; each
-      sample goes through the network alone.
+    apply_fn: as in `jacobian_singular_values`.
+    params: as there.
+    inputs: as there.
     num_iterations: of the bidiagonalization; it keeps as many vectors of the input's
       and of the output's size per sample.
     num_probes: random vectors for the mean square, at least 2.
@@ -258,18 +254,16 @@ def _extremes(key, apply_fn, params, inputs, sizes):
 def _bidiagonalize(key, to_large, to_small, small, count):
   """Lower bidiagonal matrix of a linear map on a Krylov space.
 
-  Golub and Kahan's iteration with full reorthogonalization, `count` times, starting
-  from the smaller side, whose size and dtype `small` `[n]` has. Where the space ends
-  early (a repeated singular value, say), a random direction orthogonal to it goes on.
-  The result `[count, count]` has all singular values of the map if `count` is `n`,
-  else values within their range.
+  Golub and Kahan's iteration starts from the smaller side, whose size and dtype `small`
+  `[n]` has. Where the space ends early (a repeated singular value, say), a random
+  direction orthogonal to it goes on. The result `[count, count]` has all singular
+  values of the map if `count` is `n`, else values within their range.
   """
   large = jax.eval_shape(to_large, small)
   keys = jax.random.split(key, 2 * count + 1)
-  u_basis = jnp.zeros((count, small.size), small.dtype)
-  v_basis = jnp.zeros((count, large.size), large.dtype)
-  zero = jnp.zeros((), small.dtype)
-  u_basis, v_basis, zero = vary_alike((u_basis, v_basis, zero), small)
+  shapes = (count, small.size), (count, large.size), ()
+  zeros = [jnp.zeros(shape, small.dtype) for shape in shapes]
+  u_basis, v_basis, zero = vary_alike(zeros, small)
   first, _ = _direction(keys[0], jnp.zeros_like(small), u_basis, 0.0)
 
   def step(carry, index):
@@ -311,9 +305,8 @@ def spectrum_summary(values: Any, *, bins: int = 50) -> SpectrumSummary:
   """Sums up singular values: mean, extremes, mean square and a histogram.
 
   Args:
-    values: float array of any shape, such as the result of
-      `jacobian_singular_values`.
-    bins: number of bins of the histogram, from 0 to the largest value.
+    values: float array of any shape, as of `jacobian_singular_values`.
+    bins: number of bins of the histogram.
 
   Returns:
     A `SpectrumSummary`.

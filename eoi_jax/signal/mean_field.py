@@ -17,7 +17,6 @@ arXiv:1611.01232; Pennington et al., 2017, arXiv:1711.04735.
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,8 +75,7 @@ def critical_point(activation: Activation, q_star: float) -> tuple[float, float]
       f"`q_star` must leave room for a bias: at {q_star:g} the critical gain "
       f"{slope**-0.5:.4g} alone gives a variance of {square / slope:.4g}."
     )
-  if variance <= _ROUNDING * q_star:
-    variance = 0.0
+  variance = 0.0 if variance <= _ROUNDING * q_star else variance
   return slope**-0.5, math.sqrt(variance)
 
 
@@ -85,7 +83,7 @@ def critical_variance(activation: Activation, sigma_w: float) -> float:
   """Variance at which the gain `sigma_w` is critical.
 
   Args:
-    activation: elementwise JAX function of a float array.
+    activation: as in `critical_point`.
     sigma_w: gain of the kernels, positive.
 
   Returns:
@@ -129,11 +127,10 @@ def variance_fixed_point(
 ) -> float:
   """Variance of the pre-activations deep in a network, `q_star`.
 
-  The fixed point of `q' = sigma_w^2 E[f(sqrt(q) z)^2] + sigma_b^2` that the layers
-  approach from a variance of 1.
+  The fixed point `q' = q` that the layers approach from a variance of 1.
 
   Args:
-    activation: elementwise JAX function of a float array.
+    activation: as in `critical_point`.
     sigma_w: gain of the kernels, positive.
     sigma_b: deviation of the biases, at least 0.
 
@@ -156,14 +153,12 @@ def variance_fixed_point(
     q = math.exp(log_q)
     return (sigma_w**2 * _mean_square(activation, q) + sigma_b**2) / q - 1.0
 
-  here, there = 0.0, 0.0
-  direction = growth(0.0)
+  here, there, direction = 0.0, 0.0, growth(0.0)
   if abs(direction) < _ROUNDING:
     return 1.0
   while math.log(_SMALLEST) <= there <= math.log(_LARGEST):
     here, there = there, there + math.copysign(math.log(2), direction)
-    value = growth(there)
-    if value * direction <= 0:
+    if growth(there) * direction <= 0:
       return math.exp(_root(growth, here, there))
   return math.inf if direction > 0 else 0.0
 
@@ -175,12 +170,12 @@ def chi_1(activation: Activation, q_star: float, *, sigma_w: float) -> float:
   explode and inputs drift apart.
 
   Args:
-    activation: elementwise JAX function of a float array.
-    q_star: variance of the pre-activations, positive.
+    activation: as in `critical_point`.
+    q_star: as there.
     sigma_w: gain of the kernels, positive.
 
   Returns:
-    `chi_1`, a Python float.
+    A Python float.
 
   Raises:
     ValueError: if an argument is out of range, or the mean squared derivative of
@@ -204,9 +199,9 @@ def correlation_length(activation: Activation, sigma_w: float, sigma_b: float) -
   times this depth.
 
   Args:
-    activation: elementwise JAX function of a float array.
-    sigma_w: gain of the kernels, positive.
-    sigma_b: deviation of the biases, at least 0.
+    activation: as in `critical_point`.
+    sigma_w: as in `variance_fixed_point`.
+    sigma_b: as there.
 
   Returns:
     The length in layers, `inf` on the critical line; 0 if the signal blows up, or dies
@@ -242,17 +237,14 @@ def _root(function: Callable[[float], float], left: float, right: float) -> floa
   """The root between two points at which the function has different signs."""
   from scipy import optimize
 
-  root: Any = optimize.brentq(function, left, right, xtol=1e-13)
-  return float(root)
+  return float(optimize.brentq(function, left, right, xtol=1e-13))  # pyright: ignore
 
 
 def _mean_square(activation: Activation, q: float) -> float:
-  """`E[f(sqrt(q) z)^2]`."""
   return _gaussian_mean("square", _value, activation, q)
 
 
 def _mean_slope(activation: Activation, q: float) -> float:
-  """`E[f'(sqrt(q) z)^2]`."""
   return _gaussian_mean("squared derivative", _slope, activation, q)
 
 

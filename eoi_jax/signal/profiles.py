@@ -40,10 +40,11 @@ class SignalProfile(NamedTuple):
 
 
 def signal_meter(*, num_layers: int | None = None) -> jax.Array:
-  """A meter for `record_signal`, or a stack of them for layers that are scanned.
+  """A meter for `record_signal`.
 
   Args:
-    num_layers: length of the leading axis; None for a single meter.
+    num_layers: number of layers that are scanned with a meter each; None for a single
+      meter.
 
   Returns:
     Float32 zeros `[4]` or `[num_layers, 4]`.
@@ -63,7 +64,7 @@ def record_signal(meter: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
   Args:
     meter: float `[4]`, of `signal_meter`.
     x: input of the layer.
-    y: its output.
+    y: output of the layer.
 
   Returns:
     `y`; what follows must use it for the gradient to be recorded.
@@ -84,13 +85,13 @@ def _record(meter, x, y):
 
 
 def _record_forward(meter, x, y):
-  return y, (meter, _square(x), _square(y), jnp.asarray(y.size, jnp.float32))
+  return y, (meter, _square(x), _square(y))
 
 
 def _record_backward(kept, gradient):
-  meter, x, y, size = kept
-  readings = jnp.stack([x, y, _square(gradient), size])
-  readings = vary_alike(readings, meter)
+  meter, x, y = kept
+  size = jnp.asarray(gradient.size, jnp.float32)
+  readings = vary_alike(jnp.stack([x, y, _square(gradient), size]), meter)
   return readings.astype(meter.dtype), None, gradient
 
 
@@ -109,8 +110,8 @@ def layer_profiles(key: jax.Array, apply_fn: ApplyFn, meters: Any, inputs: Any) 
 
   Args:
     key: a PRNG key; it is consumed.
-    apply_fn: `(meters, inputs) -> outputs`, or a tuple with the outputs first. It calls
-      `y = record_signal(meter, x, y)` behind each layer to be measured; static.
+    apply_fn: `(meters, inputs) -> outputs`, or a tuple with the outputs first; static.
+      It calls `y = record_signal(meter, x, y)` behind each layer to be measured.
     meters: tree of meters, of `signal_meter`.
     inputs: array or tree of arrays.
 
@@ -210,20 +211,18 @@ def gradient_norms(
 
   Args:
     key: a PRNG key; it is consumed.
-    apply_fn: `(params, inputs) -> outputs`, or a tuple with the outputs first; a
-      leading batch axis; static.
+    apply_fn: `(params, inputs) -> outputs`, or a tuple with the outputs first; static.
     params: tree of arrays.
     inputs: array `[batch, ...]` or tree of them; token ids will do.
-    layouts: which leaves are kernels and how each is read; None = by shape, see
-      `kernel_layouts`.
+    layouts: how leaves are read; None = by shape (`kernel_layouts`).
 
   Returns:
     Dict from the name of each kernel to float `[num_layers]`: the Frobenius norm of
     the gradient of the sum over samples, divided by the root of their number.
 
   Raises:
-    ValueError: if there is no kernel, `layouts` does not fit `params`, or the outputs
-      are not a real floating-point array.
+    ValueError: as in `layer_profiles`, or if there is no kernel or `layouts` does not
+      fit `params`.
 
   Example:
     >>> norms = gradient_norms(
@@ -236,12 +235,11 @@ def gradient_norms(
   kernels = find_kernels(params, layouts)
   leaves = {name: kernel.leaf for name, kernel in kernels.items()}
   gradients = _gradients(_keys.as_key(key), apply_fn, params, leaves, inputs)
-  return {
-    name: jnp.linalg.norm(
-      kernels[name].to_layers(gradient).reshape(kernels[name].num_layers, -1), axis=1
-    )
-    for name, gradient in gradients.items()
-  }
+  norms = {}
+  for name, kernel in kernels.items():
+    layers = kernel.to_layers(gradients[name]).reshape(kernel.num_layers, -1)
+    norms[name] = jnp.linalg.norm(layers, axis=1)
+  return norms
 
 
 @functools.partial(jax.jit, static_argnames="apply_fn")
