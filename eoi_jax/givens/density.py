@@ -4,8 +4,6 @@ A row of `r` nonzeros grows to `r + 1` with chance `r (N - r) / C(N, 2)`: the ex
 is a recurrence of `O(N)` a rotation. For many columns a row first multiplies at
 random, to `W exp(2 t / N)` with `W` exponential of mean 1, then follows the logistic
 curve of its mean: this limit inverts in under a millisecond for any `N`.
-
-Reference: Nowak et al., 2024, arXiv:2406.01755, appendix A.
 """
 
 import functools
@@ -43,6 +41,8 @@ def expected_density(num_columns: int, num_rotations):
   Example:
     >>> expected_density(2, 1), expected_density(100, [0, 0]).tolist()
     (1.0, [0.01, 0.01])
+
+  Reference: Nowak et al., 2024, arXiv:2406.01755, appendix A.
   """
   num_columns = checks.integer("num_columns", num_columns, 1)
   steps = np.asarray(num_rotations)
@@ -74,6 +74,8 @@ def rotations_for_density(num_columns: int, density: float) -> int:
   Example:
     >>> rotations_for_density(128, 0.1), rotations_for_density(2**20, 0.1)
     (174, 6166878)
+
+  Reference: Nowak et al., 2024, arXiv:2406.01755, appendix A.
   """
   num_columns = checks.integer("num_columns", num_columns, 1)
   density = checks.density(density)

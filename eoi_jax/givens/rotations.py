@@ -41,6 +41,8 @@ def sample_rotations(
     >>> rotations = sample_rotations(jax.random.key(0), 8, 3)
     >>> rotations.i.shape, bool((rotations.i < rotations.j).all())
     ((3,), True)
+
+  Reference: Nowak et al., 2024, arXiv:2406.01755, section 4.
   """
   num_columns = checks.integer("num_columns", num_columns, 2)
   num_rotations = checks.integer("num_rotations", num_rotations, 0)
@@ -71,6 +73,8 @@ def apply_rotations(matrix: jax.Array, rotations: Rotations) -> jax.Array:
     >>> bool(jnp.allclose(apply_rotations(jnp.eye(2), quarter),
     ...                   jnp.array([[0., -1.], [1., 0.]]), atol=1e-6))
     True
+
+  Reference: Nowak et al., 2024, arXiv:2406.01755, section 4.
   """
   matrix = checks.matrix(matrix)
   rotations = _check_rotations(rotations, matrix.shape[1])

@@ -73,8 +73,9 @@ def all_taps(
   The taps get about equal shares of the nonzeros: middle channels with many nonzeros
   in `H1` are paired with rows of `H2` that have few, and dealt to the taps in turns.
   Measured, 100 kernels each, 64 to 130 channels, 40 nonzeros a tap and more: every tap
-  has between half and twice its share with "matching" and 1.3 channels a tap, with
-  "iid" and four. With "iid" and 2.4, one kernel in 100 has a tap below that.
+  has between half and twice its share with "matching" and 1.3 channels a tap (windows
+  up to 7 x 7), with "iid" and four. With "iid" and 2.4 a tap, one kernel in 100
+  has a tap below that; with one channel a tap, every third.
 
   The floor is `lo` nonzeros, those of the sparsest matrix of rank `lo`: one channel,
   one tap each. Down there only `lo` taps can take part. A tap takes at least one of

@@ -19,7 +19,7 @@ else is evaluated as it stands.
   is uniform whatever query and key are. Masked logits (-1e4 and below) count as zero.
 - An active array is `mantissa * 2**exponent` with one exponent for the whole array, so
   that a thousand layers neither over- nor underflow. Exponents are constants to the
-  derivative, and powers of two: nothing is rounded.
+  derivative, and integers but under roots: mantissas change in the last bit at most.
 - What is chosen by tokens, or by indices that depend on the inputs, is every choice at
   once; matrices that are made of parameters (standardized ones) are absolute, too.
 - `reach=True` asks only what can be reached from the inputs: active arrays are 0 or 1,

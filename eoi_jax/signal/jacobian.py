@@ -1,5 +1,8 @@
 """Singular values of the input-output Jacobian: does a network preserve a signal?
 
+`jacobian_singular_values` forms the Jacobian of every sample; `jacobian_extremes` only
+multiplies with it and so takes networks and inputs of any size.
+
 Inputs have any structure: the Jacobian is that of the flattened outputs by all
 floating-point inputs together; integer and bool inputs (positions, an attention mask)
 are constants. Token ids have no derivative: split the network behind its embedding, and
