@@ -175,8 +175,10 @@ def _check_without_doubt(shape: tuple[int, ...]) -> None:
 
 def check_options(taps: str, center: str, schedule: str | None) -> None:
   """Raises ValueError, with the known ones, unless the options are known."""
-  _checks.one_of("taps", taps, TAPS)
-  _checks.one_of("center", center, CENTER_RULES)
+  if taps not in TAPS:
+    raise ValueError(f"`taps` must be one of {TAPS}, got {taps!r}.")
+  if center not in CENTER_RULES:
+    raise ValueError(f"`center` must be one of {CENTER_RULES}, got {center!r}.")
   check_schedule(schedule or "iid")
 
 

@@ -109,10 +109,13 @@ def sparsify(
 
   Reference: Nowak et al., 2024, arXiv:2406.01755, section 5.
   """
-  checks.one_of("start", start, STARTS)
+  if start not in STARTS:
+    raise ValueError(f"`start` must be one of {tuple(STARTS)}, got {start!r}.")
   run, known = STARTS[start]
-  options, scale = dict(options or {}), checks.number("scale", scale)
+  options = dict(options or {})
   _check_names(options, known, f"start {start!r}")
+  if isinstance(scale, str | bool) or not math.isfinite(scale := float(scale)):
+    raise ValueError(f"`scale` must be a finite number, got {scale!r}.")
   leaves = jax.tree.leaves(densities_or_masks)
   dtypes = {getattr(leaf, "dtype", None) for leaf in leaves}
   masked = dtypes == {jnp.dtype(bool)}

@@ -41,7 +41,8 @@ class Layout:
   """How a kernel is a batch of matrices `(in, out)` or of convolutions of them.
 
   Attributes:
-    axes: one letter for each axis of the leaf; at least one `i` and one `o`.
+    axes: one letter for each axis of the leaf: `i` input, `o` output, `w` window, `s`
+      stack; at least one `i` and one `o`.
     groups: matrices that lie side by side along the outputs: the groups of a
       convolution, whose inputs are those of one group, or merged projections that
       share their inputs (3 for query, key and value in one kernel). None = unknown:
@@ -69,18 +70,17 @@ class Layout:
         f"`axes` must have one letter an axis ({LETTERS}), at least one i and one o "
         f"and at most three w, got {self.axes!r}."
       )
-    if self.groups is not None:
-      _checks.integer("groups", self.groups, 1)
+    if self.groups is not None and not _are_positive([self.groups]):
+      raise ValueError(f"`groups` must be a positive integer, got {self.groups!r}.")
     steps, windows = self.strides, self.axes.count("w")
-    known = isinstance(steps, tuple) and all(
-      isinstance(step, int | np.integer) and step >= 1 for step in steps
-    )
+    known = isinstance(steps, tuple) and _are_positive(steps)
     if not known or (steps and windows not in (0, len(steps))):
       raise ValueError(
         "`strides` must be a tuple of positive integers, one for each w of "
         f"{self.axes!r}, or (), got {steps!r}."
       )
-    _checks.one_of("padding", self.padding, (None, *PADDINGS))
+    if self.padding not in (known := (None, *PADDINGS)):
+      raise ValueError(f"`padding` must be one of {known}, got {self.padding!r}.")
     if not isinstance(self.transposed, bool):
       raise ValueError(f"`transposed` must be True or False, got {self.transposed!r}.")
 
@@ -93,6 +93,12 @@ class Layout:
     return self.axes + (f" groups={self.groups}" if self.groups != 1 else "")
 
 
+def _are_positive(values: Sequence[Any]) -> bool:
+  """Whether all values are integers of at least 1."""
+  integers = (isinstance(x, int | np.integer) and x is not True for x in values)
+  return all(integers) and all(value >= 1 for value in values)
+
+
 @dataclasses.dataclass(frozen=True)
 class Kernel:
   """A leaf and its layout: the leaf as layers, and as blocks.
@@ -100,7 +106,6 @@ class Kernel:
   A *layer* is one element of the stack, `(*window, in, out)`: it has a density of its
   own. A *block* is one group of a layer, `(*window, in, out / groups)`: it is what is
   to be isometric. Without groups the two are the same.
-
   """
 
   name: str  # path of the leaf, joined by "/"
