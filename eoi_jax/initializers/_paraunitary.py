@@ -351,9 +351,12 @@ def _deal(order: jax.Array, weights: jax.Array, taps: int) -> jax.Array:
   """
   number = order.shape[0]
   turns, rest = divmod(number, taps)
-  dealt, left = order[: turns * taps].reshape(turns, taps), order[turns * taps :]
-  dealt = dealt.at[1:, :2].set(dealt[1:, 1::-1]) if taps > 1 else dealt
-  dealt = dealt.at[1::2].set(dealt[1::2, ::-1])
+  # Swapped in NumPy: XLA of jax 0.12 loses channels when an array is set to itself.
+  place = np.arange(turns * taps).reshape(turns, taps)
+  if taps > 1:
+    place[1:, :2] = place[1:, 1::-1].copy()
+  place[1::2] = place[1::2, ::-1].copy()
+  dealt, left = order[place], order[turns * taps :]
   if rest:
     least = jnp.argsort(weights[dealt].sum(0))[:rest]
     last = jnp.full((1, taps), number, jnp.int32).at[0, least].set(left)

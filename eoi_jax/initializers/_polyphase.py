@@ -52,11 +52,6 @@ def strided_taps(
   window, other arguments are those of `all_taps`. The budget is at least `min(out, in *
   phases)`.
   """
-  if jax.__version_info__ >= (0, 12):  # compiled, some phases are no isometries there
-    raise ValueError(
-      f"`taps` must not be 'polyphase' with jax 0.12 and later, got {jax.__version__}: "
-      "its compiler breaks these kernels; use jax 0.10."
-    )
   return paraunitary.sample(_draw, key, shape, budget, dtype, **options)
 
 
