@@ -13,6 +13,7 @@ Writes OUTPUT.json and OUTPUT.md.
 
 from __future__ import annotations
 
+import abc
 import argparse
 import json
 import os
@@ -69,16 +70,16 @@ NETWORKS = {
 }
 
 
-class Timed:
+class Timed(abc.ABC):
   """Something that does steps; `times` has wall and processor seconds of each."""
 
   def __init__(self, steps: int):
     """Takes no time yet."""
     self.steps, self.times = steps, []
 
+  @abc.abstractmethod
   def run(self) -> None:
     """Does the steps."""
-    raise NotImplementedError
 
   def __call__(self) -> None:
     """Does the steps, and takes the time."""

@@ -89,12 +89,7 @@ def linen_layouts(
       reading.add((*module.path, name), own[name], layout, doubt)
     nnx = sys.modules.get("flax.nnx")  # loaded, if a module of it is here
     if nnx is not None and isinstance(module, nnx.bridge.ToLinen):
-
-      def make():
-        rngs = {} if module.skip_rng else {"rngs": nnx.Rngs(0)}
-        return module.nnx_class(*module.args, **module.kwargs, **rngs)
-
-      read_nnx(reading, nnx.eval_shape(make), module.path, scope)
+      read_nnx(reading, _abstract(nnx, module), module.path, scope)
     return outputs
 
   leaves, tree = jax.tree.flatten((inputs, kwargs))
@@ -131,6 +126,16 @@ def _readers() -> dict[Any, tuple[str, Any]]:
     nn.Embed: ("embedding", lambda module, shape: None),
     BlockDense: ("blocks", lambda module, shape: None),  # only live weights exist
   }
+
+
+def _abstract(nnx, module) -> Any:
+  """The NNX module, in shapes, that a `flax.nnx.bridge.ToLinen` makes."""
+
+  def make():
+    rngs = {} if module.skip_rng else {"rngs": nnx.Rngs(0)}
+    return module.nnx_class(*module.args, **module.kwargs, **rngs)
+
+  return nnx.eval_shape(make)
 
 
 def _dense_general(module, shape: tuple[int, ...]) -> Layout:

@@ -53,7 +53,8 @@ _ACTIVATIONS = frozenset((
 _SELU_SLOPE = 1.0507009873554805
 # Saturating primitives, and their limit where they gate their own argument.
 _SATURATING = {"tanh": 1.0, "logistic": 1.0, "erf": 1.0, "erfc": 2.0, "atan": 1.0}
-# What their limit becomes under elementwise functions of it and of numbers.
+# What their limit becomes under elementwise functions of it and of numbers; a negated
+# gate counts by its size, as all weights do.
 _LIMITS = {
   "add": operator.add, "copy": operator.pos, "copy_p": operator.pos,
   "div": operator.truediv, "mul": operator.mul, "neg": operator.pos,

@@ -347,17 +347,19 @@ def create_optimizer(
   return eoi_jax.rigl(tx, masks, mean_decay=dynamic.mean_decay, **options)
 
 
-@jax.jit
 def count_moved(state: Any) -> dict[str, jax.Array]:
   """Counts live weights, and those grown since the start, where masks move; else {}.
 
   Returns:
     live_weights, density (of all masked kernels) and grown_weights, one for each seed.
   """
-  opt_state, axis = state.opt_state, state.key.ndim
-  if not isinstance(opt_state, eoi_jax.optim.DynamicSparsityState):
+  if not isinstance(state.opt_state, eoi_jax.optim.DynamicSparsityState):
     return {}
+  return _count_moved(state.opt_state, axis=state.key.ndim)
 
+
+@functools.partial(jax.jit, static_argnames="axis")
+def _count_moved(opt_state: Any, axis: int) -> dict[str, jax.Array]:
   def joined(tree):
     leaves = [leaf.reshape(*leaf.shape[:axis], -1) for leaf in jax.tree.leaves(tree)]
     return jnp.concatenate(leaves, axis=-1)

@@ -285,7 +285,8 @@ class Feed:
 
   def _join(self, batches: list[Split]) -> Split:
     """Stacks batches along a new axis, always of the length of a whole chunk."""
-    batches = batches + [self._black] * (self._length - len(batches))
+    if missing := self._length - len(batches):
+      batches = batches + [self._black] * missing
     stacked = Split(*(np.stack(parts) for parts in zip(*batches, strict=True)))
     return mesh.put_parts(stacked, self._placement, axis=1)
 
