@@ -1,11 +1,13 @@
 """The table of layers agrees with the networks and with what a run then has."""
 
 import re
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
+import eoi_jax
 from configs import default
 from eoi_jax.layouts import named_leaves
 from tests.cases import few
@@ -127,6 +129,19 @@ def test_a_run_counts_the_taps_that_were_expected():
     np.testing.assert_allclose(found.summary[part]["density"], sums[1] / sums[0], 0.15)
     assert 0 <= sums[2] - found.summary[part]["nonzeros"] < 16 * len(rows)
   assert "all convolutions" in found.table
+
+
+def test_the_support_of_merged_heads_is_that_of_their_matrix():
+  params = {"query": {"kernel": jax.numpy.ones((16, 4, 8))}}
+  layouts = eoi_jax.kernel_layouts(params, {"query/kernel": "ioo"})
+  masks = eoi_jax.random_masks(jax.random.key(0), params, 0.25, layouts=layouts)
+  model = SimpleNamespace(layouts=layouts)
+  model.without_blocks = model
+  state = SimpleNamespace(params=params, masks=masks, layouts={})
+  recipe = SimpleNamespace(model=model, spec=SimpleNamespace(num_classes=10))
+  support = summaries.describe_start(config_of(), state, 1.0, recipe).support
+  np.testing.assert_array_equal(support.live, masks["query"]["kernel"].reshape(16, 32))
+  assert support.density == 0.25
 
 
 def test_networks_without_convolutions_have_no_taps():

@@ -38,9 +38,8 @@ class Layer(NamedTuple):
   # centre tap and other taps of convolutions that may be sparse; None if there is one
   # tap, or scores of the data decide
   taps: tuple[Taps, Taps] | None = None
-  orthogonality_error: float = (
-    math.nan
-  )  # the largest of its kernels; nan before a start
+  # the largest of its kernels; nan before a start
+  orthogonality_error: float = math.nan
   at_most: bool = False  # whether the start may fall short of `live`, as EIS does
 
   @property
